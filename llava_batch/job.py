@@ -1,0 +1,228 @@
+"""Job: everything that a run is, in one frozen dataclass. The command lines are derived from it.
+
+Each field carries its help text, the group it is shown in, and whether changing it would change
+rows or answers (`answers=True`): those make the fingerprint that a resumed run must match.
+Knows nothing of Ray, torch or the filesystem.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from typing import Any, Self
+
+from llava_batch.errors import UsageError
+
+DEFAULT_PROMPT = "Describe the image."
+
+
+def _flag(default: Any, help: str, group: str, *, answers: bool = False, flag: str = "") -> Any:
+    """A field with its command line's metadata; `flag` only where it is not the field's name."""
+    meta = {"help": help, "group": group, "answers": answers, "flag": flag}
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run over one corpus: what to read, what to ask of which model, where to write.
+
+    Values are checked when the job is made; a bad one raises `UsageError` naming the flag.
+    """
+
+    input: tuple[str, ...] = _flag(
+        (), "Shards, image files, folders, globs, {00..99} ranges or URIs; repeatable.", "Data"
+    )
+    output: str = _flag(
+        "demo-out/answers", "Folder or URI for the answers; a second run resumes.", "Data"
+    )
+    image_column: str | None = _flag(
+        None, "Parquet column with the image (default: by type and name).", "Data", answers=True
+    )
+    key_column: str | None = _flag(
+        None, "Parquet column with each row's key (default: `key`, else its number).", "Data",
+        answers=True,
+    )  # fmt: skip
+    keep: tuple[str, ...] = _flag(
+        (), "Input column carried through to the answers; repeatable.", "Data", answers=True
+    )
+    format: str = _flag("parquet", "Format of the answers: parquet or arrow.", "Data")
+    limit: int | None = _flag(None, "Answer only the first N images.", "Data")
+
+    model: str = _flag(
+        "demo", "`demo`, a local folder, or a hub id such as llava-hf/llava-1.5-7b-hf.", "Model",
+        answers=True,
+    )  # fmt: skip
+    revision: str | None = _flag(None, "Revision of a hub model.", "Model", answers=True)
+    dtype: str = _flag(
+        "auto", "float32, bfloat16, float16 or auto (bfloat16 on CUDA, float32 on CPU).", "Model",
+        answers=True,
+    )  # fmt: skip
+    quantization: str | None = _flag(
+        None, "nf4, fp4 or int8 (needs the `quant` extra).", "Model", answers=True
+    )
+    attention: str = _flag("auto", "auto, sdpa, flash or varlen.", "Model")
+    trust_remote_code: bool = _flag(
+        False, "Let the checkpoint's own Python run. Off unless you mean it.", "Model", answers=True
+    )
+    image_aspect: str = _flag(
+        "auto", "pad to a square, crop, or auto (as the checkpoint says).", "Model", answers=True
+    )
+
+    prompt: str = _flag(
+        DEFAULT_PROMPT, "Prompt for each image; {column} puts in a column's value.", "Prompt",
+        answers=True,
+    )  # fmt: skip
+    question: tuple[str, ...] = _flag(
+        (), "Question asked of every image; repeatable.", "Prompt", answers=True
+    )
+    question_column: str | None = _flag(
+        None, "Column with a row's question, or list of questions.", "Prompt", answers=True
+    )
+    questions: str | None = _flag(
+        None, "File of questions joined to the images by id, key or file name.", "Prompt",
+        answers=True,
+    )  # fmt: skip
+    dialogue: bool = _flag(
+        False, "Ask an image's questions as turns of one conversation.", "Prompt", answers=True
+    )
+    choices: tuple[str, ...] = _flag(
+        (), "Comma-separated answers to choose from by likelihood.", "Prompt", answers=True
+    )
+    preset: str | None = _flag(
+        None, "Prompt and settings of a benchmark's original evaluation.", "Prompt", answers=True
+    )
+    system: str | None = _flag(None, "System text before the conversation.", "Prompt", answers=True)
+    template: str = _flag(
+        "auto", "Conversation template: auto, llava-1.5, checkpoint, or a Jinja file.", "Prompt",
+        answers=True,
+    )  # fmt: skip
+
+    max_new_tokens: int = _flag(128, "Most tokens in one answer.", "Sampling", answers=True)
+    min_new_tokens: int = _flag(0, "Fewest tokens in one answer.", "Sampling", answers=True)
+    temperature: float = _flag(0.0, "0 takes the likeliest token.", "Sampling", answers=True)
+    top_p: float = _flag(1.0, "Sample from this share of probability.", "Sampling", answers=True)
+    top_k: int = _flag(0, "Sample from the k likeliest tokens; 0: all.", "Sampling", answers=True)
+    repetition_penalty: float = _flag(
+        1.0, "Over 1 makes repeated tokens less likely.", "Sampling", answers=True
+    )
+    stop: tuple[str, ...] = _flag((), "End an answer at this text.", "Sampling", answers=True)
+    seed: int = _flag(0, "Seed of sampling; each row draws from (seed, id).", "Sampling",
+                      answers=True)  # fmt: skip
+    num_samples: int = _flag(1, "Answers drawn for each prompt.", "Sampling", answers=True)
+
+    slots: int | None = _flag(
+        None, "Requests decoded at once by one worker (default: by memory).", "Speed"
+    )
+    workers: int | None = _flag(
+        None, "Generating actors (default: one for each GPU, one without).", "Speed"
+    )
+    prepare_workers: int | None = _flag(
+        None, "Most CPU actors decoding images (default: by cores).", "Speed"
+    )
+
+    max_pixels: int = _flag(
+        178_956_970, "Most pixels of an image or its canvas.", "Limits", answers=True
+    )
+    max_image_bytes: int = _flag(
+        256 * 2**20, "Most bytes of one encoded image.", "Limits", answers=True
+    )
+    allow_truncated: bool = _flag(
+        False, "Decode what is there of an image cut short.", "Limits", answers=True
+    )
+    max_tries: int = _flag(
+        3, "Times that a row may kill its worker before it is given up.", "Limits"
+    )
+    stall_timeout_s: float = _flag(
+        600.0, "Seconds without progress after which a worker counts as hung.", "Limits"
+    )
+
+    retry_errors: bool = _flag(False, "Answer the rows in error again, keep the rest.", "Run")
+    overwrite: bool = _flag(False, "Replace what the output folder holds.", "Run")
+    max_error_rate: float = _flag(
+        1.0, "Share of rows in error over which the run fails (exit 3).", "Run"
+    )
+    shared_filesystem: bool = _flag(
+        False, "Local paths are the same folder on every node of the cluster.", "Run"
+    )
+    quiet: bool = _flag(False, "No progress, only what went wrong.", "Run")
+    dry_run: bool = _flag(False, "Say what would be done, and stop.", "Run")
+
+    def __post_init__(self) -> None:
+        for name, allowed in _ALLOWED.items():
+            if getattr(self, name) not in allowed:
+                raise bad_flag(name, getattr(self, name), f"give one of {_listed(allowed)}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise bad_flag(name, value, f"give at least {least}")
+        if not 0 < self.top_p <= 1:
+            raise bad_flag("top_p", self.top_p, "give a share over 0 and up to 1")
+        if not 0 <= self.max_error_rate <= 1:
+            raise bad_flag("max_error_rate", self.max_error_rate, "give a share from 0 to 1")
+        if self.repetition_penalty <= 0:
+            raise bad_flag("repetition_penalty", self.repetition_penalty, "give a number over 0")
+        if self.min_new_tokens > self.max_new_tokens:
+            raise bad_flag("min_new_tokens", self.min_new_tokens, "give at most --max-new-tokens")
+        if self.num_samples > 1 and self.temperature == 0:
+            raise bad_flag("num_samples", self.num_samples, "samples need --temperature over 0")
+        asked = [n for n in ("question", "question_column", "questions") if getattr(self, n)]
+        if len(asked) > 1:
+            flags = " and ".join(flag_name(n) for n in asked)
+            raise UsageError(f"{flags} were both given; questions come from one place, drop one")
+        if self.dialogue and self.num_samples > 1:
+            raise bad_flag("num_samples", self.num_samples, "a --dialogue has one sample")
+        if self.choices and (self.dialogue or self.num_samples > 1 or self.temperature > 0):
+            raise bad_flag("choices", ",".join(self.choices), "choices are scored, not sampled: "
+                           "drop --dialogue, --num-samples and --temperature")  # fmt: skip
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with `changes`."""
+        return replace(self, **changes)
+
+    def settings(self) -> dict[str, Any]:
+        """All fields as plain JSON values, in the order of their declaration."""
+        return json.loads(json.dumps(asdict(self)))
+
+    def answer_settings(self) -> dict[str, Any]:
+        """The fields that would change rows or answers, as plain JSON values."""
+        names = {f.name for f in job_fields() if f.metadata["answers"]}
+        return {name: value for name, value in self.settings().items() if name in names}
+
+
+_ALLOWED: dict[str, tuple[str | None, ...]] = {
+    "format": ("parquet", "arrow"),
+    "dtype": ("auto", "float32", "bfloat16", "float16"),
+    "quantization": (None, "nf4", "fp4", "int8"),
+    "attention": ("auto", "sdpa", "flash", "varlen"),
+    "image_aspect": ("auto", "pad", "crop"),
+}
+_LEAST: dict[str, float] = {
+    "limit": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
+    "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
+    "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1,
+}  # fmt: skip
+
+
+def job_fields() -> Iterator[Field[Any]]:
+    """The fields of `Job`, in order, with their metadata."""
+    yield from fields(Job)
+
+
+def flag_name(name: str) -> str:
+    """`max_new_tokens` -> `--max-new-tokens`."""
+    return "--" + name.replace("_", "-")
+
+
+def bad_flag(name: str, value: object, what_to_do: str) -> UsageError:
+    """The error for a field whose value cannot be used."""
+    return UsageError(f"{flag_name(name)} {value}: {what_to_do}")
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """A short hash of `settings` that is the same in every process (sha256 of sorted JSON)."""
+    text = json.dumps(settings, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _listed(values: tuple[str | None, ...]) -> str:
+    return ", ".join(str(v) for v in values if v is not None)

@@ -1,0 +1,84 @@
+"""The Arrow schemas of the tables between and after the stages, loaded from `schemas/*.json`.
+
+The JSON files are the published contract: field, type, nullable, one sentence each. This module
+turns them into `pyarrow.Schema`s and checks tables against them; it knows nothing of what fills them.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from llava_batch.errors import UsageError
+
+_SCALARS: dict[str, pa.DataType] = {
+    "bool": pa.bool_(),
+    "string": pa.string(),
+    "int32": pa.int32(),
+    "int64": pa.int64(),
+    "float32": pa.float32(),
+    "float64": pa.float64(),
+    "binary": pa.binary(),
+    "large_binary": pa.large_binary(),
+}
+
+
+def schema_names() -> list[str]:
+    """The names of the published schemas, sorted."""
+    return sorted(
+        p.name.removesuffix(".json") for p in _folder().iterdir() if p.name[-5:] == ".json"
+    )
+
+
+@cache
+def load_contract(name: str) -> dict[str, Any]:
+    """The JSON contract called `name`: its name, version, description and fields."""
+    path = _folder() / f"{name}.json"
+    if not path.is_file():
+        raise UsageError(f"no schema called {name}; there are {', '.join(schema_names())}")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@cache
+def load_schema(name: str) -> pa.Schema:
+    """The Arrow schema called `name`, with its version in the schema metadata."""
+    contract = load_contract(name)
+    columns = [
+        pa.field(f["name"], parse_type(f["type"]), nullable=f["nullable"])
+        for f in contract["fields"]
+    ]
+    return pa.schema(columns, metadata={"llava_batch.schema": f"{name}/{contract['version']}"})
+
+
+def parse_type(text: str) -> pa.DataType:
+    """An Arrow type from its name, such as `int32`, `list<string>` or `struct<a: int32, b: string>`."""
+    text = text.strip()
+    if text in _SCALARS:
+        return _SCALARS[text]
+    if text.startswith("list<") and text.endswith(">"):
+        return pa.list_(parse_type(text[5:-1]))
+    if text.startswith("struct<") and text.endswith(">"):
+        pairs = (part.split(":", 1) for part in _split_top_level(text[7:-1]))
+        return pa.struct([pa.field(name.strip(), parse_type(kind)) for name, kind in pairs])
+    raise ValueError(f"unknown Arrow type {text!r} in a schema file")
+
+
+def _split_top_level(text: str) -> list[str]:
+    """Split at the commas that stand outside angle brackets."""
+    parts, depth, start = [], 0, 0
+    for i, char in enumerate(text):
+        depth += (char == "<") - (char == ">")
+        if char == "," and depth == 0:
+            parts.append(text[start:i])
+            start = i + 1
+    return [*parts, text[start:]]
+
+
+def _folder() -> Traversable:
+    """`schemas/` inside an installed package, or beside it in a checkout."""
+    inside = files("llava_batch") / "schemas"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "schemas"
