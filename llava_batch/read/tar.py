@@ -1,0 +1,152 @@
+"""A WebDataset tar → rows, in one pass, however damaged it is.
+
+The key of a sample is its members' path up to the first dot of the base name (webdataset's rule).
+What is stated for tars that break the format:
+- a header that does not read: skipped to the next one that does, one `shard_damaged` row for the gap;
+- a member cut short: a `shard_damaged` row under its sample's key, if it is an image;
+- a key seen again: its image is a row of its own, `<key>%2`, `<key>%3` …; late side members are lost;
+- a sample without an image: `image_missing`, at the end, unless its image came later;
+- several images in one sample: the one whose extension has no dot; otherwise a row for each.
+Knows nothing of Ray or Arrow; nothing is ever written to disk, so a member's path cannot escape.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any
+
+from webdataset.tariterators import base_plus_ext
+
+from llava_batch.errors import RowError
+from llava_batch.read.archive import Damage, Member, members
+from llava_batch.read.rows import Row, damaged, missing
+from llava_batch.read.units import IMAGE_EXTENSIONS
+
+_SIDE_BYTES = 16 * 2**20
+"""A side member (`.json`, `.txt`, …) over this size is not read."""
+
+_Content = bytes | tuple[RowError, str]
+"""An image's or side member's bytes, or what keeps an image from being read."""
+
+
+@dataclass
+class _Sample:
+    """The adjacent members of one key."""
+
+    key: str
+    images: dict[str, _Content] = field(default_factory=dict)
+    side: dict[str, bytes] = field(default_factory=dict)
+
+
+def read_tar(stream: IO[bytes], *, max_image_bytes: int) -> Iterator[Row]:
+    """The rows of the tar in `stream` (read forward only); never raises for what is in it."""
+    seen: dict[str, int] = {}
+    waiting: dict[str, Row] = {}
+    sample: _Sample | None = None
+    for item in _members(stream, max_image_bytes):
+        if isinstance(item, Row):
+            yield item
+            continue
+        key, extension, content = item
+        if sample is None or sample.key != key:
+            yield from _finish(sample, seen, waiting)
+            sample = _Sample(key)
+        _add(sample, extension, content)
+    yield from _finish(sample, seen, waiting)
+    yield from waiting.values()
+
+
+def _members(stream: IO[bytes], max_bytes: int) -> Iterator[Row | tuple[str, str, _Content]]:
+    """(key, extension, content) for each file that belongs to a sample, and rows for the damage."""
+
+    def limit(name: str) -> int:
+        return max_bytes if _is_image(name) else _SIDE_BYTES
+
+    num_damaged = 0
+    for member in members(stream, limit):
+        if isinstance(member, Damage):
+            num_damaged += 1
+            yield damaged(f"%damaged-{num_damaged}", member.what)
+            continue
+        base, extension = base_plus_ext(member.name)
+        if not base or "/." in f"/{member.name}":
+            continue
+        content = _content(member, max_bytes)
+        if content is not None:
+            yield base.lstrip("/"), extension.lower(), content
+
+
+def _content(member: Member, max_bytes: int) -> _Content | None:
+    """An image's bytes or what is wrong with them; a side member's bytes, or None if unusable."""
+    if not _is_image(member.name):
+        return None if member.cut_short else member.data
+    if member.data is None:
+        return RowError.IMAGE_TOO_LARGE, (
+            f"{member.size} bytes, the limit is {max_bytes} (--max-image-bytes)"
+        )
+    if member.cut_short:
+        what = f"the tar ends after {len(member.data)} of the member's {member.size} bytes"
+        return RowError.SHARD_DAMAGED, what
+    return member.data
+
+
+def _is_image(name: str) -> bool:
+    return "." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+
+
+def _add(sample: _Sample, extension: str, content: _Content) -> None:
+    if _is_image(extension):
+        sample.images.setdefault(extension, content)
+    elif isinstance(content, bytes):
+        sample.side.setdefault(extension, content)
+
+
+def _finish(sample: _Sample | None, seen: dict[str, int], waiting: dict[str, Row]) -> Iterator[Row]:
+    """The rows of a sample whose last member has passed."""
+    if sample is None:
+        return
+    columns = _columns(sample.side)
+    if not sample.images:
+        if sample.key not in seen:
+            waiting.setdefault(sample.key, missing(sample.key, "no image member", columns))
+        return
+    waiting.pop(sample.key, None)
+    for key, content in _chosen(sample):
+        seen[key] = seen.get(key, 0) + 1
+        unique = key if seen[key] == 1 else f"{key}%{seen[key]}"
+        if isinstance(content, tuple):
+            yield Row(key=unique, columns=columns, error=content)
+        elif not content:
+            yield missing(unique, "the image member is empty", columns)
+        else:
+            yield Row(key=unique, images=(content,), columns=columns)
+
+
+def _chosen(sample: _Sample) -> list[tuple[str, _Content]]:
+    """The sample's image, or each of them where none has a plain extension."""
+    plain = [e for e in sample.images if "." not in e]
+    if plain:
+        return [(sample.key, sample.images[plain[0]])]
+    if len(sample.images) == 1:
+        return [(sample.key, next(iter(sample.images.values())))]
+    return [(f"{sample.key}.{e.rpartition('.')[0]}", c) for e, c in sample.images.items()]
+
+
+def _columns(side: dict[str, bytes]) -> dict[str, Any]:
+    """Side members as columns: a JSON object's fields, and text members under their extension."""
+    columns: dict[str, Any] = {}
+    for extension, data in side.items():
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        if extension.rpartition(".")[2] != "json":
+            columns[extension] = text.strip()
+            continue
+        try:
+            value = json.loads(text)
+        except ValueError:
+            continue  # the columns are null: a prompt that needs one is `bad_prompt`
+        if isinstance(value, dict):
+            columns = {**value, **columns}
+    return columns

@@ -1,0 +1,160 @@
+"""Where bytes live: local paths and URIs as pyarrow filesystems, and writes that are whole or absent.
+
+Knows paths and bytes, and nothing of what is in them. Credentials travel inside the pickled
+filesystem object to the workers and never appear in a printed path.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import urlsplit, urlunsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from llava_batch.errors import UsageError
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A path on a filesystem; `shown` is the path as a person may see it, without credentials."""
+
+    fs: pafs.FileSystem
+    path: str
+    shown: str
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def info(self) -> pafs.FileInfo:
+        return self.fs.get_file_info(self.path)
+
+    def child(self, name: str) -> "Location":
+        return Location(self.fs, f"{self.path.rstrip('/')}/{name}", f"{self.shown}/{name}")
+
+
+def locate(text: str) -> Location:
+    """The location that a flag's `text` names: a local path, `file://`, `s3://`, `gs://` or fsspec URI.
+
+    Raises:
+        UsageError: a scheme that neither pyarrow nor fsspec knows, or credentials it rejects.
+    """
+    if not _SCHEME.match(text):
+        path = os.path.abspath(os.path.expanduser(text))
+        return Location(pafs.LocalFileSystem(), path, text.rstrip("/") or "/")
+    shown = _without_credentials(text)
+    try:
+        fs, path = _s3(text) if text.startswith("s3://") else _from_uri(text)
+    except (pa.ArrowInvalid, ValueError, ImportError, OSError) as error:
+        raise UsageError(f"{shown}: cannot be opened as a URI ({_scrub(error, text)})") from None
+    return Location(fs, path.rstrip("/"), shown.rstrip("/"))
+
+
+def list_files(location: Location) -> list[pafs.FileInfo]:
+    """All files below a folder, sorted by path; names that begin with a dot are left out."""
+    selector = pafs.FileSelector(location.path, recursive=True, allow_not_found=True)
+    found = (i for i in location.fs.get_file_info(selector) if i.type == pafs.FileType.File)
+    base = len(location.path) + 1
+    visible = (i for i in found if not _has_hidden_part(i.path[base:]))
+    return sorted(visible, key=lambda info: info.path)
+
+
+def glob(location: Location) -> Iterator[str]:
+    """Paths that match the location's pattern, sorted (`*`, `?`, `[…]`, `**`, as fsspec has them)."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    yield from sorted(ArrowFSWrapper(location.fs).glob(location.path))
+
+
+def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
+    """A small file's bytes, or None where there is no such file."""
+    try:
+        with fs.open_input_stream(path) as stream:
+            return stream.read()
+    except FileNotFoundError:
+        return None
+
+
+def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+    """Write `data` so that a reader sees all of it or nothing.
+
+    On a local disk: a temporary name that readers skip, flushed to the disk, then one rename. On an
+    object store: one PUT, which is invisible until it is complete.
+    """
+    folder, _, name = path.rpartition("/")
+    if not isinstance(fs, pafs.LocalFileSystem):
+        with fs.open_output_stream(path) as stream:
+            stream.write(data)
+        return
+    os.makedirs(folder, exist_ok=True)
+    temporary = f"{folder}/_tmp-{secrets.token_hex(6)}-{name}"
+    try:
+        with open(temporary, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def _has_hidden_part(relative: str) -> bool:
+    return any(part.startswith(".") for part in relative.split("/"))
+
+
+def _from_uri(text: str) -> tuple[pafs.FileSystem, str]:
+    try:
+        return pafs.FileSystem.from_uri(text)
+    except pa.ArrowInvalid:
+        import fsspec
+
+        fs, path = fsspec.core.url_to_fs(text)
+        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+
+
+def _s3(text: str) -> tuple[pafs.FileSystem, str]:
+    """An S3 filesystem that carries the driver's own credentials, so that workers need none.
+
+    A URI with credentials or options in it is pyarrow's to read; otherwise the usual AWS variables
+    are taken from this process, and where there are none, the usual chain on each worker.
+    """
+    parts = urlsplit(text)
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if "@" in parts.netloc or parts.query or not (key and secret):
+        return pafs.FileSystem.from_uri(text)
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    fs = pafs.S3FileSystem(
+        access_key=key,
+        secret_key=secret,
+        session_token=os.environ.get("AWS_SESSION_TOKEN"),
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
+        endpoint_override=endpoint,
+        scheme="http" if (endpoint or "").startswith("http://") else "https",
+    )
+    return fs, parts.netloc + parts.path
+
+
+def _without_credentials(text: str) -> str:
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _scrub(error: Exception, text: str) -> str:
+    """The error's first line, with anything of the URI's secret parts taken out."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    parts = urlsplit(text)
+    for secret in (
+        parts.netloc.rpartition("@")[0],
+        parts.query,
+        parts.password or "",
+        parts.username or "",
+    ):
+        line = line.replace(secret, "***") if secret else line
+    return line
