@@ -5,7 +5,7 @@ import pytest
 from llava_batch.errors import UsageError
 from llava_batch.presets import PRESETS, preset
 
-SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."  # noqa: E501
+SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
 
 GOLDEN = {
     "vqav2": ("\nAnswer the question using a single word or phrase.", 128),
@@ -14,7 +14,7 @@ GOLDEN = {
     "mme": ("\nAnswer the question using a single word or phrase.", 128),
     "textvqa": ("\nAnswer the question using a single word or phrase.", 128),
     "vizwiz": (
-        "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\nAnswer the question using a single word or phrase.",  # noqa: E501
+        "\nWhen the provided information is insufficient, respond with 'Unanswerable'.\nAnswer the question using a single word or phrase.",
         128,
     ),
     "scienceqa": ("\nAnswer with the option's letter from the given choices directly.", 1024),
