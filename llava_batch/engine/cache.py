@@ -1,0 +1,149 @@
+"""The K/V cache: slots allocated once, behind transformers' Cache interface.
+
+Legend: S slots, L tokens a slot can hold, H K/V heads, D head size, B rows of one forward pass,
+Q its (left-padded) length. A slot is left-aligned: the token at position p lies at index p, so that a
+row's window is `[0, position]` and stale tokens behind it are overwritten before they are seen.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which slots one forward pass works on, and where in them.
+
+    slots[b]: the row's slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
+    adds, the last `new[b]` of the row's Q; the ones before are padding.
+    """
+
+    slots: tuple[int, ...]
+    past: tuple[int, ...]
+    new: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        """Q: the common length that the rows are padded to."""
+        return max(self.new)
+
+
+class SlotLayer(CacheLayerMixin):
+    """One layer's keys and values, each `[S, H, L, D]`."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.dtype, self.device = keys.dtype, keys.device
+        self.is_initialized = True
+        self.rows = Rows(slots=(0,), past=(0,), new=(0,))
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the slots are allocated with the engine."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write `[B, H, Q, D]` to the rows' slots; return the slots as they are then."""
+        rows = self.rows
+        if rows.length == 1:
+            slots = torch.as_tensor(rows.slots, device=self.device)
+            past_on_device = torch.as_tensor(rows.past, device=self.device)
+            self.keys[slots, :, past_on_device] = key_states[:, :, 0]
+            self.values[slots, :, past_on_device] = value_states[:, :, 0]
+            return self.keys, self.values
+        for row, (slot, past, new) in enumerate(zip(rows.slots, rows.past, rows.new, strict=True)):
+            self.keys[slot, :, past : past + new] = key_states[row, :, -new:]
+            self.values[slot, :, past : past + new] = value_states[row, :, -new:]
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """The engine's attention builds no mask from these."""
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        """Zero: every row has its own length, and positions are always given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """L."""
+        return self.keys.shape[2]
+
+    def get_max_cache_shape(self) -> int:
+        """L, by the name that older transformers use."""
+        return self.keys.shape[2]
+
+
+class SlotCache(Cache):
+    """All layers' slots.
+
+    Pages are touched when a slot is first written, so that on CPU an unused slot costs nothing.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_slots: int,
+        max_tokens: int,
+        num_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        shape = (num_slots, num_heads, max_tokens, head_dim)
+        # Zeros, not empty: masked positions are multiplied by zero, and zero times NaN is NaN.
+        self.slot_layers = [
+            SlotLayer(
+                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=dtype, device=device),
+            )
+            for _ in range(num_layers)
+        ]
+        super().__init__(layers=list(self.slot_layers))
+        self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
+
+    def select(self, rows: Rows) -> None:
+        """Work on these rows from now on."""
+        for layer in self.slot_layers:
+            layer.rows = rows
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Fork: the first `num_tokens` of slot `source` are then also in slot `target`."""
+        for layer in self.slot_layers:
+            layer.keys[target, :, :num_tokens] = layer.keys[source, :, :num_tokens]
+            layer.values[target, :, :num_tokens] = layer.values[source, :, :num_tokens]
+
+    def clear(self, slot: int) -> None:
+        """Set everything that a slot holds to zero."""
+        for layer in self.slot_layers:
+            layer.keys[slot] = 0
+            layer.values[slot] = 0
+
+
+def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:
+    """Bytes of one slot for a language model's config: 2 (K and V) · layers · heads · D · L."""
+    return (
+        2
+        * config.num_hidden_layers
+        * kv_heads(config)
+        * head_dim(config)
+        * max_tokens
+        * (dtype.itemsize)
+    )
+
+
+def kv_heads(config: Any) -> int:
+    """K/V heads of a language model's config."""
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+
+
+def head_dim(config: Any) -> int:
+    """Head size of a language model's config."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -1,0 +1,57 @@
+"""Why an answer ends, and how much of it stays. Plain Python.
+
+A stop string may begin in the middle of a token: `token_ids` then ends before that token, while
+`text` keeps the part of it that stands before the stop string.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from llava_batch.engine.sequence import Sequence
+
+Decode = Callable[[list[int]], str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """`reason` is `stop` or `length`; the answer is the first `num_tokens`."""
+
+    reason: str
+    num_tokens: int
+    text: str | None = None
+
+
+def ending(sequence: Sequence, end_tokens: frozenset[int], decode: Decode | None) -> Ending | None:
+    """How the current answer ends with the token that it got last, or None if it goes on."""
+    request, answer = sequence.request, sequence.answer
+    strings = [stop for stop in request.stop if isinstance(stop, str)]
+
+    def text(num_tokens: int) -> str | None:
+        return decode(answer[:num_tokens]) if strings and decode else None
+
+    if answer[-1] in end_tokens and not request.ignore_eos:
+        return Ending(reason="stop", num_tokens=len(answer) - 1, text=text(len(answer) - 1))
+    for stop in request.stop:
+        if not isinstance(stop, str) and answer[-len(stop) :] == list(stop):
+            kept = len(answer) - len(stop)
+            return Ending(reason="stop", num_tokens=kept, text=text(kept))
+    if strings and decode:
+        found = stop_string(answer, strings, decode)
+        if found is not None:
+            return found
+    if len(answer) >= request.max_new_tokens:
+        return Ending(reason="length", num_tokens=len(answer), text=text(len(answer)))
+    return None
+
+
+def stop_string(answer: list[int], strings: list[str], decode: Decode) -> Ending | None:
+    """The earliest stop string in the decoded answer."""
+    whole = decode(answer)
+    places = [whole.find(stop) for stop in strings]
+    begin = min((place for place in places if place >= 0), default=-1)
+    if begin < 0:
+        return None
+    kept = len(answer) - 1
+    while kept > 0 and len(decode(answer[:kept])) > begin:
+        kept -= 1
+    return Ending(reason="stop", num_tokens=kept, text=whole[:begin])

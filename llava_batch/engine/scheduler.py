@@ -1,0 +1,121 @@
+"""Who gets a slot when, and whose K/V can be forked. Plain Python and numpy, no torch.
+
+Requests are admitted in the order they came, with one exception: a sequence that could fork from
+one which is admitted but not prefilled yet waits for that, and others may pass it meanwhile.
+"""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from llava_batch.engine.sequence import Sequence
+from llava_batch.engine.slots import SlotTable
+
+MIN_SHARED_TOKENS = 32
+"""A shorter common prefix is not worth a copy."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """`sequence` now owns its slot, and begins with `num_shared` tokens of slot `donor`."""
+
+    sequence: Sequence
+    donor: int
+    num_shared: int
+
+
+class Scheduler:
+    """The waiting queue, the slot table, and what each slot holds."""
+
+    def __init__(self, num_slots: int, *, reuse: bool) -> None:
+        self.slots = SlotTable(num_slots)
+        self.reuse = reuse
+        self.waiting: deque[Sequence] = deque()
+        self.active: dict[int, Sequence] = {}
+        self._held = [np.empty(0, dtype=np.int64) for _ in range(num_slots)]
+
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """Queue sequences at the end."""
+        self.waiting.extend(sequences)
+
+    def admit(self) -> list[Admission]:
+        """Move waiting sequences to free slots; call again once these are prefilled."""
+        admitted: list[Admission] = []
+        passed: list[Sequence] = []
+        while self.waiting and self.slots.num_free:
+            sequence = self.waiting.popleft()
+            if self._should_wait(sequence):
+                passed.append(sequence)
+                continue
+            admitted.append(self._place(sequence))
+        self.waiting.extendleft(reversed(passed))
+        return admitted
+
+    def cached(self, sequence: Sequence) -> None:
+        """Note that `sequence`'s prompt is now in its slot, for others to fork from."""
+        self._held[sequence.slot] = sequence.prefix[: sequence.num_cached]
+
+    def release(self, sequence: Sequence) -> None:
+        """Take the slot of a sequence that has ended; what it holds can still be forked."""
+        del self.active[sequence.slot]
+        self.slots.release(sequence.slot)
+        sequence.slot = -1
+
+    def forget(self, slot: int) -> None:
+        """Never fork from what `slot` holds now."""
+        self._held[slot] = self._held[slot][:0]
+
+    def check(self) -> None:
+        """Raise unless slots, owners and active sequences agree."""
+        self.slots.check()
+        for slot, sequence in self.active.items():
+            if sequence.slot != slot or self.slots.is_free(slot):
+                raise RuntimeError(f"slot {slot} and its sequence {sequence.request.id!r} disagree")
+        if len(self.active) + self.slots.num_free != self.slots.num_slots:
+            raise RuntimeError(f"{len(self.active)} active, {self.slots.num_free} free slots")
+
+    def _place(self, sequence: Sequence) -> Admission:
+        donor, num_shared = self._best_donor(sequence)
+        in_place = num_shared > 0 and self.slots.is_free(donor)
+        slot = self.slots.take(sequence, donor if in_place else None)
+        sequence.slot, sequence.num_cached = slot, num_shared
+        self.active[slot] = sequence
+        self._held[slot] = sequence.prefix[:num_shared]
+        return Admission(
+            sequence=sequence, donor=donor if num_shared else slot, num_shared=num_shared
+        )
+
+    def _best_donor(self, sequence: Sequence) -> tuple[int, int]:
+        """The slot that holds most of the prompt, and how much; at least one token is left over."""
+        if not self.reuse:
+            return 0, 0
+        shared = [common_prefix(held, sequence.prefix) for held in self._held]
+        donor = max(range(len(shared)), key=shared.__getitem__)
+        num_shared = min(shared[donor], len(sequence.prefix) - sequence.num_scores)
+        return (donor, num_shared) if num_shared >= MIN_SHARED_TOKENS else (0, 0)
+
+    def _should_wait(self, sequence: Sequence) -> bool:
+        """Whether a sequence about to be prefilled will hold much more of this prompt than any now."""
+        if not self.reuse:
+            return False
+        promised = max(
+            (
+                common_prefix(other.prefix, sequence.prefix)
+                for other in self.active.values()
+                if len(self._held[other.slot]) < len(other.prefix) and other.num_pending > 1
+            ),
+            default=0,
+        )
+        promised = min(promised, len(sequence.prefix) - sequence.num_scores)
+        return promised >= self._best_donor(sequence)[1] + MIN_SHARED_TOKENS
+
+
+def common_prefix(left: np.ndarray, right: np.ndarray) -> int:
+    """Length of the longest common prefix of two int64 arrays."""
+    size = min(len(left), len(right))
+    if size == 0 or left[0] != right[0]:
+        return 0
+    differ = left[:size] != right[:size]
+    return int(differ.argmax()) if differ.any() else size

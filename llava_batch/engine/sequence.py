@@ -1,0 +1,157 @@
+"""One answer on its way: a sample of a request, from the queue to its last completion.
+
+State is a few integers: `ids[:num_cached]` are in the slot's K/V cache, `ids[num_cached:]` are still
+to be fed, `ids[answer_start:]` is the current turn's answer. One pending token means decode, more
+mean prefill. Plain Python and numpy.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llava_batch.engine.choices import Ballot
+from llava_batch.engine.request import Request, as_ids
+
+
+@dataclass(eq=False, kw_only=True)
+class Sequence:
+    """A sample of `request`; identity is the object's."""
+
+    request: Request
+    sample: int
+    ids: list[int]
+    turns: list[list[int]]
+    prefix: np.ndarray
+    """int64 [P]: the prompt's ids, an image's tokens replaced by its fingerprint (negative)."""
+    images: list[bytes]
+    """Fingerprint of each image, in the order of their tokens in the prompts."""
+    image_token: int
+    image_places: list[int]
+    """Where in `ids` the prompts' image tokens stand (an answer may hold one that is none)."""
+    max_tokens: int
+    """What the slot must hold at most: all prompts, and every answer at its limit."""
+    choice: int = -1
+    """Number of the choice that this sequence scores; it then has a `ballot`."""
+    ballot: Ballot | None = None
+    prompt_len: int = 0
+    """Length of the first prompt; what follows it in `ids` at the start is the choice."""
+    slot: int = -1
+    num_cached: int = 0
+    turn: int = 0
+    answer_start: int = 0
+    logprobs: list[float] = field(default_factory=list)
+    rng: np.random.Generator | None = None
+
+    @property
+    def pending(self) -> list[int]:
+        """Tokens whose K/V is not in the slot yet."""
+        return self.ids[self.num_cached :]
+
+    @property
+    def num_pending(self) -> int:
+        """How many tokens are still to be fed."""
+        return len(self.ids) - self.num_cached
+
+    @property
+    def answer(self) -> list[int]:
+        """The current turn's tokens so far."""
+        return self.ids[self.answer_start :]
+
+    @property
+    def num_answered(self) -> int:
+        """How many tokens the current turn's answer has so far."""
+        return len(self.ids) - self.answer_start
+
+    @property
+    def num_scores(self) -> int:
+        """How many of the last pending positions need logits: one, or one per choice token."""
+        return 1 if self.choice < 0 else len(self.ids) - self.prompt_len + 1
+
+    def next_turn(self) -> bool:
+        """Append the next turn's prompt behind the answer; False when there is none."""
+        if self.turn == len(self.turns):
+            return False
+        turn = self.turns[self.turn]
+        self.image_places += places(turn, self.image_token, start=len(self.ids))
+        self.ids += turn
+        self.turn += 1
+        self.answer_start = len(self.ids)
+        self.logprobs = []
+        return True
+
+    def cut(self, num_answered: int) -> None:
+        """Drop the answer's tokens behind the first `num_answered`; their K/V is given up."""
+        del self.ids[self.answer_start + num_answered :]
+        del self.logprobs[num_answered:]
+        self.num_cached = min(self.num_cached, len(self.ids))
+
+
+def generator(request: Request, sample: int) -> np.random.Generator | None:
+    """The sample's own stream of random numbers, fixed by (seed, id, sample); None if greedy."""
+    if request.temperature == 0:
+        return None
+    text = f"{request.seed}\0{request.id}\0{sample}".encode()
+    digest = hashlib.blake2b(text, digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(int.from_bytes(digest, "little")))
+
+
+def fingerprint(image: np.ndarray) -> bytes:
+    """What two equal images have in common: a digest of their pixels."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+
+
+def places(ids: list[int], token: int, start: int = 0) -> list[int]:
+    """Where `token` stands in `ids`, the first of which has the number `start`."""
+    return [place for place, other in enumerate(ids, start) if other == token]
+
+
+def prefix_key(ids: list[int], images: list[bytes], image_token: int, per_image: int) -> np.ndarray:
+    """The ids as int64 [P], image tokens replaced by a negative number made from their image."""
+    key = np.asarray(ids, dtype=np.int64)
+    (found,) = np.nonzero(key == image_token)
+    for number, image in enumerate(images[: len(found) // per_image]):
+        value = int.from_bytes(image[:8], "little") >> 1
+        key[found[number * per_image : (number + 1) * per_image]] = -1 - value
+    return key
+
+
+def sequences(
+    request: Request, images: list[bytes], image_token: int, per_image: int
+) -> list[Sequence]:
+    """One sequence for each sample, or for each choice, of a request that has been checked."""
+    prompt = as_ids(request.prompt_ids)
+    turns = [as_ids(turn) for turn in request.turns]
+    tails: list[list[int]] = [[] for _ in range(request.num_samples)]
+    if request.choices:
+        # The last token of a choice is only scored, never fed.
+        tails = [list(choice[:-1]) for choice in request.choices]
+    prefix = prefix_key(prompt, images, image_token, per_image)
+    made = []
+    for number, tail in enumerate(tails):
+        made.append(
+            Sequence(
+                request=request,
+                sample=0 if request.choices else number,
+                choice=number if request.choices else -1,
+                ids=prompt + tail,
+                turns=turns,
+                prefix=np.concatenate([prefix, np.asarray(tail, dtype=np.int64)]),
+                images=images,
+                image_token=image_token,
+                image_places=places(prompt, image_token),
+                max_tokens=longest(request, prompt, turns),
+                prompt_len=len(prompt),
+                answer_start=len(prompt),
+                rng=generator(request, number),
+            )
+        )
+    return made
+
+
+def longest(request: Request, prompt: list[int], turns: list[list[int]]) -> int:
+    """Tokens that the request may come to hold in its slot, all turns at their limit."""
+    if request.choices:
+        return len(prompt) + max(len(choice) for choice in request.choices)
+    prompts = len(prompt) + sum(len(turn) for turn in turns)
+    return prompts + (1 + len(turns)) * request.max_new_tokens
