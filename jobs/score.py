@@ -1,0 +1,13 @@
+#!/usr/bin/env python3
+"""Score a run's answers by a benchmark's own metric, or export them for its evaluator.
+
+jobs/score.py --answers OUT --benchmark vqav2 --annotations v2_mscoco_val2014_annotations.json
+jobs/score.py --answers OUT --benchmark mmbench --annotations mmbench.tsv --export mmbench.xlsx
+"""
+
+import sys
+
+from llava_batch.score_job import main
+
+if __name__ == "__main__":
+    sys.exit(main())
