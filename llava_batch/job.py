@@ -91,6 +91,9 @@ class Job:
     preset: str | None = _flag(
         None, "Prompt and settings of a benchmark's original evaluation.", "Prompt", answers=True
     )
+    suffix: str = _flag(
+        "", "Text added to every question, as benchmarks do.", "Prompt", answers=True
+    )
     system: str | None = _flag(None, "System text before the conversation.", "Prompt", answers=True)
     template: str = _flag(
         "auto", "Conversation template: auto, llava-1.5, checkpoint, or a Jinja file.", "Prompt",
@@ -121,7 +124,7 @@ class Job:
     )
 
     max_pixels: int = _flag(
-        178_956_970, "Most pixels of an image or its canvas.", "Limits", answers=True
+        89_478_485, "Most pixels of an image or its canvas.", "Limits", answers=True
     )
     max_image_bytes: int = _flag(
         256 * 2**20, "Most bytes of one encoded image.", "Limits", answers=True

@@ -160,6 +160,7 @@ def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Tabl
         list(range(start, start + len(rows))),
         [False] * len(rows),
         [_printable(r.key) for r in rows],
+        [r.mark for r in rows],
         [r.images if not r.error else None for r in rows],
         [as_json(r.columns, reading.prompt_columns) for r in rows],
         [r.error[0].value if r.error else None for r in rows],

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
-from llava_batch.read.rows import Row, damaged, missing
+from llava_batch.read.rows import Keys, Row, damaged, missing
 
 _IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 _KEY_NAMES = ("key", "__key__")
@@ -73,7 +73,7 @@ def read_parquet(
     try:
         reader = pq.ParquetFile(file, page_checksum_verification=True)
     except (OSError, ValueError) as error:
-        yield damaged("%damaged", f"no Parquet file can be read here: {error}")
+        yield damaged("", "%damaged-1", f"no Parquet file can be read here: {error}")
         return
     schema = reader.schema_arrow
     try:
@@ -81,12 +81,11 @@ def read_parquet(
         key = find_key_column(schema, key_column, shown)
     except UsageError as error:
         image, key, problem = "", None, str(error)
-    wanted = [
-        c for c in dict.fromkeys((image, key, *columns, "error_message")) if c in schema.names
-    ]
+    asked = dict.fromkeys((image, key or "", *columns, "error_message"))
+    wanted = [c for c in asked if c in schema.names]
     first, last = row_groups or (0, reader.metadata.num_row_groups)
     start = sum(reader.metadata.row_group(i).num_rows for i in range(first))
-    keys = _Keys()
+    keys = Keys()
     for group in range(first, last):
         num_rows = reader.metadata.row_group(group).num_rows
         if not image:
@@ -96,17 +95,6 @@ def read_parquet(
         start += num_rows
 
 
-class _Keys:
-    """Makes keys unique within a unit: a key seen again gets `%2`, `%3`, …"""
-
-    def __init__(self) -> None:
-        self._seen: dict[str, int] = {}
-
-    def unique(self, key: str) -> str:
-        count = self._seen[key] = self._seen.get(key, 0) + 1
-        return key if count == 1 else f"{key}%{count}"
-
-
 def _read_group(
     reader: pq.ParquetFile,
     group: int,
@@ -114,7 +102,7 @@ def _read_group(
     wanted: list[str],
     image: str,
     key: str | None,
-    keys: _Keys,
+    keys: Keys,
     max_image_bytes: int,
 ) -> Iterator[Row]:
     """The rows of one row group; what still could not be read at the third try, as damaged rows."""
@@ -123,15 +111,15 @@ def _read_group(
         try:
             for values in islice(_values(reader, group, wanted), done, None):
                 name = values.get(key) if key else None
-                own = keys.unique(str(start + done) if name is None else str(name))
-                yield _row(own, values, image, max_image_bytes)
+                own = str(start + done) if name is None else str(name)
+                yield _row(own, keys.mark(own), values, image, max_image_bytes)
                 done += 1
             return
         except (OSError, ValueError) as error:
             problem = f"row group {group} cannot be read: {error}"
             time.sleep(0.2 * attempt)  # a store may have hiccuped; damage stays damage
     for i in range(done, num_rows):
-        yield damaged(keys.unique(f"%row-{start + i}"), problem)
+        yield damaged(str(start + i), "%row", problem)
 
 
 def _values(reader: pq.ParquetFile, group: int, wanted: list[str]) -> Iterator[dict[str, Any]]:
@@ -139,7 +127,7 @@ def _values(reader: pq.ParquetFile, group: int, wanted: list[str]) -> Iterator[d
         yield from batch.to_pylist()
 
 
-def _row(key: str, values: dict[str, Any], image: str, max_image_bytes: int) -> Row:
+def _row(key: str, mark: str, values: dict[str, Any], image: str, max_image_bytes: int) -> Row:
     cell = values.pop(image)
     cells = cell if isinstance(cell, list) else [cell]
     images: tuple[bytes, ...] = tuple(
@@ -148,12 +136,12 @@ def _row(key: str, values: dict[str, Any], image: str, max_image_bytes: int) -> 
     if not images or not all(images):
         said = values.get("error_message")
         what = f"null or empty {image}" + (f": {said}" if said else "")
-        return missing(key, what, values)
+        return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_MISSING, what))
     largest = max(len(i) for i in images)
     if largest > max_image_bytes:
         what = f"{largest} bytes, the limit is {max_image_bytes} (--max-image-bytes)"
-        return Row(key=key, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
-    return Row(key=key, images=images, columns=values)
+        return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
+    return Row(key=key, mark=mark, images=images, columns=values)
 
 
 def _holds_images(kind: pa.DataType) -> bool:

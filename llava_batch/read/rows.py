@@ -14,16 +14,33 @@ class Row:
     """
 
     key: str
+    mark: str = ""
+    """What keeps ids apart where keys alone do not: `%dup2`, `%damaged-1`, `%row`."""
     images: tuple[bytes, ...] = ()
     columns: dict[str, Any] = field(default_factory=dict)
     error: tuple[RowError, str] | None = None
 
 
-def damaged(key: str, what: str) -> Row:
-    """The row that stands for a part of a shard that could not be read; `%` keeps its key apart."""
-    return Row(key=key, error=(RowError.SHARD_DAMAGED, what))
+def damaged(key: str, mark: str, what: str) -> Row:
+    """The row that stands for a part of a shard that could not be read."""
+    return Row(key=key, mark=mark, error=(RowError.SHARD_DAMAGED, what))
 
 
 def missing(key: str, what: str, columns: dict[str, Any] | None = None) -> Row:
     """The row of a sample that has no image."""
     return Row(key=key, columns=columns or {}, error=(RowError.IMAGE_MISSING, what))
+
+
+class Keys:
+    """Tells apart the rows of one unit that share a key: the second is marked `%dup2`, and so on."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._seen
+
+    def mark(self, key: str) -> str:
+        """The mark for one more row of this key: empty for the first."""
+        count = self._seen[key] = self._seen.get(key, 0) + 1
+        return "" if count == 1 else f"%dup{count}"

@@ -4,7 +4,7 @@ The key of a sample is its members' path up to the first dot of the base name (w
 What is stated for tars that break the format:
 - a header that does not read: skipped to the next one that does, one `shard_damaged` row for the gap;
 - a member cut short: a `shard_damaged` row under its sample's key, if it is an image;
-- a key seen again: its image is a row of its own, `<key>%2`, `<key>%3` …; late side members are lost;
+- a key seen again: its image is a row of its own, marked `%dup2`, `%dup3` …; late side members are lost;
 - a sample without an image: `image_missing`, at the end, unless its image came later;
 - several images in one sample: the one whose extension has no dot; otherwise a row for each.
 Knows nothing of Ray or Arrow; nothing is ever written to disk, so a member's path cannot escape.
@@ -19,7 +19,7 @@ from webdataset.tariterators import base_plus_ext
 
 from llava_batch.errors import RowError
 from llava_batch.read.archive import Damage, Member, members
-from llava_batch.read.rows import Row, damaged, missing
+from llava_batch.read.rows import Keys, Row, damaged, missing
 from llava_batch.read.units import IMAGE_EXTENSIONS
 
 _SIDE_BYTES = 16 * 2**20
@@ -40,7 +40,7 @@ class _Sample:
 
 def read_tar(stream: IO[bytes], *, max_image_bytes: int) -> Iterator[Row]:
     """The rows of the tar in `stream` (read forward only); never raises for what is in it."""
-    seen: dict[str, int] = {}
+    seen = Keys()
     waiting: dict[str, Row] = {}
     sample: _Sample | None = None
     for item in _members(stream, max_image_bytes):
@@ -66,7 +66,7 @@ def _members(stream: IO[bytes], max_bytes: int) -> Iterator[Row | tuple[str, str
     for member in members(stream, limit):
         if isinstance(member, Damage):
             num_damaged += 1
-            yield damaged(f"%damaged-{num_damaged}", member.what)
+            yield damaged("", f"%damaged-{num_damaged}", member.what)
             continue
         base, extension = base_plus_ext(member.name)
         if not base or "/." in f"/{member.name}":
@@ -101,7 +101,7 @@ def _add(sample: _Sample, extension: str, content: _Content) -> None:
         sample.side.setdefault(extension, content)
 
 
-def _finish(sample: _Sample | None, seen: dict[str, int], waiting: dict[str, Row]) -> Iterator[Row]:
+def _finish(sample: _Sample | None, seen: Keys, waiting: dict[str, Row]) -> Iterator[Row]:
     """The rows of a sample whose last member has passed."""
     if sample is None:
         return
@@ -112,14 +112,14 @@ def _finish(sample: _Sample | None, seen: dict[str, int], waiting: dict[str, Row
         return
     waiting.pop(sample.key, None)
     for key, content in _chosen(sample):
-        seen[key] = seen.get(key, 0) + 1
-        unique = key if seen[key] == 1 else f"{key}%{seen[key]}"
+        mark = seen.mark(key)
         if isinstance(content, tuple):
-            yield Row(key=unique, columns=columns, error=content)
+            yield Row(key=key, mark=mark, columns=columns, error=content)
         elif not content:
-            yield missing(unique, "the image member is empty", columns)
+            error = (RowError.IMAGE_MISSING, "the image member is empty")
+            yield Row(key=key, mark=mark, columns=columns, error=error)
         else:
-            yield Row(key=unique, images=(content,), columns=columns)
+            yield Row(key=key, mark=mark, images=(content,), columns=columns)
 
 
 def _chosen(sample: _Sample) -> list[tuple[str, _Content]]:

@@ -231,4 +231,13 @@ def _refuse_double_names(units: list[Unit]) -> list[Unit]:
             f"--input {other.shown} and {unit.shown} would both be unit {unit.name}; "
             "rename one, or give the folder above both"
         )
+    for unit in units:
+        above = unit.name.rpartition("/")[0]
+        while above and above not in seen:
+            above = above.rpartition("/")[0]
+        if above:
+            raise UsageError(
+                f"--input {seen[above].shown} and {unit.shown}: ids of unit {above} and of unit "
+                f"{unit.name} could be the same; rename one"
+            )
     return units

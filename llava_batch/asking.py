@@ -1,0 +1,98 @@
+"""What is asked of one image: the job's prompt, its questions, a column's, or a file's, as dialogues.
+
+An `Ask` is one answer row to be (before samples): its question id and its turns. Pure text.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
+from llava_batch.prompts import BadPrompt, Guards, fill, template_columns
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One dialogue (of one turn, mostly) about one image; a turn that is a BadPrompt spoils it."""
+
+    question_id: str | None
+    turns: tuple[str, ...]
+    problem: str | None = None
+
+
+Lookup = Callable[[str, str], list[tuple[str, str]]]
+"""(unit, key) -> [(question id, text)], from a questions file."""
+
+
+def prompt_columns(job: Job) -> list[str]:
+    """The input columns that this job's prompts need.
+
+    Raises:
+        UsageError: braces in a prompt that cannot be read.
+    """
+    named = [
+        name
+        for flag, text in _templates(job)
+        for name in template_columns(text, flag)
+    ]  # fmt: skip
+    own = [job.question_column] if job.question_column else []
+    return list(dict.fromkeys([*own, *named]))
+
+
+def asks_of(
+    job: Job,
+    unit: str,
+    key: str,
+    columns: Mapping[str, Any],
+    guards: Guards,
+    lookup: Lookup | None,
+) -> list[Ask]:
+    """What to ask of this image; `guards` fence what users and columns bring."""
+    if job.questions:
+        if lookup is None:
+            raise UsageError("--questions: no file of questions was loaded")
+        found = lookup(unit, key)
+        asks = [Ask(question_id, (guards.text(text),)) for question_id, text in found]
+    elif job.question_column:
+        value = columns.get(job.question_column)
+        if not value:
+            return [Ask(None, (), f"column {job.question_column} is null or empty")]
+        several = isinstance(value, list)
+        texts = [guards.text(t) for t in (value if several else [value]) if t]
+        asks = [Ask(str(i) if several else None, (t,)) for i, t in enumerate(texts)]
+    elif job.question:
+        ids = [str(i) if len(job.question) > 1 else None for i in range(len(job.question))]
+        asks = [
+            _filled(i, q, columns, guards) for i, q in zip(ids, job.question, strict=True)
+        ]  # fmt: skip
+    else:
+        asks = [_filled(None, job.prompt, columns, guards)]
+    asks = [_with_suffix(a, guards.text(job.suffix)) for a in asks]
+    return [_dialogue(asks)] if job.dialogue and asks else asks
+
+
+def _templates(job: Job) -> list[tuple[str, str]]:
+    if job.questions or job.question_column:
+        return []
+    if job.question:
+        return [("--question", q) for q in job.question]
+    return [("--prompt", job.prompt)]
+
+
+def _filled(
+    question_id: str | None, template: str, columns: Mapping[str, Any], guards: Guards
+) -> Ask:
+    try:
+        return Ask(question_id, (fill(template, columns, guards),))
+    except BadPrompt as error:
+        return Ask(question_id, (), str(error))
+
+
+def _with_suffix(ask: Ask, suffix: str) -> Ask:
+    return Ask(ask.question_id, tuple(t + suffix for t in ask.turns), ask.problem)
+
+
+def _dialogue(asks: list[Ask]) -> Ask:
+    problem = next((a.problem for a in asks if a.problem), None)
+    return Ask(None, tuple(t for a in asks for t in a.turns), problem)

@@ -1,0 +1,78 @@
+"""EngineLoop: one engine kept stepping in a thread, fed by any number of coroutines.
+
+Knows the engine and asyncio; nothing of Ray, Arrow or rows.
+"""
+
+import asyncio
+import faulthandler
+import os
+import threading
+import traceback
+from collections import deque
+from dataclasses import dataclass, field
+
+from llava_batch.engine import Completion, Engine, Request
+
+
+@dataclass
+class _Waiting:
+    """A request in flight: who waits for it, and what has come so far."""
+
+    future: asyncio.Future[list[Completion]]
+    expected: int
+    have: list[Completion] = field(default_factory=list)
+
+
+class EngineLoop:
+    """One engine, stepping in a thread of its own; requests come from any number of coroutines.
+
+    An exception in the engine, or a step that takes longer than `stall_timeout_s`, ends the process:
+    what the device holds then is not to be trusted, and Ray starts the actor anew.
+    """
+
+    def __init__(self, engine: Engine, *, stall_timeout_s: float) -> None:
+        self.engine = engine
+        self._stall_timeout_s = stall_timeout_s
+        self._inbox: deque[Request] = deque()
+        self._waiting: dict[str, _Waiting] = {}
+        self._wake = threading.Event()
+        threading.Thread(target=self._run, name="engine", daemon=True).start()
+
+    async def answer(self, request: Request) -> list[Completion]:
+        """All completions of `request`; one of an id that is in flight waits for that one's."""
+        if request.id not in self._waiting:
+            expected = 1 if request.choices else (1 + len(request.turns)) * request.num_samples
+            future = asyncio.get_running_loop().create_future()
+            self._waiting[request.id] = _Waiting(future, expected)
+            self._inbox.append(request)
+            self._wake.set()
+        return await asyncio.shield(self._waiting[request.id].future)
+
+    def _run(self) -> None:
+        try:
+            while True:
+                if not self._inbox and not self.engine.has_work:
+                    self._wake.wait()
+                self._wake.clear()
+                while self._inbox:
+                    self.engine.submit(self._inbox.popleft())
+                for completion in self._step():
+                    self._deliver(completion)
+        except BaseException:  # noqa: BLE001 nobody joins this thread: silence would be a hang
+            traceback.print_exc()
+            os._exit(1)
+
+    def _step(self) -> list[Completion]:
+        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
+        faulthandler.dump_traceback_later(self._stall_timeout_s, exit=True)
+        try:
+            return self.engine.step()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def _deliver(self, completion: Completion) -> None:
+        waiting = self._waiting[completion.id]
+        waiting.have.append(completion)
+        if len(waiting.have) == waiting.expected:
+            del self._waiting[completion.id]
+            waiting.future.get_loop().call_soon_threadsafe(waiting.future.set_result, waiting.have)

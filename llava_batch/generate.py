@@ -1,0 +1,118 @@
+"""Generate: prepared rows → answer rows. The only file where Ray meets the engine.
+
+The actor is asynchronous: Ray hands it several batches at once, all of them feed one engine that
+steps in a thread of its own, so the engine never drains between batches. A row that is in error
+already passes through; each other row becomes one answer row for each of its asks and samples.
+"""
+
+import asyncio
+
+import numpy as np
+import pyarrow as pa
+
+from llava_batch.answering import Row, body, failed, generated_schema, head, row_id, without_asks
+from llava_batch.checkpoint import Checkpoint
+from llava_batch.engine import Completion, Engine, Request
+from llava_batch.engine_loop import EngineLoop
+from llava_batch.job import Job
+from llava_batch.read.columns import KEEP
+
+
+class Generate:
+    """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
+
+    def __init__(self, job: Job, checkpoint: Checkpoint, num_threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(num_threads)
+        self._job = job
+        self._checkpoint = checkpoint
+        self._choices = tuple(self._choice_ids(choice) for choice in job.choices)
+        engine = Engine.load(
+            checkpoint.folder,
+            dtype=job.dtype,
+            slots=job.slots or "auto",
+            attention=job.attention,
+            quantization=job.quantization,
+        )
+        self._loop = EngineLoop(engine, stall_timeout_s=job.stall_timeout_s)
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        kept = [f for f in table.schema if f.name.startswith(KEEP)]
+        rows = table.drop_columns(["pixels"]).to_pylist()
+        pixels = [
+            _as_array(table["pixels"][i], row["shape"]) if row["shape"] else None
+            for i, row in enumerate(rows)
+        ]
+        answered = await asyncio.gather(*map(self._answer, rows, pixels))
+        flat = []
+        for row, answers in zip(rows, answered, strict=True):
+            beside = {field.name: row[field.name] for field in kept}
+            flat += [answer | beside for answer in answers]
+        return pa.Table.from_pylist(flat, schema=generated_schema(kept))
+
+    async def _answer(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
+        """The answer rows of one image, or the one row of a unit's end."""
+        asks = row["asks"] or []
+        if row["end"] or not asks:
+            return [without_asks(row)]
+        num_samples = self._job.num_samples
+        per_ask = await asyncio.gather(*(self._ask(row, ask, pixels) for ask in asks))
+        answers = [
+            head(row, ask, sample, num_samples) | answer
+            for ask, samples in zip(asks, per_ask, strict=True)
+            for sample, answer in enumerate(samples)
+        ]
+        count = {"siblings": len(answers)}
+        return [answer | {"position": i} | count for i, answer in enumerate(answers)]
+
+    async def _ask(self, row: Row, ask: Row, pixels: np.ndarray | None) -> list[Row]:
+        """What the answers fill in for one ask, once for each sample."""
+        num_samples = self._job.num_samples
+        for source in (row, ask):
+            if source["error_code"]:
+                return [failed(source["error_code"], source["error_message"])] * num_samples
+        completions = await self._loop.answer(self._request(row, ask, pixels))
+        by_sample: list[list[Completion]] = [[] for _ in range(num_samples)]
+        for completion in sorted(completions, key=lambda c: c.turn):
+            by_sample[completion.sample].append(completion)
+        return [body(ask, turns, [self._text(c) for c in turns]) for turns in by_sample]
+
+    def _request(self, row: Row, ask: Row, pixels: np.ndarray | None) -> Request:
+        job = self._job
+        first, *further = ask["token_ids"]
+        return Request(
+            id=row_id(row, ask["question_id"]),
+            pixels=pixels,
+            prompt_ids=first,
+            turns=tuple(further),
+            max_new_tokens=job.max_new_tokens,
+            min_new_tokens=job.min_new_tokens,
+            temperature=job.temperature,
+            top_p=job.top_p,
+            top_k=job.top_k,
+            repetition_penalty=job.repetition_penalty,
+            stop=job.stop,
+            seed=job.seed,
+            num_samples=job.num_samples,
+            choices=self._choices,
+        )
+
+    def _choice_ids(self, choice: str) -> tuple[int, ...]:
+        """A choice as the model would say it: after a blank, closed by the end token."""
+        tokenizer = self._checkpoint.tokenizer
+        lead = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
+        ids = tokenizer(f"ASSISTANT: {choice}", add_special_tokens=False).input_ids
+        return (*ids[len(lead) :], tokenizer.eos_token_id)
+
+    def _text(self, completion: Completion) -> str:
+        if completion.choice is not None:
+            return self._job.choices[completion.choice]
+        if completion.text is not None:
+            return completion.text
+        return self._checkpoint.decode(completion.token_ids)
+
+
+def _as_array(pixels: pa.Scalar, shape: list[int]) -> np.ndarray:
+    """uint8 `[N, 3, H, W]`, a view of the Arrow buffer."""
+    return np.frombuffer(pixels.as_buffer(), dtype=np.uint8).reshape(shape)

@@ -1,0 +1,121 @@
+"""Encoded bytes → an upright 8-bit RGB image, or the code of what is wrong with them.
+
+The rules: the first frame of an animation; EXIF orientation applied; alpha over white; 16-bit grey
+by its upper byte, 32-bit and float grey clipped to 0–255; CMYK, palette and the rest as Pillow
+converts them. Sizes are checked before anything of that size is allocated.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from llava_batch.errors import RowError
+
+_REFUSED_FORMATS = frozenset({"EPS", "PDF", "WMF", "FPX", "MIC", "MPEG", "BUFR", "GRIB", "HDF5"})
+"""EPS starts an interpreter on the data; the others are stubs that decode nothing."""
+
+
+class BadImage(Exception):
+    """An image that gives no pixels; `code` is the row's error code."""
+
+    def __init__(self, code: RowError, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def configure_pillow(*, max_pixels: int, allow_truncated: bool) -> None:
+    """Set Pillow's process-wide limits; once, in the process that decodes."""
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    ImageFile.LOAD_TRUNCATED_IMAGES = allow_truncated
+    Image.init()
+
+
+def decode(data: bytes, max_pixels: int) -> Image.Image:
+    """The image in `data`, mode RGB, upright.
+
+    Raises:
+        BadImage: with the code and the decoder's own words.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of oddities that it then copes with
+            return _decode(data, max_pixels)
+    except BadImage:
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise BadImage(RowError.IMAGE_TOO_LARGE, str(error) or "not enough memory") from error
+    except Exception as error:  # a decoder raises anything at all; it is about this image
+        text = f"{type(error).__name__}: {error}"
+        cut = "truncated" in text.lower() or "unexpected end" in text.lower()
+        raise BadImage(
+            RowError.IMAGE_TRUNCATED if cut else RowError.IMAGE_UNREADABLE, text
+        ) from error
+
+
+def check_canvas(width: int, height: int, pad: bool, shortest_edge: int | None, most: int) -> None:
+    """Refuse an image whose padded or resized canvas would be over `most` pixels.
+
+    Raises:
+        BadImage: `image_too_large`, before the canvas is allocated.
+    """
+    if pad:
+        pixels, what = max(width, height) ** 2, "padded to a square"
+    elif shortest_edge:
+        scale = shortest_edge / min(width, height)
+        pixels, what = int(width * scale) * int(height * scale), "resized"
+    else:
+        return
+    if pixels > most:
+        message = f"{width}x{height} {what} is {pixels} pixels, the limit is {most} (--max-pixels)"
+        raise BadImage(RowError.IMAGE_TOO_LARGE, message)
+
+
+def expand_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """The original LLaVA's `expand2square`: centred on a square of the background colour."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    canvas = Image.new("RGB", (side, side), background)
+    canvas.paste(image, ((side - width) // 2, (side - height) // 2))
+    return canvas
+
+
+def _decode(data: bytes, max_pixels: int) -> Image.Image:
+    formats = [f for f in Image.ID if f not in _REFUSED_FORMATS]
+    image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
+    width, height = image.size
+    if width * height > max_pixels:
+        message = (
+            f"{width}x{height} is {width * height} pixels, the limit is {max_pixels} (--max-pixels)"
+        )
+        raise BadImage(RowError.IMAGE_TOO_LARGE, message)
+    image.load()
+    return _to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF says; EXIF that does not read says nothing."""
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # noqa: BLE001 the EXIF block is an image file of its own, with its own bugs
+        return image
+    if orientation not in range(2, 9):
+        return image
+    turned = ImageOps.exif_transpose(image)
+    return image if turned is None else turned
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16"):
+        upper = (np.asarray(image) >> 8).astype(np.uint8)
+        return Image.fromarray(upper).convert("RGB")
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layer).convert("RGB")
+    return image.convert("RGB")

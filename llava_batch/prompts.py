@@ -1,0 +1,191 @@
+"""Conversation templates: turns → the exact prompt text, cut at the answers.
+
+A conversation of k turns becomes k segments: the text up to the first answer, and the text between
+each answer and the next. Segment 0 goes in with the images, segment i right behind answer i - 1, so
+a dialogue carried on in its slot is the same conversation as one given at once.
+
+Text that users or their data bring is *data*: special tokens in it (`</s>`, `<pad>`, …) are guarded
+so that they stay the characters they are. `<image>` in a question marks an image's place; `<image>`
+inside a column's value does not. Knows templates and text; no model, no token ids.
+"""
+
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from llava_batch.errors import LlavaBatchError, UsageError
+
+IMAGE = "<image>"
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+"""Unicode noncharacters, reserved for use inside a program; they fence what is guarded."""
+
+Render = Callable[[Sequence[str], str | None], list[str]]
+"""(questions, system text) -> segments, one for each question."""
+
+
+class BadPrompt(LlavaBatchError):
+    """This row's prompt cannot be made; the row's error is `bad_prompt`."""
+
+
+def llava_15(questions: Sequence[str], system: str | None) -> list[str]:
+    """LLaVA-1.5's documented format; `</s>` closes each earlier answer.
+
+    Source: the LLaVA-1.5 model documentation and `conv_vicuna_v1` of the original repository.
+    """
+    opening = "" if not system else system if system[-1].isspace() else system + " "
+    first, *rest = (f"USER: {question} ASSISTANT:" for question in questions)
+    return [opening + first, *("</s>" + text for text in rest)]
+
+
+def from_chat_template(apply: Callable[[list[dict[str, Any]]], str]) -> Render:
+    """A renderer from a checkpoint's chat template; `apply(messages)` gives the whole text.
+
+    The answers are stood in for by markers, and the text is cut there. Templates that take a list of
+    typed parts and templates that take plain strings are told apart by trying.
+
+    Raises:
+        UsageError: the template drops a question or an answer, so no conversation can be made.
+    """
+
+    def render(questions: Sequence[str], system: str | None) -> list[str]:
+        for as_parts in (True, False):
+            try:
+                text = apply(_messages(questions, system, as_parts))
+            except Exception as error:  # noqa: BLE001 a template is a program: it raises anything
+                problem = f"{type(error).__name__}: {error}"
+                continue
+            segments = re.split(f"{_OPEN}answer[0-9]+{_CLOSE}", text)
+            sound = len(segments) == len(questions) and all(
+                _without_marks(q) in s for q, s in zip(questions, segments, strict=True)
+            )
+            if sound and text.count(IMAGE) == sum(q.count(IMAGE) for q in questions):
+                return segments
+            problem = "a question, an answer or an image is lost in it"
+        raise UsageError(f"--template: the chat template cannot be used ({problem})")
+
+    return render
+
+
+def _messages(questions: Sequence[str], system: str | None, as_parts: bool) -> list[dict[str, Any]]:
+    def content(text: str) -> Any:
+        if not as_parts:
+            return text
+        parts: list[dict[str, str]] = []
+        for i, piece in enumerate(text.split(IMAGE)):
+            parts += [{"type": "image"}] * (i > 0)
+            piece = piece.removeprefix("\n") if i > 0 else piece
+            parts += [{"type": "text", "text": piece}] * bool(piece)
+        return parts
+
+    messages = [{"role": "system", "content": content(system)}] if system else []
+    for i, question in enumerate(questions):
+        messages.append({"role": "user", "content": content(question)})
+        if i < len(questions) - 1:
+            answer = f"{_OPEN}answer{i}{_CLOSE}"
+            messages.append({"role": "assistant", "content": content(answer)})
+    return messages
+
+
+def _without_marks(question: str) -> str:
+    return question.rpartition(IMAGE)[2].strip()
+
+
+class Guards:
+    """Fences the special tokens in text that users (`text`) or their data (`value`) bring."""
+
+    def __init__(self, specials: Sequence[str]) -> None:
+        longest_first = sorted({*specials, IMAGE}, key=len, reverse=True)
+        self._all = _any_of([*longest_first, _OPEN, _CLOSE])
+        self._but_image = _any_of([s for s in [*longest_first, _OPEN, _CLOSE] if s != IMAGE])
+
+    def text(self, text: str) -> str:
+        """A prompt or question: `<image>` marks an image's place."""
+        return self._but_image.sub(_fence, text)
+
+    def value(self, text: str) -> str:
+        """A column's value: `<image>` is seven characters."""
+        return self._all.sub(_fence, text)
+
+
+def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, texts)))
+
+
+def _fence(match: re.Match[str]) -> str:
+    # As codepoints, so that nothing of the special token is left for a template to trip over.
+    return _OPEN + ".".join(str(ord(c)) for c in match[0]) + _CLOSE
+
+
+def template_columns(template: str, flag: str) -> list[str]:
+    """The columns that a prompt names in braces, in order.
+
+    Raises:
+        UsageError: braces that do not pair, a conversion or a format, an empty or numbered field.
+    """
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise UsageError(f"{flag} {template!r}: {error}; write {{{{ and }}}} for braces") from None
+    names = []
+    for _, name, spec, conversion in fields:
+        if name is None:
+            continue
+        if not name or name.isdigit() or spec or conversion:
+            raise UsageError(
+                f"{flag} {template!r}: only {{column}} can be put in; write {{{{ and }}}} for braces"
+            )
+        names.append(name)
+    return list(dict.fromkeys(names))
+
+
+def fill(template: str, columns: Mapping[str, Any], guards: Guards) -> str:
+    """The template with its columns put in, text and values guarded each in its way.
+
+    Raises:
+        BadPrompt: a column that is null in this row.
+    """
+    parts = []
+    for literal, name, _, _ in string.Formatter().parse(template):
+        parts.append(guards.text(literal))
+        if name is None:
+            continue
+        value = columns.get(name)
+        if value is None:
+            raise BadPrompt(f"column {name} is null")
+        text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        parts.append(guards.value(text))
+    return "".join(parts)
+
+
+def place_images(questions: Sequence[str], num_images: int) -> list[str]:
+    """The questions with one `<image>` for each image: in front of the first, unless it has them.
+
+    Raises:
+        BadPrompt: another number of marks than images, or a mark in a later turn.
+    """
+    first, *rest = questions
+    if any(IMAGE in question for question in rest):
+        raise BadPrompt(f"{IMAGE} stands in a later turn; images belong to the first")
+    marks = first.count(IMAGE)
+    if marks not in (0, num_images):
+        raise BadPrompt(f"{marks} {IMAGE} marks for {num_images} image(s)")
+    return [first if marks else f"{IMAGE}\n" * num_images + first, *rest]
+
+
+_FENCED = re.compile(f"{_OPEN}([0-9.]+){_CLOSE}")
+
+
+def split_guarded(text: str) -> list[tuple[str, bool]]:
+    """(piece, is guarded) in order; guarded pieces are back as the characters they were."""
+    pieces = _FENCED.split(text)
+    return [
+        ("".join(chr(int(c)) for c in piece.split(".")) if i % 2 else piece, bool(i % 2))
+        for i, piece in enumerate(pieces)
+        if piece
+    ]
+
+
+def unguarded(text: str) -> str:
+    """The text as a person reads it, nothing fenced."""
+    return "".join(piece for piece, _ in split_guarded(text))
