@@ -30,9 +30,17 @@ class Answers:
 
     def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
         """The answer rows as dictionaries, in the order of units and rows; all columns or some."""
+        for _, rows in self.tables(columns):
+            yield from rows
+
+    def tables(
+        self, columns: Sequence[str] | None = None
+    ) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+        """Each table's path below the folder, with its rows."""
         for path in self.paths:
-            for batch in _batches(self.location.fs, path, columns):
-                yield from batch.to_pylist()
+            batches = _batches(self.location.fs, path, columns)
+            rows = (row for batch in batches for row in batch.to_pylist())
+            yield path[len(self.location.path) + 1 :], rows
 
     def run(self) -> dict[str, Any]:
         """What `_run.json` says of the run; empty where there is none."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.errors import UsageError
@@ -93,6 +93,7 @@ def test_a_name_without_a_name_is_an_error(name: str) -> None:
         join_key(name)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10**11), st.sampled_from(["train2014", "val2014", "test2015"]))
 def test_an_image_id_joins_coco_s_file_name(number: int, split: str) -> None:
     assert closeness(str(number), "00000", f"COCO_{split}_{number:012d}") is not None
@@ -103,6 +104,7 @@ def test_an_image_id_joins_coco_s_file_name(number: int, split: str) -> None:
 NAMES = st.lists(st.from_regex(r"[ab1]{1,3}(\.[ab])?", fullmatch=True), min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(NAMES.map("/".join), st.text("ab", min_size=1))
 def test_a_name_is_closest_to_itself(name: str, unit: str) -> None:
     itself = closeness(name, unit, name)
@@ -297,6 +299,7 @@ def test_a_copy_for_a_worker_answers_alike(tmp_path: Path) -> None:
         assert copy.of(unit="u", key=key) == questions.of(unit="u", key=key)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30))
 def test_every_question_is_asked_once_of_its_image_in_file_order(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]]

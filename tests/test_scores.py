@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.scores import (
@@ -129,6 +129,7 @@ def test_no_references_is_an_error(metric) -> None:
         metric("dog", [])
 
 
+@settings(deadline=None)
 @given(st.text(), st.lists(st.text(), min_size=1, max_size=12))
 def test_accuracies_lie_between_0_and_1(answer: str, references: list[str]) -> None:
     assert 0 <= vqa_accuracy(answer, references) <= 1

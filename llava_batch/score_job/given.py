@@ -14,7 +14,7 @@ from llava_batch.errors import UsageError
 from llava_batch.questions import join_key
 from llava_batch.storage import locate, read_bytes
 
-_COLUMNS = ("id", "key", "question_id", "turns", "answer", "status")
+_COLUMNS = ("id", "unit", "key", "question_id", "turns", "answer", "status")
 _OCR = "reference ocr token"
 
 
@@ -75,7 +75,7 @@ def read_given(path: str) -> GivenAnswers:
 
 def _from_tables(path: str) -> Iterator[Given]:
     for row in open_answers(path).rows(_COLUMNS):
-        if "~" in row["id"]:
+        if "~" in row["id"][len(row["unit"]) :]:
             raise UsageError(
                 f"--answers {path}: {row['id']} is one of several samples; score a run with one"
             )
