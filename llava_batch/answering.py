@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from llava_batch.engine.request import Completion
 from llava_batch.errors import RowError
+from llava_batch.read.rows import escaped
 from llava_batch.tables import load_schema
 
 BOOKKEEPING = pa.schema(
@@ -43,12 +44,8 @@ def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
 
 def row_id(row: Row, question_id: str | None) -> str:
     """`<unit>/<key>` with the key escaped, its mark, and `#<question_id>` where there is one."""
-    base = f"{row['unit']}/{_escaped(row['key'])}{row['mark'] or ''}"
-    return base if question_id is None else f"{base}#{_escaped(question_id)}"
-
-
-def _escaped(text: str) -> str:
-    return text.replace("%", "%25").replace("#", "%23").replace("~", "%7E")
+    base = f"{row['unit']}/{escaped(row['key'])}{row['mark'] or ''}"
+    return base if question_id is None else f"{base}#{escaped(question_id)}"
 
 
 def head(row: Row, ask: Row, sample: int, num_samples: int) -> Row:

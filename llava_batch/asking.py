@@ -21,8 +21,8 @@ class Ask:
     problem: str | None = None
 
 
-Lookup = Callable[[str, str], list[tuple[str, str]]]
-"""(unit, key) -> [(question id, text)], from a questions file."""
+Lookup = Callable[[str, str, str | None], list[tuple[str, str]]]
+"""(unit, key, SHA-256 of the image) -> [(question id, text)], from a questions file."""
 
 
 def prompt_columns(job: Job) -> list[str]:
@@ -46,13 +46,14 @@ def asks_of(
     key: str,
     columns: Mapping[str, Any],
     guards: Guards,
-    lookup: Lookup | None,
+    lookup: Lookup | None = None,
+    sha256: str | None = None,
 ) -> list[Ask]:
     """What to ask of this image; `guards` fence what users and columns bring."""
     if job.questions:
         if lookup is None:
             raise UsageError("--questions: no file of questions was loaded")
-        found = lookup(unit, key)
+        found = lookup(unit, key, sha256)
         asks = [Ask(question_id, (guards.text(text),)) for question_id, text in found]
     elif job.question_column:
         value = columns.get(job.question_column)
@@ -90,7 +91,9 @@ def _filled(
 
 
 def _with_suffix(ask: Ask, suffix: str) -> Ask:
-    return Ask(ask.question_id, tuple(t + suffix for t in ask.turns), ask.problem)
+    """The suffix behind every turn, unless it stands there already, as in LLaVA's own files."""
+    turns = tuple(t if t.endswith(suffix) else t + suffix for t in ask.turns)
+    return Ask(ask.question_id, turns, ask.problem)
 
 
 def _dialogue(asks: list[Ask]) -> Ask:

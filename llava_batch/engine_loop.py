@@ -7,6 +7,7 @@ import asyncio
 import faulthandler
 import os
 import threading
+import time
 import traceback
 from collections import deque
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ class EngineLoop:
 
     def __init__(self, engine: Engine, *, stall_timeout_s: float) -> None:
         self.engine = engine
+        self.busy_s = 0.0
         self._stall_timeout_s = stall_timeout_s
         self._inbox: deque[Request] = deque()
         self._waiting: dict[str, _Waiting] = {}
@@ -65,9 +67,11 @@ class EngineLoop:
     def _step(self) -> list[Completion]:
         # A timer in C: it fires even where a stuck call holds the interpreter's lock.
         faulthandler.dump_traceback_later(self._stall_timeout_s, exit=True)
+        started = time.perf_counter()
         try:
             return self.engine.step()
         finally:
+            self.busy_s += time.perf_counter() - started
             faulthandler.cancel_dump_traceback_later()
 
     def _deliver(self, completion: Completion) -> None:

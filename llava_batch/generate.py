@@ -6,22 +6,25 @@ already passes through; each other row becomes one answer row for each of its as
 """
 
 import asyncio
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llava_batch.answering import Row, body, failed, generated_schema, head, row_id, without_asks
+from llava_batch.attempts import Attempts
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.engine import Completion, Engine, Request
 from llava_batch.engine_loop import EngineLoop
 from llava_batch.job import Job
 from llava_batch.read.columns import KEEP
+from llava_batch.reporter import Reporter
 
 
 class Generate:
     """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
 
-    def __init__(self, job: Job, checkpoint: Checkpoint, num_threads: int) -> None:
+    def __init__(self, job: Job, checkpoint: Checkpoint, board: Any, num_threads: int) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
@@ -36,6 +39,9 @@ class Generate:
             quantization=job.quantization,
         )
         self._loop = EngineLoop(engine, stall_timeout_s=job.stall_timeout_s)
+        self._attempts = Attempts(board, "generate", job.max_tries)
+        self._reporter = Reporter(board, "generate")
+        self._alone = asyncio.Lock()
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         kept = [f for f in table.schema if f.name.startswith(KEEP)]
@@ -44,12 +50,41 @@ class Generate:
             _as_array(table["pixels"][i], row["shape"]) if row["shape"] else None
             for i, row in enumerate(rows)
         ]
-        answered = await asyncio.gather(*map(self._answer, rows, pixels))
+        answered = await self._answers(rows, pixels)
+        self._report(len(rows))
         flat = []
         for row, answers in zip(rows, answered, strict=True):
             beside = {field.name: row[field.name] for field in kept}
             flat += [answer | beside for answer in answers]
         return pa.Table.from_pylist(flat, schema=generated_schema(kept))
+
+    async def _answers(self, rows: list[Row], pixels: list[np.ndarray | None]) -> list[list[Row]]:
+        if await asyncio.to_thread(self._attempts.is_clean, rows):
+            answered = await asyncio.gather(*map(self._answer, rows, pixels))
+            self._attempts.done(rows)
+            return answered
+        return [await self._careful(*pair) for pair in zip(rows, pixels, strict=True)]
+
+    async def _careful(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
+        """A row that was in hand when a worker died: no other such row is tried beside it."""
+        async with self._alone:
+            if not await asyncio.to_thread(self._attempts.may_try, row):
+                row = row | self._attempts.verdict()
+            answers = await self._answer(row, pixels)
+            self._attempts.done([row])
+            return answers
+
+    def _report(self, num_rows: int) -> None:
+        stats = self._loop.engine.stats
+        self._reporter.add(
+            num_rows,
+            busy_s=self._loop.busy_s,
+            steps=stats.steps,
+            slot_steps=stats.slot_steps,
+            occupied_slot_steps=stats.occupied_slot_steps,
+            images_encoded=stats.images_encoded,
+            tokens_prefilled=stats.tokens_prefilled,
+        )
 
     async def _answer(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
         """The answer rows of one image, or the one row of a unit's end."""

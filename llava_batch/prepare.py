@@ -5,6 +5,7 @@ prompt becomes the row's error; its neighbours never notice. Pixels leave as uin
 float32 that the model wants; the generating side rescales and normalises.
 """
 
+import faulthandler
 import hashlib
 import json
 from typing import Any
@@ -13,12 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from llava_batch.asking import Ask, Lookup, asks_of
+from llava_batch.attempts import Attempts
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError
 from llava_batch.job import Job
 from llava_batch.pixels import BadImage, check_canvas, configure_pillow, decode, expand_to_square
 from llava_batch.prompts import BadPrompt, place_images, unguarded
 from llava_batch.read.columns import KEEP
+from llava_batch.reporter import Reporter
 
 ASK = pa.struct(
     [
@@ -58,11 +61,15 @@ _PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "error_code", "error_mess
 class Prepare:
     """The Ray Data actor: a table of `images` rows in, a table of PREPARED rows out."""
 
-    def __init__(self, job: Job, checkpoint: Checkpoint, lookup: Lookup | None = None) -> None:
+    def __init__(
+        self, job: Job, checkpoint: Checkpoint, board: Any, lookup: Lookup | None = None
+    ) -> None:
         configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
         self._job = job
         self._checkpoint = checkpoint
         self._lookup = lookup
+        self._attempts = Attempts(board, "prepare", job.max_tries)
+        self._reporter = Reporter(board, "prepare")
         self._render = checkpoint.renderer(job.template)
         self._pad = job.image_aspect == "pad" or (job.image_aspect == "auto" and checkpoint.pads)
         size = checkpoint.image_processor.size
@@ -70,12 +77,37 @@ class Prepare:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
-        rows = [self.row(r) for r in columns.to_pylist()]
-        prepared = pa.Table.from_pylist(rows, schema=PREPARED)
+        rows = columns.to_pylist()
+        with self._reporter.busy(len(rows)):
+            made = self._rows(rows)
+        prepared = pa.Table.from_pylist(made, schema=PREPARED)
         for name in table.schema.names:
             if name.startswith(KEEP):
                 prepared = prepared.append_column(table.schema.field(name), table[name])
         return prepared
+
+    def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._attempts.is_clean(rows):
+            made = [self._watched(row) for row in rows]
+            self._attempts.done(rows)
+            return made
+        return [self._careful(row) for row in rows]
+
+    def _careful(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row that was in hand when a worker died, by itself."""
+        if not self._attempts.may_try(row):
+            row = row | {"images": None} | self._attempts.verdict()
+        made = self._watched(row)
+        self._attempts.done([row])
+        return made
+
+    def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
+        # A timer in C: it ends the process even where a decoder never comes back.
+        faulthandler.dump_traceback_later(self._job.stall_timeout_s, exit=True)
+        try:
+            return self.row(row)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """One `images` row as a PREPARED row (both as dicts)."""
@@ -91,9 +123,18 @@ class Prepare:
             except BadImage as error:
                 out |= {"error_code": error.code.value, "error_message": str(error)}
         columns = json.loads(row["columns"]) if row["columns"] else {}
-        checkpoint, job = self._checkpoint, self._job
-        asks = asks_of(job, row["unit"], row["key"], columns, checkpoint.guards, self._lookup)
-        out["asks"] = [self._ask(ask, out["num_images"], num_tokens) for ask in asks]
+        out["asks"] = [
+            self._ask(ask, out["num_images"], num_tokens)
+            for ask in asks_of(
+                self._job,
+                row["unit"],
+                row["key"],
+                columns,
+                self._checkpoint.guards,
+                lookup=self._lookup,
+                sha256=out.get("image_sha256"),
+            )
+        ]
         return out
 
     def _put_pixels(self, images: list[bytes], out: dict[str, Any]) -> int:

@@ -22,7 +22,7 @@ from llava_batch.job import Job
 from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
 from llava_batch.read.loose import read_files
 from llava_batch.read.parquet import read_parquet
-from llava_batch.read.rows import Row
+from llava_batch.read.rows import Row, printable
 from llava_batch.read.tar import read_tar
 from llava_batch.read.units import Unit
 
@@ -144,7 +144,8 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
     for attempt in range(1, _TRIES + 1):
         try:
             for row in islice(read_rows(unit, reading), done, unit.limit):
-                yield row
+                if unit.retry is None or row.name in unit.retry:
+                    yield row
                 done += 1
             return
         except OSError:
@@ -159,12 +160,12 @@ def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Tabl
         [unit.name] * len(rows),
         list(range(start, start + len(rows))),
         [False] * len(rows),
-        [_printable(r.key) for r in rows],
+        [printable(r.key) for r in rows],
         [r.mark for r in rows],
         [r.images if not r.error else None for r in rows],
         [as_json(r.columns, reading.prompt_columns) for r in rows],
         [r.error[0].value if r.error else None for r in rows],
-        [_printable(r.error[1]) if r.error else None for r in rows],
+        [printable(r.error[1]) if r.error else None for r in rows],
     ]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
     for field in reading.keep:
@@ -180,8 +181,3 @@ def _end(unit: Unit, num_rows: int, reading: Reading, problem: str | None) -> pa
     schema = image_schema(reading.keep)
     assert not any(name.startswith(KEEP) for name in row)
     return pa.Table.from_pylist([row], schema=schema)
-
-
-def _printable(text: str) -> str:
-    """`text` as valid UTF-8: a name with stray bytes keeps them as `\\xNN`."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -20,6 +20,21 @@ class Row:
     columns: dict[str, Any] = field(default_factory=dict)
     error: tuple[RowError, str] | None = None
 
+    @property
+    def name(self) -> str:
+        """The image's id within its unit: the key escaped, and the mark."""
+        return escaped(printable(self.key)) + self.mark
+
+
+def printable(text: str) -> str:
+    """`text` as valid UTF-8: a name with stray bytes keeps them as `\\xNN`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def escaped(text: str) -> str:
+    """`text` without the characters that separate the parts of an id."""
+    return text.replace("%", "%25").replace("#", "%23").replace("~", "%7E")
+
 
 def damaged(key: str, mark: str, what: str) -> Row:
     """The row that stands for a part of a shard that could not be read."""

@@ -51,6 +51,8 @@ class Unit:
     """Loose files, as paths below `path`."""
     limit: int | None = None
     """Read at most this many images (`--limit`); such a unit is never complete."""
+    retry: frozenset[str] | None = None
+    """`--retry-errors`: read only the images of these (key, mark) ids, `<key><mark>` escaped."""
 
 
 @dataclass(frozen=True)

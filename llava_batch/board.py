@@ -1,0 +1,78 @@
+"""Board: one small actor where the workers leave word: attempts at rows, stage counters, thumbnails.
+
+Attempts make a row that kills its worker findable: a batch is written down before it is worked on
+and struck off after, so what a retry finds still standing was in hand when the worker died. Memory
+is bounded by the rows in flight, the number of workers, and `NUM_THUMBNAILS`. Takes no CPU share.
+"""
+
+import heapq
+from collections import defaultdict
+from typing import Any
+
+NUM_THUMBNAILS = 400
+"""Images of which the report shows a thumbnail: those with the smallest hash of their name."""
+
+Name = tuple[str, str, int]
+"""(stage, unit, ordinal): one row at one stage."""
+
+
+class Board:
+    """The actor's class; `start` makes the actor."""
+
+    def __init__(self) -> None:
+        self._attempts: dict[Name, int] = {}
+        self._stages: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
+        self._thumbnails: list[tuple[int, str, bytes]] = []
+
+    def begin_if_clean(self, names: list[Name]) -> list[int]:
+        """How often each row was in hand when its worker died; if none was, all are in hand now."""
+        counts = [self._attempts.get(name, 0) for name in names]
+        if not any(counts):
+            self.begin(names)
+        return counts
+
+    def begin(self, names: list[Name]) -> None:
+        """These rows are in hand."""
+        for name in names:
+            self._attempts[name] = self._attempts.get(name, 0) + 1
+
+    def finish(self, names: list[Name]) -> None:
+        """These rows are done."""
+        for name in names:
+            self._attempts.pop(name, None)
+
+    def report(self, stage: str, worker: str, counters: dict[str, float]) -> None:
+        """A worker's counters so far; they replace what it said before."""
+        self._stages[stage][worker] = counters
+
+    def stages(self) -> dict[str, dict[str, float]]:
+        """Each stage's counters summed over its workers, and how many workers there were."""
+        summed: dict[str, dict[str, float]] = {}
+        for stage, workers in self._stages.items():
+            total: dict[str, float] = defaultdict(float, workers=len(workers))
+            for counters in workers.values():
+                for name, value in counters.items():
+                    total[name] += value
+            summed[stage] = dict(total)
+        return summed
+
+    def offer(self, thumbnails: list[tuple[int, str, bytes]]) -> int | None:
+        """Keep the thumbnails of the smallest hashes; returns the hash that a next one must be under."""
+        known = {name for _, name, _ in self._thumbnails}
+        for rank, name, jpeg in thumbnails:
+            if name not in known:
+                heapq.heappush(self._thumbnails, (-rank, name, jpeg))
+        while len(self._thumbnails) > NUM_THUMBNAILS:
+            heapq.heappop(self._thumbnails)
+        return -self._thumbnails[0][0] if len(self._thumbnails) == NUM_THUMBNAILS else None
+
+    def thumbnails(self) -> list[tuple[int, str, bytes]]:
+        """(hash, name, JPEG) of the images kept, smallest hash first."""
+        return sorted((-rank, name, jpeg) for rank, name, jpeg in self._thumbnails)
+
+
+def start() -> Any:
+    """A handle to a new board; it lives as long as the driver."""
+    import ray
+
+    return ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()

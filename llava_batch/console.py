@@ -1,0 +1,73 @@
+"""What a run says on the terminal before and after itself; the demo's shards where none are given."""
+
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from llava_batch.job import Job
+from llava_batch.pipeline import run
+from llava_batch.summary import Summary
+
+DEMO_IMAGES = 48
+DEMO_SEED = 20_260_101
+
+
+def run_and_tell(job: Job) -> Summary:
+    """Run the job and say in a few lines what came of it and where it lies."""
+    given = bool(job.input)
+    if not given:
+        job = with_demo_shards(job)
+    summary = run(job)
+    if not job.quiet:
+        for line in told(summary):
+            print(line, file=sys.stderr)
+        if job.model == "demo" and not job.dry_run:
+            print(_DEMO_MODEL, file=sys.stderr)
+    return summary
+
+
+def with_demo_shards(job: Job) -> Job:
+    """The job over freshly drawn scenes: one tar and one Parquet file beside the output."""
+    from llava_batch.demo.shards import write_shards
+
+    folder = Path(job.output).absolute().parent / "shards"
+    paths = write_shards(folder, count=DEMO_IMAGES, seed=DEMO_SEED)
+    Console(stderr=True, highlight=False).print(
+        f"No --input: drew {DEMO_IMAGES} scenes into {os.path.relpath(folder)}"
+    )
+    return job.but(input=tuple(map(str, paths)))
+
+
+def told(summary: Summary) -> list[str]:
+    """The run in a few lines of text."""
+    run, totals = summary.run, summary.totals
+    if summary.status == "dry run":
+        workers = summary.machine
+        return [
+            f"Would answer into {summary.output}: {run['units_done_before']} units are done already; "
+            f"{workers['workers']} generating and up to {workers['prepare_workers']} preparing "
+            f"actors; fingerprint {summary.fingerprint}"
+        ]
+    lines = []
+    if run["units_done_before"]:
+        lines.append(
+            f"{run['units_done_before']} units were answered before and stand as they are."
+        )
+    if run["units_changed"]:
+        lines.append(f"{run['units_changed']} units had changed and were answered again.")
+    errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
+    rate = summary.throughput.get("images_per_s", 0.0)
+    lines.append(
+        f"{run['images']} images in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
+        f"{summary.output} holds {totals['rows']} answers in {totals['units']} units, "
+        f"{totals['rows'] - totals['ok']} of them in error" + (f" ({errors})." if errors else ".")
+    )
+    return lines
+
+
+_DEMO_MODEL = (
+    "The demo model knows only drawn shapes. For real work: "
+    "--model llava-hf/llava-1.5-7b-hf (on a GPU), --input your shards, --output a folder."
+)

@@ -1,0 +1,129 @@
+"""run(job): read → prepare → generate → write, on one screen."""
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+
+from llava_batch import board, cluster
+from llava_batch.cluster import Sizing
+from llava_batch.errors import RunFailed
+from llava_batch.generate import Generate
+from llava_batch.job import Job
+from llava_batch.ledger import Ownership
+from llava_batch.plan import Plan, make_plan
+from llava_batch.prepare import Prepare
+from llava_batch.progress import Progress
+from llava_batch.read import UnitSource
+from llava_batch.summary import Summary, provenance, summarise
+from llava_batch.write import Committer
+
+BATCH_ROWS = 32
+BATCHES_IN_FLIGHT = 4
+BLOCK_BYTES = 16 * 2**20
+"""Blocks between stages: small, so that the first answers come soon and memory stays bounded."""
+
+
+def run(job: Job) -> Summary:
+    """Run `job` to its end, commit what it answers, and say what came of it.
+
+    Raises:
+        UsageError: it cannot be run as asked; nothing was started.
+        RunFailed: more rows in error than allowed, or units that could not be read.
+        KeyboardInterrupt: stopped by a signal; what was whole is committed.
+    """
+    with cluster.connected():
+        cluster.refuse_local_paths(job)
+        sizing = cluster.size_up(job)
+        plan = make_plan(job, on_gpu=sizing.on_gpu)
+        if job.dry_run:
+            return summarise(plan, sizing, None, [], 0.0, status="dry run")
+        with Ownership(plan.ledger.out), _stoppable():
+            return _run(plan, sizing)
+
+
+def _run(plan: Plan, sizing: Sizing) -> Summary:
+    plan.ledger.begin(plan.todo, plan.reading.keep)
+    handle = board.start()
+    committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
+    started, status = time.time(), "stopped"
+    with Progress(plan, committer, handle) as progress:
+        try:
+            for batch in answers(plan, sizing, handle) if plan.todo else []:
+                committer.add(batch)
+            status = "complete"
+        finally:
+            summary = summarise(
+                plan, sizing, committer, progress.history, started, status=status, board=handle
+            )
+    problem = summary.problem(plan.job.max_error_rate)
+    if problem:
+        raise RunFailed(problem)
+    return summary
+
+
+def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
+    """The answer rows of the plan's units, as they come."""
+    import ray
+    from ray.data import ActorPoolStrategy
+
+    _quiet_ray_data()
+    job = plan.job
+    checkpoint = replace(plan.checkpoint)  # as it was found: what it has loaded stays here
+    rows = ray.data.read_datasource(UnitSource(plan.todo, plan.reading), num_cpus=cluster.READ_CPUS)
+    prepared = rows.map_batches(
+        Prepare,
+        fn_constructor_args=(job, checkpoint, handle, plan.lookup()),
+        batch_size=BATCH_ROWS,
+        batch_format="pyarrow",
+        num_cpus=cluster.PREPARE_CPUS,
+        compute=ActorPoolStrategy(min_size=1, max_size=sizing.prepare_workers),
+    )
+    answered = prepared.map_batches(
+        Generate,
+        fn_constructor_args=(job, checkpoint, handle, sizing.threads_per_worker),
+        batch_size=BATCH_ROWS,
+        batch_format="pyarrow",
+        num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,
+        num_gpus=sizing.gpus_per_worker,
+        compute=ActorPoolStrategy(
+            size=sizing.workers,
+            max_tasks_in_flight_per_actor=2 * BATCHES_IN_FLIGHT,
+            max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT,
+        ),
+    )
+    yield from answered.iter_batches(batch_size=None, batch_format="pyarrow")
+
+
+def _quiet_ray_data() -> None:
+    import logging
+
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM (`ray job stop`, a scheduler) ends the run as Ctrl-C does: open units are left open."""
+
+    def stop(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not in the main thread: its caller owns the signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,177 @@
+"""Plan: a job, checked against what there is → what exactly will be done. No actor starts before.
+
+Everything that can be refused is refused here: inputs, model, template, columns, output folder.
+"""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llava_batch.asking import Lookup, prompt_columns
+from llava_batch.checkpoint import Checkpoint
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
+from llava_batch.ledger import Ledger
+from llava_batch.presets import preset
+from llava_batch.questions import Questions, read_questions
+from llava_batch.read import Reading, count_rows, first_row
+from llava_batch.read.columns import keep_schema, require_columns
+from llava_batch.read.units import Unit, find_units
+from llava_batch.storage import locate, read_bytes
+from llava_batch.tables import parse_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a run will do. `todo` are the units to answer, `done` how many need nothing."""
+
+    job: Job
+    checkpoint: Checkpoint
+    ledger: Ledger
+    reading: Reading
+    todo: list[Unit]
+    num_units: int
+    num_changed: int
+    """Units answered before from an input that has changed since; they are answered again."""
+
+    questions: Questions | None = None
+
+    def lookup(self) -> Lookup | None:
+        """How a worker finds an image's questions, where they come from a file."""
+        return None if self.questions is None else partial(_questions_of, self.questions)
+
+    @property
+    def num_done(self) -> int:
+        return self.num_units - len(self.todo)
+
+
+def make_plan(job: Job, *, on_gpu: bool) -> Plan:
+    """Check `job` and settle what is to be done.
+
+    Raises:
+        UsageError: anything that keeps the job from running as asked.
+    """
+    job = settled(job, on_gpu=on_gpu)
+    columns = prompt_columns(job)
+    checkpoint = Checkpoint.find(job)
+    checkpoint.renderer(job.template)(["<image>\nq"], job.system)
+    out = locate(job.output)
+    ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
+    ledger.load(overwrite=job.overwrite)
+    units = find_units(job.input, ledger.members)
+    reading = Reading.of(job, columns, _keep(job, ledger, units, columns))
+    todo = [u for u in units if not ledger.is_committed(u)]
+    changed = [u for u in todo if u.name in ledger.records]
+    if job.retry_errors:
+        todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
+    if job.limit is not None:
+        todo = _first_images(todo, reading, job.limit)
+    return Plan(
+        job=job,
+        checkpoint=checkpoint,
+        ledger=ledger,
+        reading=reading,
+        todo=todo,
+        num_units=len(units),
+        num_changed=len(changed),
+        questions=read_questions(job.questions) if job.questions else None,
+    )
+
+
+def _questions_of(
+    questions: Questions, unit: str, key: str, sha256: str | None
+) -> list[tuple[str, str]]:
+    return [(q.question_id, q.text) for q in questions.of(unit=unit, key=key, sha256=sha256)]
+
+
+def settled(job: Job, *, on_gpu: bool) -> Job:
+    """The job with every `auto` that changes answers, and its preset, put in."""
+    if job.dtype == "auto":
+        job = job.but(dtype="bfloat16" if on_gpu else "float32")
+    if job.preset is None:
+        return job
+    chosen, plain = preset(job.preset), Job()
+    wanted = {
+        "suffix": chosen.suffix,
+        "system": chosen.system,
+        "image_aspect": chosen.image_aspect,
+        "max_new_tokens": chosen.max_new_tokens,
+    }
+    return job.but(**{n: v for n, v in wanted.items() if getattr(job, n) == getattr(plain, n)})
+
+
+def fingerprint_settings(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The settings that would change rows or answers; files among them by their content."""
+    settings = job.answer_settings()
+    settings["model"] = checkpoint.commit or folder_hash(checkpoint.folder)
+    settings["model_name"] = job.model
+    if job.template not in ("auto", "llava-1.5", "checkpoint"):
+        settings["template"] = _file_hash(job.template)
+    if job.questions:
+        settings["questions"] = _file_hash(job.questions)
+    return settings
+
+
+def folder_hash(folder: str) -> str:
+    """A hash of a checkpoint's files: names, sizes, and the first 64 KiB of each."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".bin"):
+            with path.open("rb") as file:
+                digest.update(f"{path.name} {os.path.getsize(path)}\n".encode())
+                digest.update(file.read(65536))
+    return digest.hexdigest()[:16]
+
+
+def _file_hash(text: str) -> str:
+    at = locate(text)
+    data = read_bytes(at.fs, at.path)
+    if data is None:
+        raise UsageError(f"{at.shown}: no such file; check the path")
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa.Schema:
+    """The kept columns' types, as an earlier run fixed them or as the first unit has them."""
+    if not units or not (job.keep or columns):
+        return pa.schema([])
+    nothing_kept = Reading.of(job, [*columns, *job.keep], pa.schema([]))
+    row = first_row(units[0], nothing_kept)
+    require_columns(
+        columns, "--question-column" if job.question_column else "--prompt", units[0], row
+    )
+    if ledger.keep is not None:
+        return pa.schema([(name, parse_type(kind)) for name, kind in ledger.keep])
+    return keep_schema(job.keep, units[0], row)
+
+
+def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:
+    """The committed units that have rows in error, set to read only those rows' images."""
+    again = []
+    for unit in units:
+        table = ledger.read_table(unit.name) if ledger.records[unit.name].errors else None
+        if table is None:
+            continue
+        bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
+        start = len(unit.name) + 1
+        names = frozenset(i[start:].partition("#")[0].partition("~")[0] for i in bad)
+        again.append(replace(unit, retry=names))
+    return again
+
+
+def _first_images(units: list[Unit], reading: Reading, limit: int) -> list[Unit]:
+    """The first units of `units` that hold `limit` images, the last one cut."""
+    cut, left = [], limit
+    for unit in units:
+        if left <= 0:
+            break
+        count = count_rows(unit, reading, left)
+        cut.append(replace(unit, limit=count))
+        left -= count
+    return cut

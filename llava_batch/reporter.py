@@ -1,0 +1,36 @@
+"""Reporter: a worker's own counters, told to the board now and then."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+INTERVAL_S = 0.5
+
+
+class Reporter:
+    """Counters of one worker of one stage: `rows`, `busy_s`, and what else the stage counts."""
+
+    def __init__(self, board: Any, stage: str) -> None:
+        self._board = board
+        self._stage = stage
+        self._worker = uuid.uuid4().hex
+        self._counters: dict[str, float] = {"rows": 0, "busy_s": 0.0}
+        self._last = 0.0
+
+    @contextmanager
+    def busy(self, num_rows: int) -> Iterator[None]:
+        """The block's time counts as busy, for `num_rows` rows."""
+        started = time.perf_counter()
+        yield
+        busy_s = self._counters["busy_s"] + time.perf_counter() - started
+        self.add(num_rows, busy_s=busy_s)
+
+    def add(self, num_rows: int, **counters: float) -> None:
+        """`num_rows` more rows; the other counters are totals, and replace what was."""
+        self._counters |= counters
+        self._counters["rows"] += num_rows
+        if time.monotonic() - self._last >= INTERVAL_S:
+            self._last = time.monotonic()
+            self._board.report.remote(self._stage, self._worker, self._counters)
