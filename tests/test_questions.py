@@ -299,7 +299,7 @@ def test_a_copy_for_a_worker_answers_alike(tmp_path: Path) -> None:
         assert copy.of(unit="u", key=key) == questions.of(unit="u", key=key)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=30))
 def test_every_question_is_asked_once_of_its_image_in_file_order(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[int, int]]
