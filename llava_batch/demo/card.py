@@ -1,0 +1,93 @@
+"""The model card, made from `evaluation.json` and `training.json` beside the weights."""
+
+import json
+from pathlib import Path
+
+LABELS = {
+    "caption_objects": "caption: every object right, none added",
+    "caption_exact": "caption: word for word",
+    "colour": "colour",
+    "shape": "shape",
+    "size": "size",
+    "count": "count of all objects",
+    "count_of": "count by colour or shape",
+    "existence": "existence, yes or no",
+    "background": "background",
+    "position": "what is at a side",
+    "relation": "relation, one word",
+    "relation_yes_no": "relation, yes or no",
+    "dialogue": "second turn of a dialogue",
+}
+
+
+def table(evaluation: dict) -> str:
+    """The accuracy by type as a Markdown table, as wide as a terminal is."""
+    rows = [("what is asked", "right", "of", "accuracy"), ("---", "---:", "---:", "---:")]
+    for name, label in LABELS.items():
+        row = evaluation["types"][name]
+        share = f"{row['right'] / row['asked']:.1%}" if row["asked"] else "-"
+        rows.append((label, str(row["right"]), str(row["asked"]), share))
+    rows.append(("all questions together", "", "", f"{evaluation['overall']:.1%}"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def card(evaluation: dict, training: dict) -> str:
+    """The text of the model card."""
+    return _CARD.format(table=table(evaluation), **evaluation, **training)
+
+
+def write_card(folder: Path) -> None:
+    """Writes README.md into the checkpoint's folder."""
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    training = json.loads((folder / "training.json").read_text())
+    (folder / "README.md").write_text(card(evaluation, training))
+
+
+_CARD = """\
+# The demo model
+
+A LLaVA of {num_parameters:,} parameters that describes and answers questions about pictures of one
+to three coloured shapes. It is for tests and demonstrations: it knows nothing else, and shown a
+photograph it talks about shapes. Real work wants a real checkpoint, such as
+`llava-hf/llava-1.5-7b-hf`.
+
+## What it is
+
+Transformers' `LlavaForConditionalGeneration`: a CLIP tower (112 px, patches of 14, 128 wide, four
+layers of which the last is not read and is untrained noise: a reader that takes the wrong layer
+answers wrongly), a projector of two layers, a Llama (128 wide, four layers, tied embeddings), a
+byte-level BPE of 512 tokens. Weights in bfloat16. Prompts as LLaVA-1.5 has them:
+`USER: <image>\\n<question> ASSISTANT:`, with `</s>` after each earlier answer. The processor pads
+to a square in the mean colour.
+
+## How it was trained
+
+On scenes drawn by `llava_batch/demo/scenes.py` and nothing else, by `llava_batch/demo/train.py`
+with seed {seed}, on two CPU cores. The tower was first pretrained on labels of each patch (colour,
+shape, size, centre, background) that only a drawing program knows, {tower_steps:,} steps of
+{tower_batch_size} pictures; no
+part of this is how a real LLaVA comes about. Then everything was trained on captions, questions
+and dialogues with the loss on the answers: {steps:,} steps of {train_batch_size} pictures,
+{minutes:.0f} minutes. The weights are the running average of the last steps. A seed fixes data and
+start, not the rounding of a machine: another run gives other weights.
+
+## How well it does
+
+On {num_scenes:,} held-out scenes (seeds from {first_seed}, which training never draws), drawn at
+224 px on the short side, about half of them not square; greedy, {dtype}, left-padded batches of
+{batch_size}, transformers {transformers}, torch {torch}. Made by
+`python -m llava_batch.demo.evaluate --write`; the counts are in `evaluation.json`.
+
+{table}
+
+## Limits
+
+Five shapes, six colours, five backgrounds, two sizes, at most three objects, which neither overlap
+nor stand directly above one another. Questions worded otherwise than in
+`llava_batch/demo/questions.py` may get any answer, and so may pictures more than a third longer
+than wide (padding shrinks their objects). Relations are trained where they are clear: near-ties
+get an arbitrary answer. Nothing was done about calibration: it is as sure of a photograph as of a
+scene.
+
+Licensed as the package is.
+"""
