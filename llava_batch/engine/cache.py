@@ -7,8 +7,10 @@ row's window is `[0, position]` and stale tokens behind it are overwritten befor
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
@@ -29,6 +31,11 @@ class Rows:
     def length(self) -> int:
         """Q: the common length that the rows are padded to."""
         return max(self.new)
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """int64 `[3, B]`: slots, past, new, as the kernels take them."""
+        return np.array([self.slots, self.past, self.new], dtype=np.int64)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -107,10 +114,12 @@ class SlotCache(Cache):
             for _ in range(num_layers)
         ]
         super().__init__(layers=list(self.slot_layers))
+        self.rows = self.slot_layers[0].rows
         self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
 
     def select(self, rows: Rows) -> None:
         """Work on these rows from now on."""
+        self.rows = rows
         for layer in self.slot_layers:
             layer.rows = rows
 

@@ -45,6 +45,6 @@ class Ballot:
 
 
 def score(logits: torch.Tensor, sequence: "Sequence") -> float:
-    """Log-probability of the sequence's choice; float32 logits `[K, V]` for its K tokens."""
+    """Log-probability of the sequence's choice; logits `[K, V]` for its K tokens."""
     tokens = torch.tensor(sequence.request.choices[sequence.choice], device=logits.device)
-    return float(torch.log_softmax(logits, dim=-1).gather(1, tokens[:, None]).sum())
+    return float(torch.log_softmax(logits.float(), dim=-1).gather(1, tokens[:, None]).sum())

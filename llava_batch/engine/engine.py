@@ -47,13 +47,12 @@ class Engine:
 
         slots: requests decoded at once, or "auto" for as many as memory holds.
         max_tokens: what a slot holds, prompt and answers of a whole dialogue together.
+        attention: `native` (fused kernels for CPU, compiled once), `torch`, or `auto`.
         reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
         prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
         decode: token ids to text; needed only for stop strings.
         """
-        if attention not in ("auto", "torch"):
-            raise ValueError(f"attention is {attention!r}, must be auto or torch")
-        self.llava = Llava(model, normalisation or Normalisation())
+        self.llava = Llava(model, normalisation or Normalisation(), attention)
         plan = load.plan(self.llava, slots=slots, max_tokens=max_tokens)
         self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
         self.stats = Stats()
@@ -159,20 +158,30 @@ class Engine:
                 else:
                     self._advance(group, logits)
 
-    def _advance(self, group: list[Sequence], logits: list[torch.Tensor]) -> None:
-        """Give every sequence its next token, and end those that are done."""
+    def _advance(self, group: list[Sequence], logits: torch.Tensor) -> None:
+        """Give every sequence its next token, and end those that are done.
+
+        Logits `[sum K, V]` hold each sequence's last K = `num_scores` positions.
+        """
+        counts = [sequence.num_scores for sequence in group]
         for sequence in group:
             sequence.num_cached = len(sequence.ids)
             self._scheduler.cached(sequence)
-        for sequence, row_logits in zip(group, logits, strict=True):
-            if sequence.ballot is not None:
-                self._vote(sequence, sequence.ballot, row_logits)
-        rows = [row for row, sequence in enumerate(group) if sequence.ballot is None]
-        if not rows:
-            return
-        going = [group[row] for row in rows]
-        last = torch.cat([logits[row][-1:] for row in rows])
-        tokens, scores = next_tokens(last, going, self._end_tokens)
+        going = [sequence for sequence in group if sequence.ballot is None]
+        if len(going) < len(group):
+            parts = logits.split(counts)
+            for sequence, part in zip(group, parts, strict=True):
+                if sequence.ballot is not None:
+                    self._vote(sequence, sequence.ballot, part)
+            kept = [part for part, s in zip(parts, group, strict=True) if s.ballot is None]
+            if not kept:
+                return
+            logits = torch.cat(kept)
+        self._extend(going, logits)
+
+    def _extend(self, going: list[Sequence], logits: torch.Tensor) -> None:
+        """Append each row's next token, from logits `[B, V]`."""
+        tokens, scores = next_tokens(logits, going, self._end_tokens, self.llava.best_token)
         for sequence, token, logprob in zip(going, tokens, scores, strict=True):
             if not math.isfinite(logprob):
                 self._fail([sequence], "non_finite", NON_FINITE)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine import attention
+from llava_batch.engine import attention, fused, native
 from llava_batch.engine.cache import Rows, SlotCache
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,7 +33,13 @@ class Normalisation:
 class Llava:
     """A LlavaForConditionalGeneration, cut into the engine's verbs."""
 
-    def __init__(self, model: LlavaForConditionalGeneration, normalisation: Normalisation) -> None:
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        normalisation: Normalisation,
+        attention_name: str = "auto",
+    ) -> None:
+        """attention_name: `native` for the fused CPU kernels, `torch`, or `auto` for the best."""
         model.eval().requires_grad_(False)
         own_configs(model)
         attention.register()
@@ -43,9 +49,8 @@ class Llava:
         self.text_config: Any = config.text_config
         self.language_model = model.model.language_model
         self.embed_tokens: Any = model.get_input_embeddings()
-        self.lm_head = model.lm_head
         set_attention(self.language_model, attention.NAME)
-        weight: torch.Tensor = self.embed_tokens.weight
+        weight: Any = self.embed_tokens.weight
         self.dtype = weight.dtype
         self.device = weight.device
         self.image_token: int = self.config.image_token_id
@@ -53,6 +58,10 @@ class Llava:
         self.image_size: int = config.vision_config.image_size
         self.vocab_size: int = self.text_config.vocab_size
         self._cut = cut_tower(model)
+        self.attention = choose_attention(attention_name, self.dtype, self.device)
+        if self.attention == "native":
+            fused.fuse(model)
+        self.lm_head = model.lm_head
         scale = torch.tensor(normalisation.rescale_factor, dtype=torch.float32)
         self._scale = scale.to(self.device)
         shape = (1, 3, 1, 1)
@@ -71,7 +80,7 @@ class Llava:
             return torch.stack(list(self.model.get_image_features(pixel_values).pooler_output))
         hidden = self.model.model.vision_tower(pixel_values).last_hidden_state
         if self.config.vision_feature_select_strategy == "default":
-            hidden = hidden[:, 1:]
+            hidden = hidden[:, 1:].contiguous()
         return self.model.model.multi_modal_projector(hidden)
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -92,8 +101,30 @@ class Llava:
         ).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Hidden states `[..., C]` -> float32 logits `[..., V]`."""
-        return self.lm_head(hidden).float()
+        """Hidden states `[..., C]` -> logits `[..., V]` in the model's dtype."""
+        return self.lm_head(hidden)
+
+    def best_token(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits `[B, V]` -> each row's most likely token and its log-probability."""
+        if self.attention == "native":
+            return native.best_token(logits)
+        logits = logits.float()
+        value, best = logits.max(dim=-1)
+        return best, value - torch.logsumexp(logits, dim=-1)
+
+
+def choose_attention(asked: str, dtype: torch.dtype, device: torch.device) -> str:
+    """`native` or `torch`; asked for and not there is an error that says what is missing."""
+    if asked not in ("auto", "native", "torch"):
+        raise ValueError(f"attention is {asked!r}, must be auto, native or torch")
+    if asked == "torch":
+        return asked
+    missing = f"the device is {device.type}" if device.type != "cpu" else native.unavailable(dtype)
+    if missing is None:
+        return "native"
+    if asked == "native":
+        raise ValueError(f"attention 'native' cannot be had: {missing}; use torch or auto")
+    return "torch"
 
 
 def own_configs(model: LlavaForConditionalGeneration) -> None:

@@ -19,7 +19,7 @@ from llava_batch.engine.stats import Stats
 MIN_KEPT_FEATURES = 16
 """Image features kept for requests that share an image but not the text before it."""
 
-Prefilled = tuple[list[Sequence], list[torch.Tensor] | None]
+Prefilled = tuple[list[Sequence], torch.Tensor | None]
 
 
 class Runner:
@@ -35,7 +35,7 @@ class Runner:
     def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
         """Feed all pending tokens, group by group; logits are None for a row that found no memory.
 
-        Logits come as one float32 `[K, V]` a row, for its last K = `num_scores` positions.
+        Logits are `[sum K, V]`, one row's last K = `num_scores` positions after the other's.
         """
         for group in groups(sequences, self.max_prefill_tokens):
             yield from self._prefill(group)
@@ -55,7 +55,7 @@ class Runner:
         yield from self._prefill(group[:half])
         yield from self._prefill(group[half:])
 
-    def _prefill_group(self, group: list[Sequence]) -> list[torch.Tensor]:
+    def _prefill_group(self, group: list[Sequence]) -> torch.Tensor:
         rows = rows_of(group)
         features = self._encode(group)
         ids, positions, image_places = left_padded(group, rows)
@@ -69,17 +69,17 @@ class Runner:
         self.stats.tokens_padded += len(group) * rows.length - sum(rows.new)
         counts = [sequence.num_scores for sequence in group]
         last = torch.cat([hidden[row, -count:] for row, count in enumerate(counts)])
-        return list(self.llava.logits(last).split(counts))
+        return self.llava.logits(last)
 
-    def decode(self, sequences: list[Sequence]) -> list[torch.Tensor]:
-        """Feed the one pending token of every row -> float32 `[1, V]` a row."""
+    def decode(self, sequences: list[Sequence]) -> torch.Tensor:
+        """Feed the one pending token of every row -> logits `[B, V]`."""
         rows = rows_of(sequences)
         device = self.llava.device
         ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=device)
         positions = torch.tensor(rows.past, device=device)[:, None]
         hidden = self.llava.forward(self.llava.embed(ids), positions, self.cache, rows)
         self.stats.tokens_decoded += len(sequences)
-        return list(self.llava.logits(hidden[:, 0]).split(1))
+        return self.llava.logits(hidden[:, 0])
 
     def _encode(self, group: list[Sequence]) -> list[torch.Tensor | None]:
         """The features `[n, C]` for each row's pending image tokens, every image encoded once."""

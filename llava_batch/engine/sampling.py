@@ -5,26 +5,35 @@ Legend: B rows, V vocabulary. The rules and their order are transformers': repet
 the row's logits and its own generator alone, never by its neighbours.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 
 from llava_batch.engine.sequence import Sequence
 
+BestToken = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+
 
 def next_tokens(
-    logits: torch.Tensor, sequences: list[Sequence], end_tokens: frozenset[int]
+    logits: torch.Tensor,
+    sequences: list[Sequence],
+    end_tokens: frozenset[int],
+    best_token: BestToken,
 ) -> tuple[list[int], list[float]]:
-    """Logits float32 `[B, V]` -> each row's next token and its log-probability under the model.
+    """Logits `[B, V]` -> each row's next token and its log-probability under the model.
 
-    A row whose logits are not finite gets a log-probability that is not finite either.
+    `best_token` says both for the most likely token. A row whose logits are not finite gets a
+    log-probability that is not finite either.
     """
-    log_sum = torch.logsumexp(logits, dim=-1)
-    chosen = logits.argmax(dim=-1)
+    best, logprobs = best_token(logits)
+    chosen, scores = best.tolist(), logprobs.tolist()
     for row, sequence in enumerate(sequences):
-        if is_plain(sequence):
-            continue
-        chosen[row] = pick(logits[row].clone(), sequence, end_tokens)
-    scores = logits.gather(1, chosen[:, None])[:, 0] - log_sum
-    return chosen.tolist(), scores.tolist()
+        if not is_plain(sequence) and math.isfinite(scores[row]):
+            plain = logits[row].float()
+            chosen[row] = pick(plain.clone(), sequence, end_tokens)
+            scores[row] = float(torch.log_softmax(plain, dim=-1)[chosen[row]])
+    return chosen, scores
 
 
 def is_plain(sequence: Sequence) -> bool:

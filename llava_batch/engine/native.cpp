@@ -1,0 +1,613 @@
+// Fused CPU kernels of the engine, compiled at run time and called through ctypes.
+//
+// Legend: B rows, Q left-padded queries of a row, Hq query heads, H K/V heads, D head size, S slots,
+// L slot length. Strides are in elements; the last dimension of every tensor is contiguous.
+// Needs AVX-512 (and AVX512_BF16 for bfloat16); D a multiple of 16. The plain torch form of every
+// kernel stands in attention.py and in transformers; the tests hold the two against each other.
+
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+
+namespace {
+
+using bf16 = uint16_t;
+constexpr int kRows = 6;    // queries of one register block: 6 x 4 accumulators
+constexpr int kKeys = 64;   // keys of one register block
+
+// Scratch of one thread; it grows to the largest call and is kept.
+struct Scratch {
+  void* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+  char* get(size_t wanted) {
+    if (wanted > size) {
+      std::free(data);
+      size = (wanted + 4095) & ~size_t{4095};
+      data = std::aligned_alloc(4096, size);
+    }
+    return static_cast<char*>(data);
+  }
+};
+thread_local Scratch scratch;
+
+inline __m512 exp512(__m512 x) {
+  // 2^n * exp(r), |r| <= ln2 / 2; the polynomial is the Taylor series to degree 7.
+  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 8);
+  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+  __m512 p = _mm512_set1_ps(1.0f / 5040);
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 720));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 120));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 24));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f / 6));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.5f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 sigmoid512(__m512 x) {
+  const __m512 one = _mm512_set1_ps(1.0f);
+  return _mm512_div_ps(one, _mm512_add_ps(one, exp512(_mm512_sub_ps(_mm512_setzero_ps(), x))));
+}
+
+inline __mmask16 head_mask(int64_t count) {
+  return count >= 16 ? __mmask16(0xFFFF) : __mmask16((1u << std::max<int64_t>(count, 0)) - 1);
+}
+
+// 16 elements to and from float32, by element type.
+inline __m512 load16(const float* p, __mmask16 m = 0xFFFF) { return _mm512_maskz_loadu_ps(m, p); }
+inline void store16(float* p, __m512 v, __mmask16 m = 0xFFFF) { _mm512_mask_storeu_ps(p, m, v); }
+inline __m512 round_as(const float*, __m512 v) { return v; }
+
+#ifdef __AVX512BF16__
+inline __m512 load16(const bf16* p, __mmask16 m = 0xFFFF) {
+  const __m256i half = _mm256_maskz_loadu_epi16(m, p);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+inline void store16(bf16* p, __m512 v, __mmask16 m = 0xFFFF) {
+  _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
+}
+inline __m512 round_as(const bf16*, __m512 v) {
+  const __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+#endif
+
+// One multiply-add of 32-bit words: a float32, or a pair of bfloat16.
+template <typename T>
+struct Word;
+template <>
+struct Word<float> {
+  static constexpr int kPer = 1;
+  static __m512 fma(__m512 acc, const uint32_t* a, __m512i b) {
+    return _mm512_fmadd_ps(_mm512_castsi512_ps(_mm512_set1_epi32(*a)), _mm512_castsi512_ps(b), acc);
+  }
+};
+#ifdef __AVX512BF16__
+template <>
+struct Word<bf16> {
+  static constexpr int kPer = 2;
+  static __m512 fma(__m512 acc, const uint32_t* a, __m512i b) {
+    return _mm512_dpbf16_ps(acc, (__m512bh)_mm512_set1_epi32(*a), (__m512bh)b);
+  }
+};
+#endif
+
+// 16 x 16 words: row i of `in` (stride words apart) becomes column i of `out`.
+inline void transpose16(const uint32_t* in, int64_t in_stride, int rows, uint32_t* out,
+                        int64_t out_stride) {
+  __m512i a[16], b[16];
+  for (int i = 0; i < 16; i++)
+    a[i] = i < rows ? _mm512_loadu_si512(in + i * in_stride) : _mm512_setzero_si512();
+  for (int i = 0; i < 8; i++) {
+    b[2 * i] = _mm512_unpacklo_epi32(a[2 * i], a[2 * i + 1]);
+    b[2 * i + 1] = _mm512_unpackhi_epi32(a[2 * i], a[2 * i + 1]);
+  }
+  for (int i = 0; i < 4; i++) {
+    a[4 * i] = _mm512_unpacklo_epi64(b[4 * i], b[4 * i + 2]);
+    a[4 * i + 1] = _mm512_unpackhi_epi64(b[4 * i], b[4 * i + 2]);
+    a[4 * i + 2] = _mm512_unpacklo_epi64(b[4 * i + 1], b[4 * i + 3]);
+    a[4 * i + 3] = _mm512_unpackhi_epi64(b[4 * i + 1], b[4 * i + 3]);
+  }
+  for (int i = 0; i < 4; i++) {
+    b[i] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0x88);
+    b[i + 4] = _mm512_shuffle_i32x4(a[i], a[i + 4], 0xdd);
+    b[i + 8] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0x88);
+    b[i + 12] = _mm512_shuffle_i32x4(a[i + 8], a[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 8; i++) {
+    _mm512_storeu_si512(out + i * out_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0x88));
+    _mm512_storeu_si512(out + (i + 8) * out_stride, _mm512_shuffle_i32x4(b[i], b[i + 8], 0xdd));
+  }
+}
+
+// A row of 8 words (D = 16 in bfloat16) is half a vector: go word by word.
+inline void transpose_any(const uint32_t* in, int64_t in_stride, int rows, int words, uint32_t* out,
+                          int64_t out_stride) {
+  for (int w = 0; w < words; w++)
+    for (int i = 0; i < 16; i++) out[w * out_stride + i] = i < rows ? in[i * in_stride + w] : 0;
+}
+
+// Keys [first, last) of one head, [T, D], as words [D / kPer][padded]; what is behind them is zero.
+template <typename T>
+void pack_keys(const T* key, int64_t stride, int64_t count, int64_t padded, int dim,
+               uint32_t* out) {
+  const int words = dim / Word<T>::kPer;
+  const int64_t word_stride = stride / Word<T>::kPer;
+  const auto* in = reinterpret_cast<const uint32_t*>(key);
+  for (int64_t j = 0; j < padded; j += 16) {
+    const int rows = static_cast<int>(std::clamp<int64_t>(count - j, 0, 16));
+    const uint32_t* from = in + j * word_stride;
+    int w = 0;
+    for (; w + 16 <= words; w += 16)
+      transpose16(from + w, word_stride, rows, out + w * padded + j, padded);
+    if (w < words)
+      transpose_any(from + w, word_stride, rows, words - w, out + w * padded + j, padded);
+  }
+}
+
+// Values as words: float32 rows as they are, bfloat16 as pairs of two neighbouring rows.
+inline void pack_values(const float* value, int64_t stride, int64_t count, int64_t padded, int dim,
+                        uint32_t* out) {
+  for (int64_t j = 0; j < padded; j++) {
+    if (j < count)
+      std::memcpy(out + j * dim, value + j * stride, dim * sizeof(float));
+    else
+      std::memset(out + j * dim, 0, dim * sizeof(float));
+  }
+}
+#ifdef __AVX512BF16__
+inline void pack_values(const bf16* value, int64_t stride, int64_t count, int64_t padded, int dim,
+                        uint32_t* out) {
+  for (int64_t j = 0; j < padded; j += 2) {
+    for (int d = 0; d < dim; d += 16) {
+      __m512i low = _mm512_setzero_si512(), high = low;
+      const bf16* at = value + j * stride + d;
+      if (j < count) low = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)at));
+      if (j + 1 < count)
+        high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)(at + stride)));
+      _mm512_storeu_si512(out + (j / 2) * dim + d,
+                          _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+  }
+}
+#endif
+
+// scores[i][j] = query i . key j, for kRows queries and keys [begin, end) in steps of kKeys.
+template <typename T>
+void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t padded, int words,
+                 int64_t begin, int64_t end, float* scores, int64_t stride) {
+  for (int64_t j = begin; j < end; j += kKeys) {
+    __m512 acc[kRows][4];
+    for (auto& row : acc)
+      for (auto& part : row) part = _mm512_setzero_ps();
+    for (int w = 0; w < words; w++) {
+      const uint32_t* at = keys + w * padded + j;
+      const __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + 16);
+      const __m512i b2 = _mm512_loadu_si512(at + 32), b3 = _mm512_loadu_si512(at + 48);
+#pragma GCC unroll 6
+      for (int i = 0; i < kRows; i++) {
+        acc[i][0] = Word<T>::fma(acc[i][0], query[i] + w, b0);
+        acc[i][1] = Word<T>::fma(acc[i][1], query[i] + w, b1);
+        acc[i][2] = Word<T>::fma(acc[i][2], query[i] + w, b2);
+        acc[i][3] = Word<T>::fma(acc[i][3], query[i] + w, b3);
+      }
+    }
+    for (int i = 0; i < kRows; i++)
+      for (int part = 0; part < 4; part++)
+        _mm512_storeu_ps(scores + i * stride + j + 16 * part, acc[i][part]);
+  }
+}
+
+// Softmax numerators of scores [low, high), zero elsewhere in [begin, end); returns their sum.
+template <typename T>
+float softmax_row(float* scores, T* weights, int64_t begin, int64_t end, int64_t low, int64_t high,
+                  float scaling) {
+  const float lowest = -std::numeric_limits<float>::infinity();
+  __m512 top = _mm512_set1_ps(lowest);
+  auto seen = [&](int64_t j) {
+    return __mmask16(head_mask(high - j) & ~head_mask(low - j));
+  };
+  for (int64_t j = begin; j < end; j += 16)
+    top = _mm512_mask_max_ps(top, seen(j), top, _mm512_loadu_ps(scores + j));
+  const __m512 shift = _mm512_set1_ps(_mm512_reduce_max_ps(top) * scaling);
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t j = begin; j < end; j += 16) {
+    const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(scaling), shift);
+    const __m512 p = _mm512_maskz_mov_ps(seen(j), exp512(x));
+    sum = _mm512_add_ps(sum, p);
+    store16(weights + j, p);
+  }
+  return _mm512_reduce_add_ps(sum);
+}
+
+// out[i][d] = sum_j weights[i][j] * value[j][d] / sum[i], for 16 * NV values of d.
+template <typename T, int NV>
+void value_block(const T* weights, int64_t stride, const uint32_t* values, int dim, int64_t begin,
+                 int64_t end, const float* sum, int rows, T* const* out) {
+  constexpr int per = Word<T>::kPer;
+  __m512 acc[kRows][NV];
+  for (auto& row : acc)
+    for (auto& part : row) part = _mm512_setzero_ps();
+  for (int64_t j = begin / per; j < (end + per - 1) / per; j++) {
+    __m512i b[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; v++) b[v] = _mm512_loadu_si512(values + j * dim + 16 * v);
+#pragma GCC unroll 6
+    for (int i = 0; i < kRows; i++) {
+      const auto* a = reinterpret_cast<const uint32_t*>(weights + i * stride) + j;
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; v++) acc[i][v] = Word<T>::fma(acc[i][v], a, b[v]);
+    }
+  }
+  for (int i = 0; i < rows; i++)
+    for (int v = 0; v < NV; v++)
+      store16(out[i] + 16 * v, _mm512_div_ps(acc[i][v], _mm512_set1_ps(sum[i])));
+}
+
+struct Attention {
+  int64_t batch, heads, kv_heads, dim, length;
+  int64_t q_batch, q_head, q_token;      // strides of the queries
+  int64_t k_slot, k_head, k_token;       // strides of keys and values
+  int64_t o_batch, o_head, o_token;      // strides of the output
+  int64_t causal, window;                // window 0: none
+  double scaling;
+};
+
+// Queries [from, to) of one row and one K/V head, all its query heads.
+template <typename T>
+void prefill_task(const Attention& a, const T* query, const T* key, const T* value, T* out,
+                  int64_t past, int64_t count, int64_t from, int64_t to) {
+  const int dim = static_cast<int>(a.dim), words = dim / Word<T>::kPer;
+  const int64_t total = past + count;
+  const int64_t first = a.window ? std::max<int64_t>(0, past + from - a.window + 1) : 0;
+  const int64_t last = a.causal ? past + to : total;
+  const int64_t padded = (last - first + kKeys - 1) / kKeys * kKeys;
+  // A word more than a multiple of a page: rows must not fall on one another in the cache.
+  const int64_t stride = padded + 16;
+  const size_t key_bytes = sizeof(uint32_t) * words * padded;
+  const size_t value_bytes = sizeof(uint32_t) * dim * (padded / Word<T>::kPer);
+  const size_t score_bytes = sizeof(float) * kRows * stride;
+  char* memory = scratch.get(key_bytes + value_bytes + 2 * score_bytes + 256);
+  auto* keys = reinterpret_cast<uint32_t*>(memory);
+  auto* values = reinterpret_cast<uint32_t*>(memory + key_bytes);
+  auto* scores = reinterpret_cast<float*>(memory + key_bytes + value_bytes);
+  auto* weights = reinterpret_cast<T*>(memory + key_bytes + value_bytes + score_bytes);
+  pack_keys(key + first * a.k_token, a.k_token, last - first, padded, dim, keys);
+  pack_values(value + first * a.k_token, a.k_token, last - first, padded, dim, values);
+
+  for (int64_t head = 0; head < a.heads / a.kv_heads; head++) {
+    for (int64_t i = from; i < to; i += kRows) {
+      const int rows = static_cast<int>(std::min<int64_t>(kRows, to - i));
+      const uint32_t* q[kRows];
+      T* o[kRows];
+      float sum[kRows];
+      for (int r = 0; r < kRows; r++) {
+        const int64_t token = i + std::min(r, rows - 1);
+        q[r] = reinterpret_cast<const uint32_t*>(query + head * a.q_head + token * a.q_token);
+        o[r] = out + head * a.o_head + token * a.o_token;
+      }
+      const int64_t highest = (a.causal ? past + i + rows : total) - first;
+      const int64_t lowest = a.window ? std::max<int64_t>(0, past + i - a.window + 1) - first : 0;
+      const int64_t begin = lowest / kKeys * kKeys;
+      const int64_t end = (highest + kKeys - 1) / kKeys * kKeys;
+      score_block<T>(q, keys, padded, words, begin, end, scores, stride);
+      for (int r = 0; r < kRows; r++) {
+        const int64_t position = past + i + std::min(r, rows - 1);
+        const int64_t high = (a.causal ? position + 1 : total) - first;
+        const int64_t low = a.window ? std::max<int64_t>(0, position - a.window + 1) - first : 0;
+        sum[r] = softmax_row(scores + r * stride, weights + r * stride, begin, end, low, high,
+                             static_cast<float>(a.scaling));
+      }
+      for (int d = 0; d < dim; d += 64) {
+        T* at[kRows];
+        for (int r = 0; r < kRows; r++) at[r] = o[r] + d;
+        const uint32_t* v = values + d;
+        switch (std::min(64, dim - d) / 16) {
+          case 4: value_block<T, 4>(weights, stride, v, dim, begin, highest, sum, rows, at); break;
+          case 3: value_block<T, 3>(weights, stride, v, dim, begin, highest, sum, rows, at); break;
+          case 2: value_block<T, 2>(weights, stride, v, dim, begin, highest, sum, rows, at); break;
+          default: value_block<T, 1>(weights, stride, v, dim, begin, highest, sum, rows, at);
+        }
+      }
+    }
+  }
+}
+
+template <typename T>
+void prefill(const Attention& a, const T* query, const T* key, const T* value, T* out,
+             const int64_t* slots, const int64_t* past, const int64_t* count) {
+  const int64_t threads = omp_get_max_threads();
+  const int64_t pairs = a.batch * a.kv_heads;
+  // Few heads and many threads: cut the queries as well, at the price of packing keys again.
+  const int64_t chunks = std::clamp<int64_t>((4 * threads + pairs - 1) / pairs, 1,
+                                             (a.length + 127) / 128);
+#pragma omp parallel for collapse(2) schedule(dynamic)
+  for (int64_t pair = 0; pair < pairs; pair++) {
+    for (int64_t chunk = 0; chunk < chunks; chunk++) {
+      const int64_t row = pair / a.kv_heads, head = pair % a.kv_heads;
+      const int64_t from = count[row] * chunk / chunks, to = count[row] * (chunk + 1) / chunks;
+      if (from == to) continue;
+      const int64_t group = head * (a.heads / a.kv_heads), pad = a.length - count[row];
+      prefill_task(a, query + row * a.q_batch + group * a.q_head + pad * a.q_token,
+                   key + slots[row] * a.k_slot + head * a.k_head,
+                   value + slots[row] * a.k_slot + head * a.k_head,
+                   out + row * a.o_batch + group * a.o_head + pad * a.o_token, past[row],
+                   count[row], from, to);
+    }
+  }
+}
+
+// Sums of 16 vectors, in one.
+inline __m512 reduce16(const __m512* v) {
+  __m512 a[8], b[4], c[2];
+  for (int i = 0; i < 8; i++)
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
+                         _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
+  for (int i = 0; i < 4; i++) {
+    const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
+                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+  }
+  for (int i = 0; i < 2; i++)
+    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
+                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88),
+                       _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
+}
+
+inline __m512 dot(const float* key, const float* query, int dim) {
+  __m512 acc = _mm512_setzero_ps();
+  for (int d = 0; d < dim; d += 16)
+    acc = _mm512_fmadd_ps(_mm512_loadu_ps(key + d), _mm512_loadu_ps(query + d), acc);
+  return acc;
+}
+inline void add_values(__m512* acc, const float* value, int64_t stride, const float* weights,
+                       int64_t count, int dim) {
+  for (int64_t j = 0; j < count; j++) {
+    const __m512 p = _mm512_set1_ps(weights[j]);
+    for (int d = 0; d < dim / 16; d++)
+      acc[d] = _mm512_fmadd_ps(p, _mm512_loadu_ps(value + j * stride + 16 * d), acc[d]);
+  }
+}
+#ifdef __AVX512BF16__
+inline __m512 dot(const bf16* key, const bf16* query, int dim) {
+  __m512 acc = _mm512_setzero_ps();
+  for (int d = 0; d < dim; d += 32) {
+    const __mmask32 mask = dim - d >= 32 ? 0xFFFFFFFFu : 0xFFFFu;
+    acc = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_maskz_loadu_epi16(mask, key + d),
+                           (__m512bh)_mm512_maskz_loadu_epi16(mask, query + d));
+  }
+  return acc;
+}
+inline void add_values(__m512* acc, const bf16* value, int64_t stride, const float* weights,
+                       int64_t count, int dim) {
+  for (int64_t j = 0; j < count; j++) {
+    const __m512 p = _mm512_set1_ps(weights[j]);
+    for (int d = 0; d < dim / 16; d++)
+      acc[d] = _mm512_fmadd_ps(p, load16(value + j * stride + 16 * d), acc[d]);
+  }
+}
+#endif
+
+// One query of one row against the keys [low, high) of its slot.
+template <typename T>
+void decode_task(const T* query, const T* key, const T* value, int64_t stride, T* out, int64_t low,
+                 int64_t high, int dim, float scaling) {
+  const int64_t count = high - low, padded = (count + 15) / 16 * 16;
+  auto* scores = reinterpret_cast<float*>(scratch.get(sizeof(float) * padded));
+  key += low * stride;
+  value += low * stride;
+  __m512 top = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  for (int64_t j = 0; j < padded; j += 16) {
+    __m512 part[16];
+    for (int i = 0; i < 16; i++)
+      part[i] = dot(key + std::min(j + i, count - 1) * stride, query, dim);
+    const __m512 s = _mm512_mul_ps(reduce16(part), _mm512_set1_ps(scaling));
+    const __m512 seen =
+        _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()),
+                           head_mask(count - j), s);
+    top = _mm512_max_ps(top, seen);
+    _mm512_storeu_ps(scores + j, seen);
+  }
+  const __m512 shift = _mm512_set1_ps(_mm512_reduce_max_ps(top));
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t j = 0; j < padded; j += 16) {
+    const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), shift);
+    const __m512 p = _mm512_maskz_mov_ps(head_mask(count - j), exp512(x));
+    sum = _mm512_add_ps(sum, p);
+    _mm512_storeu_ps(scores + j, p);
+  }
+  const __m512 total = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
+  for (int d = 0; d < dim; d += 64) {
+    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
+                     _mm512_setzero_ps()};
+    const int width = std::min(64, dim - d);
+    if (width == 64)
+      add_values(acc, value + d, stride, scores, count, 64);
+    else
+      add_values(acc, value + d, stride, scores, count, width);
+    for (int v = 0; v < width / 16; v++)
+      store16(out + d + 16 * v, _mm512_div_ps(acc[v], total));
+  }
+}
+
+template <typename T>
+void decode(const Attention& a, const T* query, const T* key, const T* value, T* out,
+            const int64_t* slots, const int64_t* past) {
+  const int64_t group = a.heads / a.kv_heads;
+#pragma omp parallel for collapse(2) schedule(dynamic, 4)
+  for (int64_t row = 0; row < a.batch; row++) {
+    for (int64_t head = 0; head < a.kv_heads; head++) {
+      const int64_t high = past[row] + 1, at = slots[row] * a.k_slot + head * a.k_head;
+      const int64_t low = a.window ? std::max<int64_t>(0, high - a.window) : 0;
+      for (int64_t g = head * group; g < (head + 1) * group; g++)
+        decode_task(query + row * a.q_batch + g * a.q_head, key + at, value + at, a.k_token,
+                    out + row * a.o_batch + g * a.o_head, low, high, static_cast<int>(a.dim),
+                    static_cast<float>(a.scaling));
+    }
+  }
+}
+
+// Rotary embedding of one head: halves (x, y) become (x cos - y sin, y cos + x sin).
+template <typename T>
+inline void rotate(const T* in, const T* cosine, const T* sine, T* out, int dim) {
+  const int half = dim / 2;
+  for (int d = 0; d < half; d += 16) {
+    const __mmask16 m = head_mask(half - d);
+    const __m512 x = load16(in + d, m), y = load16(in + half + d, m);
+    const __m512 low = _mm512_fnmadd_ps(y, load16(sine + d, m),
+                                        _mm512_mul_ps(x, load16(cosine + d, m)));
+    const __m512 high = _mm512_fmadd_ps(x, load16(sine + half + d, m),
+                                        _mm512_mul_ps(y, load16(cosine + half + d, m)));
+    store16(out + d, low, m);
+    store16(out + half + d, high, m);
+  }
+}
+
+// qkv [B * Q, (Hq + 2 H) D]: queries are rotated in place, keys and values go to their slots.
+template <typename T>
+void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const Attention& a,
+                const int64_t* slots, const int64_t* past, const int64_t* count) {
+  const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
+  const int dim = static_cast<int>(a.dim);
+#pragma omp parallel for
+  for (int64_t token = 0; token < a.batch * a.length; token++) {
+    const int64_t row = token / a.length;
+    const int64_t place = token % a.length - (a.length - count[row]);
+    if (place < 0) continue;
+    T* in = qkv + token * width;
+    const T* c = cosine + token * dim;
+    const T* s = sine + token * dim;
+    for (int64_t h = 0; h < a.heads; h++) rotate(in + h * dim, c, s, in + h * dim, dim);
+    const int64_t at = slots[row] * a.k_slot + (past[row] + place) * a.k_token;
+    in += a.heads * dim;
+    for (int64_t h = 0; h < a.kv_heads; h++)
+      rotate(in + h * dim, c, s, key + at + h * a.k_head, dim);
+    in += a.kv_heads * dim;
+    for (int64_t h = 0; h < a.kv_heads; h++)
+      std::memcpy(value + at + h * a.k_head, in + h * dim, dim * sizeof(T));
+  }
+}
+
+template <typename T>
+void rms_norm(const T* in, const T* weight, T* out, int64_t rows, int64_t dim, double epsilon) {
+#pragma omp parallel for if (rows * dim > 16384)
+  for (int64_t row = 0; row < rows; row++) {
+    const T* x = in + row * dim;
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t d = 0; d < dim; d += 16) {
+      const __m512 v = load16(x + d, head_mask(dim - d));
+      sum = _mm512_fmadd_ps(v, v, sum);
+    }
+    const float mean = _mm512_reduce_add_ps(sum) / static_cast<float>(dim);
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(mean + static_cast<float>(epsilon)));
+    for (int64_t d = 0; d < dim; d += 16) {
+      const __mmask16 m = head_mask(dim - d);
+      // Rounded before the weight, as transformers does.
+      const __m512 v = round_as(x, _mm512_mul_ps(load16(x + d, m), scale));
+      store16(out + row * dim + d, _mm512_mul_ps(v, load16(weight + d, m)), m);
+    }
+  }
+}
+
+// in [rows, 2 width]: out = silu(left half) * right half.
+template <typename T>
+void silu_mul(const T* in, T* out, int64_t rows, int64_t width) {
+#pragma omp parallel for if (rows * width > 16384)
+  for (int64_t row = 0; row < rows; row++) {
+    const T* gate = in + 2 * row * width;
+    for (int64_t d = 0; d < width; d += 16) {
+      const __mmask16 m = head_mask(width - d);
+      const __m512 g = load16(gate + d, m);
+      const __m512 silu = round_as(gate, _mm512_mul_ps(g, sigmoid512(g)));
+      store16(out + row * width + d, _mm512_mul_ps(silu, load16(gate + width + d, m)), m);
+    }
+  }
+}
+
+// x * sigmoid(1.702 x), in place.
+template <typename T>
+void quick_gelu(T* x, int64_t count) {
+#pragma omp parallel for if (count > 16384)
+  for (int64_t i = 0; i < count; i += 16) {
+    const __mmask16 m = head_mask(count - i);
+    const __m512 v = load16(x + i, m);
+    const __m512 gate = sigmoid512(_mm512_mul_ps(v, _mm512_set1_ps(1.702f)));
+    store16(x + i, _mm512_mul_ps(v, gate), m);
+  }
+}
+
+// Of each row of logits: the first highest entry, and the logarithm of the sum of exponentials.
+template <typename T>
+void best_token(const T* logits, int64_t rows, int64_t size, int64_t* best, float* value,
+                float* log_sum) {
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t row = 0; row < rows; row++) {
+    const T* x = logits + row * size;
+    const float lowest = -std::numeric_limits<float>::infinity();
+    __m512 top = _mm512_set1_ps(lowest);
+    for (int64_t d = 0; d < size; d += 16) {
+      const __mmask16 m = head_mask(size - d);
+      top = _mm512_mask_max_ps(top, m, top, load16(x + d, m));
+    }
+    const float highest = _mm512_reduce_max_ps(top);
+    __m512 sum = _mm512_setzero_ps();
+    int64_t found = -1;
+    for (int64_t d = 0; d < size; d += 16) {
+      const __mmask16 m = head_mask(size - d);
+      const __m512 v = load16(x + d, m);
+      const __m512 p = exp512(_mm512_sub_ps(v, _mm512_set1_ps(highest)));
+      sum = _mm512_add_ps(sum, _mm512_maskz_mov_ps(m, p));
+      const __mmask16 same = _mm512_mask_cmp_ps_mask(m, v, _mm512_set1_ps(highest), _CMP_EQ_OQ);
+      if (found < 0 && same) found = d + __builtin_ctz(same);
+    }
+    // A NaN is skipped by max but not by the sum: log_sum is NaN then, which the caller checks.
+    best[row] = std::max<int64_t>(found, 0);
+    value[row] = highest;
+    log_sum[row] = highest + std::log(_mm512_reduce_add_ps(sum));
+  }
+}
+
+}  // namespace
+
+#define KERNELS(NAME, T)                                                                          \
+  void prefill_##NAME(const Attention* a, const T* q, const T* k, const T* v, T* o,               \
+                      const int64_t* slots, const int64_t* past, const int64_t* count) {          \
+    prefill(*a, q, k, v, o, slots, past, count);                                                  \
+  }                                                                                               \
+  void decode_##NAME(const Attention* a, const T* q, const T* k, const T* v, T* o,                \
+                     const int64_t* slots, const int64_t* past, const int64_t*) {                 \
+    decode(*a, q, k, v, o, slots, past);                                                          \
+  }                                                                                               \
+  void rope_store_##NAME(const Attention* a, T* qkv, const T* c, const T* s, T* k, T* v,          \
+                         const int64_t* slots, const int64_t* past, const int64_t* count) {       \
+    rope_store(qkv, c, s, k, v, *a, slots, past, count);                                          \
+  }                                                                                               \
+  void rms_norm_##NAME(const T* x, const T* w, T* o, int64_t rows, int64_t dim, double epsilon) { \
+    rms_norm(x, w, o, rows, dim, epsilon);                                                        \
+  }                                                                                               \
+  void silu_mul_##NAME(const T* x, T* o, int64_t rows, int64_t width) {                           \
+    silu_mul(x, o, rows, width);                                                                  \
+  }                                                                                               \
+  void quick_gelu_##NAME(T* x, int64_t count) { quick_gelu(x, count); }                           \
+  void best_token_##NAME(const T* x, int64_t rows, int64_t size, int64_t* best, float* value,     \
+                         float* log_sum) {                                                        \
+    best_token(x, rows, size, best, value, log_sum);                                              \
+  }
+
+extern "C" {
+KERNELS(float32, float)
+#ifdef __AVX512BF16__
+KERNELS(bfloat16, bf16)
+#endif
+}
