@@ -17,6 +17,8 @@ from llava_batch.errors import UsageError
 from llava_batch.storage import Location, list_files, locate, read_bytes
 
 _SUFFIXES = (".parquet", ".arrow")
+_NEEDED = ({"id", "status", "answer"}, {"id", "status", "conversations"})
+"""The columns that make a table one of answers, or of the instructions made from them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ def open_answers(text: str) -> Answers:
     if not paths:
         raise UsageError(f"{location.shown}: holds no answers (no .parquet or .arrow table)")
     schema = _schema(location.fs, paths[0])
-    if not {"id", "answer", "status"} <= set(schema.names):
+    if not any(needed <= set(schema.names) for needed in _NEEDED):
         raise UsageError(f"{location.shown}: {paths[0].rpartition('/')[2]} is no table of answers "
                          f"(its columns: {', '.join(schema.names)})")  # fmt: skip
     return Answers(location=location, paths=tuple(paths), schema=schema)
