@@ -3,9 +3,13 @@
 
 jobs/score.py --answers OUT --benchmark vqav2 --annotations v2_mscoco_val2014_annotations.json
 jobs/score.py --answers OUT --benchmark mmbench --annotations mmbench.tsv --export mmbench.xlsx
+jobs/score.py --help
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from llava_batch.score_job import main
 
