@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	$(BIN)/python jobs/demo.py
+	$(BIN)/python -m llava_batch.demo.tour
 
 test: lint
 	$(BIN)/python -m pytest

@@ -42,6 +42,7 @@ def under_job_submit() -> bool:
 def connected(*, log_to_driver: bool = False) -> Iterator[None]:
     """Ray, as found in the environment or else a local one, for the length of the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
     import ray
 
     if ray.is_initialized():

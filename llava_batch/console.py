@@ -1,10 +1,7 @@
 """What a run says on the terminal before and after itself; the demo's shards where none are given."""
 
-import os
 import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from llava_batch.job import Job
 from llava_batch.pipeline import run
@@ -33,10 +30,10 @@ def with_demo_shards(job: Job) -> Job:
     from llava_batch.demo.shards import write_shards
 
     folder = Path(job.output).absolute().parent / "shards"
-    paths = write_shards(folder, count=DEMO_IMAGES, seed=DEMO_SEED)
-    Console(stderr=True, highlight=False).print(
-        f"No --input: drew {DEMO_IMAGES} scenes into {os.path.relpath(folder)}"
-    )
+    paths = sorted(folder.glob("shapes-*"))
+    if not paths:
+        paths = write_shards(folder, count=DEMO_IMAGES, seed=DEMO_SEED)
+        print(f"Drew {len(paths)} shards of {DEMO_IMAGES} scenes into {folder}", file=sys.stderr)
     return job.but(input=tuple(map(str, paths)))
 
 

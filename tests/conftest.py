@@ -1,0 +1,36 @@
+"""Shared by the tests: shards of fresh scenes, and one local Ray for those that run whole jobs."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+SEED = 4_242
+NUM_SCENES = 24
+"""In each of the two demo shards."""
+
+
+@pytest.fixture(scope="session")
+def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A tar and a Parquet file of scenes that no training saw."""
+    from llava_batch.demo.shards import write_shards
+
+    return write_shards(tmp_path_factory.mktemp("shards"), count=NUM_SCENES, seed=SEED)
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of two CPUs in a folder of its own, ended with the session."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="lbray", dir="/tmp")  # short: sockets live below it
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, _temp_dir=folder)
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
