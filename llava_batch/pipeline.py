@@ -15,6 +15,7 @@ from llava_batch.errors import RunFailed
 from llava_batch.generate import Generate
 from llava_batch.job import Job
 from llava_batch.ledger import Ownership
+from llava_batch.metrics import RunMetrics
 from llava_batch.plan import Plan, make_plan
 from llava_batch.prepare import Prepare
 from llava_batch.progress import Progress
@@ -51,10 +52,12 @@ def _run(plan: Plan, sizing: Sizing) -> Summary:
     handle = board.start()
     committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
     started, status = time.time(), "stopped"
+    metrics = RunMetrics()
     with Progress(plan, committer, handle) as progress:
         try:
             for batch in answers(plan, sizing, handle) if plan.todo else []:
                 committer.add(batch)
+                metrics.update(committer.tally)
             status = "complete"
         finally:
             summary = summarise(

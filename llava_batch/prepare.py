@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llava_batch.answering import row_id
 from llava_batch.asking import Ask, Lookup, asks_of
 from llava_batch.attempts import Attempts
 from llava_batch.checkpoint import Checkpoint
@@ -22,6 +23,7 @@ from llava_batch.pixels import BadImage, check_canvas, configure_pillow, decode,
 from llava_batch.prompts import BadPrompt, place_images, unguarded
 from llava_batch.read.columns import KEEP
 from llava_batch.reporter import Reporter
+from llava_batch.thumbnails import Thumbnails
 
 ASK = pa.struct(
     [
@@ -70,6 +72,7 @@ class Prepare:
         self._lookup = lookup
         self._attempts = Attempts(board, "prepare", job.max_tries)
         self._reporter = Reporter(board, "prepare")
+        self._thumbnails = Thumbnails(board)
         self._render = checkpoint.renderer(job.template)
         self._pad = job.image_aspect == "pad" or (job.image_aspect == "auto" and checkpoint.pads)
         size = checkpoint.image_processor.size
@@ -80,6 +83,7 @@ class Prepare:
         rows = columns.to_pylist()
         with self._reporter.busy(len(rows)):
             made = self._rows(rows)
+            self._thumbnails.hand_in()
         prepared = pa.Table.from_pylist(made, schema=PREPARED)
         for name in table.schema.names:
             if name.startswith(KEEP):
@@ -144,6 +148,7 @@ class Prepare:
             image = decode(data, self._job.max_pixels)
             if number == 0:
                 out["width"], out["height"] = image.size
+                self._thumbnails.consider(row_id(out, None), image)
             check_canvas(*image.size, self._pad, self._shortest_edge, self._job.max_pixels)
             if self._pad:
                 image = expand_to_square(image, self._checkpoint.background)

@@ -1,10 +1,12 @@
-"""Reporter: a worker's own counters, told to the board now and then."""
+"""Reporter: a worker's own counters, told to the board now and then, and to Prometheus."""
 
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from llava_batch.metrics import StageMetrics
 
 INTERVAL_S = 0.5
 
@@ -17,6 +19,7 @@ class Reporter:
         self._stage = stage
         self._worker = uuid.uuid4().hex
         self._counters: dict[str, float] = {"rows": 0, "busy_s": 0.0}
+        self._metrics = StageMetrics(stage)
         self._last = 0.0
 
     @contextmanager
@@ -29,8 +32,10 @@ class Reporter:
 
     def add(self, num_rows: int, **counters: float) -> None:
         """`num_rows` more rows; the other counters are totals, and replace what was."""
+        grown_s = counters.get("busy_s", 0.0) - self._counters["busy_s"]
         self._counters |= counters
         self._counters["rows"] += num_rows
+        self._metrics.add(num_rows, grown_s, self._counters)
         if time.monotonic() - self._last >= INTERVAL_S:
             self._last = time.monotonic()
             self._board.report.remote(self._stage, self._worker, self._counters)

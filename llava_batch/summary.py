@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from llava_batch import __version__
+import ray
+
+from llava_batch import __version__, thumbnails
 from llava_batch.cluster import Sizing
 from llava_batch.plan import Plan
-from llava_batch.storage import write_whole
+from llava_batch.storage import locate, write_whole
 from llava_batch.write import Committer, Tally
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "webdataset")
@@ -88,6 +90,7 @@ def summarise(
     if committer is None:
         return summary
     summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
+    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 
@@ -115,8 +118,6 @@ def versions() -> dict[str, str]:
 
 def public_settings(plan: Plan) -> dict[str, Any]:
     """The job's settings with no credentials in any path."""
-    from llava_batch.storage import locate
-
     job = plan.job.settings()
     return job | {
         "output": plan.ledger.out.shown,
@@ -156,8 +157,6 @@ def _totals(plan: Plan) -> dict[str, Any]:
 
 
 def _stages(board: Any) -> dict[str, dict[str, float]]:
-    import ray
-
     return ray.get(board.stages.remote())
 
 
