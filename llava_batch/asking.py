@@ -10,6 +10,7 @@ from typing import Any
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts import BadPrompt, Guards, fill, template_columns
+from llava_batch.recipes import Recipe, draw
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ Lookup = Callable[[str, str, str | None], list[tuple[str, str]]]
 """(unit, key, SHA-256 of the image) -> [(question id, text)], from a questions file."""
 
 
-def prompt_columns(job: Job) -> list[str]:
+def prompt_columns(job: Job, recipe: Recipe | None = None) -> list[str]:
     """The input columns that this job's prompts need.
 
     Raises:
@@ -33,7 +34,7 @@ def prompt_columns(job: Job) -> list[str]:
     """
     named = [
         name
-        for flag, text in _templates(job)
+        for flag, text in _templates(job, recipe)
         for name in template_columns(text, flag)
     ]  # fmt: skip
     own = [job.question_column] if job.question_column else []
@@ -48,6 +49,7 @@ def asks_of(
     guards: Guards,
     lookup: Lookup | None = None,
     sha256: str | None = None,
+    recipe: Recipe | None = None,
 ) -> list[Ask]:
     """What to ask of this image; `guards` fence what users and columns bring."""
     if job.questions:
@@ -55,6 +57,9 @@ def asks_of(
             raise UsageError("--questions: no file of questions was loaded")
         found = lookup(unit, key, sha256)
         asks = [Ask(question_id, (guards.text(text),)) for question_id, text in found]
+    elif recipe is not None:
+        drawn = draw(recipe, job.seed, f"{unit}/{key}")
+        return [_dialogue([_filled(None, prompt, columns, guards) for prompt in drawn])]
     elif job.question_column:
         value = columns.get(job.question_column)
         if not value:
@@ -73,7 +78,9 @@ def asks_of(
     return [_dialogue(asks)] if job.dialogue and asks else asks
 
 
-def _templates(job: Job) -> list[tuple[str, str]]:
+def _templates(job: Job, recipe: Recipe | None) -> list[tuple[str, str]]:
+    if recipe is not None:
+        return [("--recipe", prompt) for prompt in recipe.prompts]
     if job.questions or job.question_column:
         return []
     if job.question:

@@ -19,16 +19,17 @@ from llava_batch.job import Job, flag_name, job_fields
 _EPILOG = "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error."
 
 
-def _command(doc: str) -> Callable[..., None]:
-    """A typer command with a parameter for each field of `Job`, which runs the job."""
+def _command(doc: str, run: Callable[..., object], *own: inspect.Parameter) -> Callable[..., None]:
+    """A typer command with a parameter for each field of `Job` and those of its `own`."""
+    own_names = [parameter.name for parameter in own]
 
     def command(**flags: Any) -> None:
-        _run(Job(**_as_fields(flags)))
+        beside = {name: flags.pop(name) for name in own_names}
+        run(Job(**_as_fields(flags)), **beside)
 
     hints = get_type_hints(Job)
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [_parameter(f.name, hints[f.name], f) for f in job_fields()]
-    )
+    fields = [_parameter(f.name, hints[f.name], f) for f in job_fields()]
+    command.__signature__ = inspect.Signature([*fields, *own])  # type: ignore[attr-defined]
     command.__doc__ = doc
     return command
 
@@ -66,6 +67,30 @@ def _run(job: Job) -> None:
     run_and_tell(job)
 
 
+def _instruct(job: Job, export: list[str]) -> None:
+    from llava_batch.instruct_job import run_instruct
+
+    run_instruct(job, export)
+
+
+def _score(context: typer.Context) -> None:
+    """Score a run's answers by a benchmark's own metric."""
+    from llava_batch.score_job import main as score_main
+
+    raise typer.Exit(score_main(context.args))
+
+
+_EXPORT = inspect.Parameter(
+    "export",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=[],
+    annotation=Annotated[
+        list[str],
+        typer.Option(help="llava, webdataset or huggingface; repeatable.", show_default=False),
+    ],
+)
+
+
 class _SpreadLists(TyperCommand):
     """Lets a repeatable flag take several values at once: `--input A B` is `--input A --input B`."""
 
@@ -85,8 +110,9 @@ class _SpreadLists(TyperCommand):
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "caption": _command("Describe every image of a corpus with one prompt."),
-    "vqa": _command("Ask questions of every image of a corpus."),
+    "caption": _command("Describe every image of a corpus with one prompt.", _run),
+    "vqa": _command("Ask questions of every image of a corpus.", _run),
+    "instruct": _command("Make instruction data from a corpus.", _instruct, _EXPORT),
 }
 
 
@@ -103,6 +129,10 @@ def _app(names: Sequence[str]) -> typer.Typer:
 
 
 app = _app(list(COMMANDS))
+app.command(
+    "score", context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    add_help_option=False,
+)(_score)  # fmt: skip
 
 
 def main() -> None:

@@ -88,6 +88,10 @@ class Job:
     choices: tuple[str, ...] = _flag(
         (), "Comma-separated answers to choose from by likelihood.", "Prompt", answers=True
     )
+    recipe: str | None = _flag(
+        None, "Recipe of instruction data: conversation, detail, reasoning, or a YAML file.",
+        "Prompt", answers=True,
+    )  # fmt: skip
     preset: str | None = _flag(
         None, "Prompt and settings of a benchmark's original evaluation.", "Prompt", answers=True
     )
@@ -168,7 +172,8 @@ class Job:
             raise bad_flag("min_new_tokens", self.min_new_tokens, "give at most --max-new-tokens")
         if self.num_samples > 1 and self.temperature == 0:
             raise bad_flag("num_samples", self.num_samples, "samples need --temperature over 0")
-        asked = [n for n in ("question", "question_column", "questions") if getattr(self, n)]
+        sources = ("question", "question_column", "questions", "recipe")
+        asked = [n for n in sources if getattr(self, n)]
         if len(asked) > 1:
             flags = " and ".join(flag_name(n) for n in asked)
             raise UsageError(f"{flags} were both given; questions come from one place, drop one")

@@ -80,7 +80,7 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
     rows = ray.data.read_datasource(UnitSource(plan.todo, plan.reading), num_cpus=cluster.READ_CPUS)
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, checkpoint, handle, plan.lookup()),
+        fn_constructor_args=(job, checkpoint, handle, plan.lookup(), plan.recipe),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,

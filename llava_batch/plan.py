@@ -16,13 +16,14 @@ import pyarrow.compute as pc
 from llava_batch.asking import Lookup, prompt_columns
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import UsageError
-from llava_batch.job import Job
+from llava_batch.job import Job, flag_name
 from llava_batch.ledger import Ledger
 from llava_batch.presets import preset
 from llava_batch.questions import Questions, read_questions
 from llava_batch.read import Reading, count_rows, first_row
 from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.units import Unit, find_units
+from llava_batch.recipes import Recipe, load_recipe
 from llava_batch.storage import locate, read_bytes
 from llava_batch.tables import parse_type
 
@@ -41,6 +42,7 @@ class Plan:
     """Units answered before from an input that has changed since; they are answered again."""
 
     questions: Questions | None = None
+    recipe: Recipe | None = None
 
     def lookup(self) -> Lookup | None:
         """How a worker finds an image's questions, where they come from a file."""
@@ -57,8 +59,9 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
     Raises:
         UsageError: anything that keeps the job from running as asked.
     """
-    job = settled(job, on_gpu=on_gpu)
-    columns = prompt_columns(job)
+    recipe = load_recipe(job.recipe) if job.recipe else None
+    job = settled(job, recipe, on_gpu=on_gpu)
+    columns = prompt_columns(job, recipe)
     checkpoint = Checkpoint.find(job)
     checkpoint.renderer(job.template)(["<image>\nq"], job.system)
     out = locate(job.output)
@@ -81,6 +84,7 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
         num_units=len(units),
         num_changed=len(changed),
         questions=read_questions(job.questions) if job.questions else None,
+        recipe=recipe,
     )
 
 
@@ -90,19 +94,27 @@ def _questions_of(
     return [(q.question_id, q.text) for q in questions.of(unit=unit, key=key, sha256=sha256)]
 
 
-def settled(job: Job, *, on_gpu: bool) -> Job:
-    """The job with every `auto` that changes answers, and its preset, put in."""
+def settled(job: Job, recipe: Recipe | None, *, on_gpu: bool) -> Job:
+    """The job with every `auto` that changes answers put in, and what its preset and recipe say of
+    flags that were not given."""
     if job.dtype == "auto":
         job = job.but(dtype="bfloat16" if on_gpu else "float32")
-    if job.preset is None:
-        return job
-    chosen, plain = preset(job.preset), Job()
-    wanted = {
-        "suffix": chosen.suffix,
-        "system": chosen.system,
-        "image_aspect": chosen.image_aspect,
-        "max_new_tokens": chosen.max_new_tokens,
-    }
+    if job.preset is not None:
+        chosen = preset(job.preset)
+        names = ("suffix", "system", "image_aspect", "max_new_tokens")
+        job = _filled_in(job, {name: getattr(chosen, name) for name in names})
+    if recipe is not None:
+        wanted = {name: getattr(recipe, name) for name in _RECIPE_SETTINGS}
+        job = _filled_in(job, wanted | {"num_samples": recipe.samples})
+    return job
+
+
+_RECIPE_SETTINGS = ("system", "temperature", "top_p", "max_new_tokens")
+
+
+def _filled_in(job: Job, wanted: dict[str, Any]) -> Job:
+    """`wanted` where the job has its defaults still."""
+    plain = Job()
     return job.but(**{n: v for n, v in wanted.items() if getattr(job, n) == getattr(plain, n)})
 
 
@@ -115,6 +127,8 @@ def fingerprint_settings(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
         settings["template"] = _file_hash(job.template)
     if job.questions:
         settings["questions"] = _file_hash(job.questions)
+    if job.recipe:
+        settings["recipe"] = repr(load_recipe(job.recipe))
     return settings
 
 
@@ -149,6 +163,11 @@ def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa
     if ledger.keep is not None:
         return pa.schema([(name, parse_type(kind)) for name, kind in ledger.keep])
     return keep_schema(job.keep, units[0], row)
+
+
+def _asking_flag(job: Job) -> str:
+    flags = ("recipe", "question_column", "question")
+    return flag_name(next((name for name in flags if getattr(job, name)), "prompt"))
 
 
 def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:

@@ -22,6 +22,7 @@ from llava_batch.job import Job
 from llava_batch.pixels import BadImage, check_canvas, configure_pillow, decode, expand_to_square
 from llava_batch.prompts import BadPrompt, place_images, unguarded
 from llava_batch.read.columns import KEEP
+from llava_batch.recipes import Recipe
 from llava_batch.reporter import Reporter
 from llava_batch.thumbnails import Thumbnails
 
@@ -64,12 +65,17 @@ class Prepare:
     """The Ray Data actor: a table of `images` rows in, a table of PREPARED rows out."""
 
     def __init__(
-        self, job: Job, checkpoint: Checkpoint, board: Any, lookup: Lookup | None = None
+        self,
+        job: Job,
+        checkpoint: Checkpoint,
+        board: Any,
+        lookup: Lookup | None = None,
+        recipe: Recipe | None = None,
     ) -> None:
         configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
         self._job = job
         self._checkpoint = checkpoint
-        self._lookup = lookup
+        self._lookup, self._recipe = lookup, recipe
         self._attempts = Attempts(board, "prepare", job.max_tries)
         self._reporter = Reporter(board, "prepare")
         self._thumbnails = Thumbnails(board)
@@ -137,6 +143,7 @@ class Prepare:
                 self._checkpoint.guards,
                 lookup=self._lookup,
                 sha256=out.get("image_sha256"),
+                recipe=self._recipe,
             )
         ]
         return out
