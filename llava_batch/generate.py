@@ -24,12 +24,12 @@ from llava_batch.reporter import Reporter
 class Generate:
     """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
 
-    def __init__(self, job: Job, checkpoint: Checkpoint, board: Any, num_threads: int) -> None:
+    def __init__(self, job: Job, board: Any, num_threads: int) -> None:
         import torch
 
         torch.set_num_threads(num_threads)
         self._job = job
-        self._checkpoint = checkpoint
+        self._checkpoint = checkpoint = Checkpoint.find(job)
         self._choices = tuple(self._choice_ids(choice) for choice in job.choices)
         engine = Engine.load(
             checkpoint.folder,

@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -76,11 +75,10 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
 
     _quiet_ray_data()
     job = plan.job
-    checkpoint = replace(plan.checkpoint)  # as it was found: what it has loaded stays here
     rows = ray.data.read_datasource(UnitSource(plan.todo, plan.reading), num_cpus=cluster.READ_CPUS)
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, checkpoint, handle, plan.lookup(), plan.recipe),
+        fn_constructor_args=(job, handle, plan.lookup(), plan.recipe),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,
@@ -88,7 +86,7 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, checkpoint, handle, sizing.threads_per_worker),
+        fn_constructor_args=(job, handle, sizing.threads_per_worker),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,

@@ -64,6 +64,7 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
     columns = prompt_columns(job, recipe)
     checkpoint = Checkpoint.find(job)
     checkpoint.renderer(job.template)(["<image>\nq"], job.system)
+    job = job.but(revision=checkpoint.commit or job.revision)  # the same on every node
     out = locate(job.output)
     ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
     ledger.load(overwrite=job.overwrite)
@@ -121,6 +122,7 @@ def _filled_in(job: Job, wanted: dict[str, Any]) -> Job:
 def fingerprint_settings(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     """The settings that would change rows or answers; files among them by their content."""
     settings = job.answer_settings()
+    del settings["revision"]
     settings["model"] = checkpoint.commit or folder_hash(checkpoint.folder)
     settings["model_name"] = job.model
     if job.template not in ("auto", "llava-1.5", "checkpoint"):

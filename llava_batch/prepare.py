@@ -67,14 +67,13 @@ class Prepare:
     def __init__(
         self,
         job: Job,
-        checkpoint: Checkpoint,
         board: Any,
         lookup: Lookup | None = None,
         recipe: Recipe | None = None,
     ) -> None:
         configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
         self._job = job
-        self._checkpoint = checkpoint
+        self._checkpoint = checkpoint = Checkpoint.find(job)
         self._lookup, self._recipe = lookup, recipe
         self._attempts = Attempts(board, "prepare", job.max_tries)
         self._reporter = Reporter(board, "prepare")
