@@ -23,11 +23,13 @@ from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
 from llava_batch.read.loose import read_files
 from llava_batch.read.parquet import read_parquet
 from llava_batch.read.rows import Row, printable
+from llava_batch.read.stored import StorageFailed, stored
 from llava_batch.read.tar import read_tar
 from llava_batch.read.units import Unit
 
 _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
+_FIRST_ROWS = 32
 _TRIES = 3
 _STREAM_BYTES = 4 * 2**20
 
@@ -124,11 +126,20 @@ def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
 
 
 def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
-    """The columns of the unit's first row, by name; for Parquet, of its schema."""
+    """The columns that the unit's first rows have, with the first value of each that is not null;
+    for Parquet, its schema's names. Empty where none can be read."""
     if unit.kind == "parquet":
         with unit.fs.open_input_file(unit.path) as file:
-            return dict.fromkeys(pq.read_schema(file).names)
-    return next((row.columns for row in read_rows(unit, reading)), {})
+            try:
+                return dict.fromkeys(pq.read_schema(stored(file)).names)
+            except StorageFailed:
+                raise
+            except (OSError, ValueError, pa.ArrowException):
+                return {}  # damaged: its rows will say so
+    columns: dict[str, Any] = {}
+    for row in islice(read_rows(unit, reading), _FIRST_ROWS):
+        columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
+    return columns
 
 
 def count_rows(unit: Unit, reading: Reading, most: int) -> int:

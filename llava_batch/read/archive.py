@@ -18,16 +18,22 @@ _MAGIC = b"ustar"
 _MAGIC_AT = 257
 _HEADER_BYTES = 2**20
 """A pax or long-name header over this size is damage, not a name."""
+_WITH_DATA = (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK)
+_NO_END = "the tar has no end mark: it was cut off, and what came after is not here"
 
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file; `data` is None where it was too large to read, `size` says how large."""
+    """One regular file; `data` is None where it was too large to read, `size` says how large.
+
+    Or a link, which has no data of its own: `link` is the name it points to.
+    """
 
     name: str
     size: int
     data: bytes | None
     cut_short: bool = False
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -45,32 +51,37 @@ def members(stream: IO[bytes], max_bytes: Callable[[str], int]) -> Iterator[Memb
     """
     source = _Source(stream)
     extra: dict[str, str] = {}
-    anything = False
+    may_end = False  # whether a tar that ends here was told to be damaged, or has its end mark
     while True:
         start = source.position
         block = source.read(_BLOCK)
         if not block.strip(b"\0"):
             if len(block) == _BLOCK:
-                continue  # the end mark, or the seam of concatenated tars
-            if not anything and not start:
-                yield Damage("the file is empty")
+                may_end = True  # the end mark, or the seam of concatenated tars
+                continue
+            if not may_end:
+                yield Damage(_NO_END if start else "the file is empty")
             return
         header = _parse(block)
         if header is None:
             skipped = source.seek_header(block)
             yield Damage(f"{skipped} bytes from byte {start} are no tar member")
-            extra = {}
+            extra, may_end = {}, True
             continue
-        anything = True
+        may_end = False
         if header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
             extra |= _extra_header(source, header)
             continue
         name = extra.get("path", header.name)
-        size = int(extra["size"]) if extra.get("size", "").isdigit() else header.size
+        size = int(extra["size"]) if _is_number(extra.get("size", "")) else header.size
         extra = {}
         if header.isreg():
-            yield _member(source, name, size, max_bytes(name))
-        elif header.type in (tarfile.XGLTYPE, tarfile.GNUTYPE_LONGLINK) or header.size:
+            member = _member(source, name, size, max_bytes(name))
+            may_end = member.cut_short
+            yield member
+        elif header.islnk() or header.issym():
+            yield Member(name, 0, None, link=header.linkname)
+        elif header.type in _WITH_DATA or header.type not in tarfile.SUPPORTED_TYPES:
             source.skip(_padded(header.size))
 
 
@@ -99,7 +110,7 @@ def _pax_records(data: bytes) -> dict[str, str]:
     records = {}
     while data:
         length, _, _ = data.partition(b" ")
-        if not length.isdigit() or not 0 < int(length) <= len(data):
+        if not _is_number(length) or not 0 < int(length) <= len(data):
             break
         key, _, value = data[len(length) + 1 : int(length) - 1].partition(b"=")
         records[key.decode("utf-8", "replace")] = value.decode("utf-8", "surrogateescape")
@@ -113,6 +124,11 @@ def _parse(block: bytes) -> tarfile.TarInfo | None:
     except (tarfile.HeaderError, ValueError):
         return None
     return header if header.size >= 0 else None
+
+
+def _is_number(text: str | bytes) -> bool:
+    """Whether `text` is a size: digits, and few enough that `int` takes them."""
+    return text.isdigit() and text.isascii() and len(text) < 20
 
 
 def _padded(size: int) -> int:

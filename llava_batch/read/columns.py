@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
+from llava_batch.read.rows import printable
 from llava_batch.read.units import Unit
 from llava_batch.tables import load_schema
 
@@ -36,7 +37,7 @@ def keep_schema(names: Sequence[str], unit: Unit, first_row: dict[str, Any]) -> 
         if name not in first_row:
             raise UsageError(f"--keep {name}: {_no_such(name, unit, first_row)}")
     typed = _parquet_types(unit) if unit.kind == "parquet" else {}
-    return pa.schema([(n, typed.get(n) or _type_of(first_row[n])) for n in names])
+    return pa.schema([(n, typed[n] if n in typed else _type_of(first_row[n])) for n in names])
 
 
 def require_columns(names: Sequence[str], flag: str, unit: Unit, first_row: dict[str, Any]) -> None:
@@ -59,22 +60,24 @@ def cast_kept(values: list[Any], kind: pa.DataType, name: str, unit: str) -> pa.
     Raises:
         UsageError: they cannot be, naming the unit and the column.
     """
-    if pa.types.is_string(kind):
-        values = [_text(v) if not isinstance(v, list) else json.dumps(v) for v in values]
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        values = [_text(json.dumps(v, default=str) if isinstance(v, list) else v) for v in values]
     try:
         return pa.array(values, kind)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
+    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
         raise UsageError(
             f"--keep {name}: unit {unit} has values that are no {kind} ({error})"
         ) from None
 
 
 def _text(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return printable(value)
     if isinstance(value, list):
         return [_text(v) for v in value]
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return printable(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _type_of(value: Any) -> pa.DataType:
@@ -90,8 +93,9 @@ def _parquet_types(unit: Unit) -> dict[str, pa.DataType]:
         schema = pq.read_schema(file)
     plain = {}
     for field in schema:
-        kind = field.type
-        plain[field.name] = kind.value_type if pa.types.is_dictionary(kind) else kind
+        kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+        # A column that is null in every row of this file holds text in the next, more often than not.
+        plain[field.name] = pa.string() if pa.types.is_null(kind) else kind
     return plain
 
 

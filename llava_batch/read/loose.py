@@ -49,6 +49,6 @@ def _columns(fs: pafs.FileSystem, path: str) -> dict[str, Any]:
         if text := read_bytes(fs, f"{stem}.json"):
             value = json.loads(text)
             columns |= value if isinstance(value, dict) else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         pass  # the columns are null: a prompt that needs one is `bad_prompt`
     return columns

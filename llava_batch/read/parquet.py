@@ -2,12 +2,11 @@
 
 The image column is found by type and name: `binary`, Hugging Face's `struct<bytes, path>`, or a
 list of either. Keys are the key column's values, else row numbers in the whole file. A row group
-that does not read gives a `shard_damaged` row for each of its rows; a file without a footer, one.
+that does not read gives a `shard_damaged` row for each of its rows, a value that does not, one for
+its own row; a file without a footer, one. What the storage does not give is raised.
 """
 
-import time
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -15,11 +14,13 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
 from llava_batch.read.rows import Keys, Row, damaged, missing
+from llava_batch.read.stored import StorageFailed, stored
 
 _IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 _KEY_NAMES = ("key", "__key__")
 _ROWS_AT_ONCE = 64
-_TRIES = 3
+_UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
+"""What pyarrow raises for damage: bad pages, bad text, sizes and dates out of all bounds."""
 
 
 def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
@@ -69,33 +70,49 @@ def read_parquet(
     columns: tuple[str, ...],
     max_image_bytes: int,
 ) -> Iterator[Row]:
-    """The rows of `row_groups` (all where None); `columns` are read beside the image if present."""
+    """The rows of `row_groups` (all where None); `columns` are read beside the image if present.
+
+    Raises:
+        StorageFailed: the storage failed, as `read.stored` tells it from damage.
+    """
+    size = file.size()
     try:
-        reader = pq.ParquetFile(file, page_checksum_verification=True)
-    except (OSError, ValueError) as error:
+        reader = pq.ParquetFile(stored(file), page_checksum_verification=True)
+        schema = reader.schema_arrow
+        names = list(schema.names)
+        counts = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
+    except StorageFailed:
+        raise
+    except _UNREADABLE as error:
         yield damaged("", "%damaged-1", f"no Parquet file can be read here: {error}")
         return
-    schema = reader.schema_arrow
     try:
         image = find_image_column(schema, image_column, shown)
         key = find_key_column(schema, key_column, shown)
     except UsageError as error:
         image, key, problem = "", None, str(error)
     asked = dict.fromkeys((image, key or "", *columns, "error_message"))
-    wanted = [c for c in asked if c in schema.names]
-    first, last = row_groups or (0, reader.metadata.num_row_groups)
-    start = sum(reader.metadata.row_group(i).num_rows for i in range(first))
+    wanted = [c for c in asked if c in names]
     keys = Keys()
-    for group in range(first, last):
-        num_rows = reader.metadata.row_group(group).num_rows
-        if not image:
-            yield from (missing(str(start + i), problem) for i in range(num_rows))
+    for group in range(*(row_groups or (0, len(counts)))):
+        start = sum(counts[:group])
+        if image:
+            rows = _group(reader, group, start, wanted, image, key, keys, max_image_bytes)
         else:
-            yield from _read_group(reader, group, start, wanted, image, key, keys, max_image_bytes)
-        start += num_rows
+            rows = (missing(str(start + i), problem) for i in range(counts[group]))
+        done = 0
+        try:
+            for row in rows:
+                yield row
+                done += 1
+        except StorageFailed:
+            raise
+        except _UNREADABLE as error:
+            what = f"row group {group} cannot be read: {error}"
+            yield from _lost(start + done, counts[group] - done, size, what)
 
 
-def _read_group(
+def _group(
     reader: pq.ParquetFile,
     group: int,
     start: int,
@@ -105,26 +122,47 @@ def _read_group(
     keys: Keys,
     max_image_bytes: int,
 ) -> Iterator[Row]:
-    """The rows of one row group; what still could not be read at the third try, as damaged rows."""
-    done, num_rows, problem = 0, reader.metadata.row_group(group).num_rows, ""
-    for attempt in range(_TRIES):
-        try:
-            for values in islice(_values(reader, group, wanted), done, None):
-                name = values.get(key) if key else None
-                own = str(start + done) if name is None else str(name)
-                yield _row(own, keys.mark(own), values, image, max_image_bytes)
-                done += 1
-            return
-        except (OSError, ValueError) as error:
-            problem = f"row group {group} cannot be read: {error}"
-            time.sleep(0.2 * attempt)  # a store may have hiccuped; damage stays damage
-    for i in range(done, num_rows):
-        yield damaged(str(start + i), "%row", problem)
-
-
-def _values(reader: pq.ParquetFile, group: int, wanted: list[str]) -> Iterator[dict[str, Any]]:
+    """The rows of one row group; raises `_UNREADABLE` where it stops reading."""
+    number = start
     for batch in reader.iter_batches(_ROWS_AT_ONCE, [group], wanted, use_threads=False):
-        yield from batch.to_pylist()
+        for values in _values(batch):
+            if isinstance(values, str):
+                yield damaged(str(number), "%row", values)
+            else:
+                own = _key(values.get(key)) if key else None
+                own = str(number) if own is None else own
+                yield _row(own, keys.mark(own), values, image, max_image_bytes)
+            number += 1
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
+    """Each row's values, or what is wrong with a row of which one cannot be read."""
+    try:
+        return batch.to_pylist()
+    except _UNREADABLE:
+        return [_values_of_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
+
+
+def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
+    try:
+        return row.to_pylist()[0]
+    except _UNREADABLE as error:
+        return f"a value of this row cannot be read: {error}"
+
+
+def _lost(start: int, count: int, file_bytes: int, what: str) -> Iterator[Row]:
+    """A row for each lost one; a single one where the footer claims more rows than there are bytes."""
+    if count > file_bytes:
+        yield damaged(str(start), "%row", f"{what} ({count} rows)")
+        return
+    for i in range(count):
+        yield damaged(str(start + i), "%row", what)
+
+
+def _key(value: Any) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "surrogateescape")
+    return None if value is None else str(value)
 
 
 def _row(key: str, mark: str, values: dict[str, Any], image: str, max_image_bytes: int) -> Row:

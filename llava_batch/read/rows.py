@@ -27,8 +27,11 @@ class Row:
 
 
 def printable(text: str) -> str:
-    """`text` as valid UTF-8: a name with stray bytes keeps them as `\\xNN`."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """`text` as valid UTF-8: a name with stray bytes keeps them as `\\xNN`, a half pair as `\\uNNNN`."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def escaped(text: str) -> str:

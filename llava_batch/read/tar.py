@@ -3,14 +3,19 @@
 The key of a sample is its members' path up to the first dot of the base name (webdataset's rule).
 What is stated for tars that break the format:
 - a header that does not read: skipped to the next one that does, one `shard_damaged` row for the gap;
-- a member cut short: a `shard_damaged` row under its sample's key, if it is an image;
+- an image cut short: a `shard_damaged` row under its sample's key; another member: one for the gap;
+- no end mark: a `shard_damaged` row, since nobody knows what else there was;
+- a link in an image's place: `image_missing`; what it points to is a row of its own;
 - a key seen again: its image is a row of its own, marked `%dup2`, `%dup3` …; late side members are lost;
 - a sample without an image: `image_missing`, at the end, unless its image came later;
 - several images in one sample: the one whose extension has no dot; otherwise a row for each.
-Knows nothing of Ray or Arrow; nothing is ever written to disk, so a member's path cannot escape.
+Hidden members (`._a.jpg`) and those without an extension belong to no sample; a leading `./` is no
+part of a key. Knows nothing of Ray or Arrow; nothing is ever written to disk, so a member's path
+cannot escape.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -24,6 +29,9 @@ from llava_batch.read.units import IMAGE_EXTENSIONS
 
 _SIDE_BYTES = 16 * 2**20
 """A side member (`.json`, `.txt`, …) over this size is not read."""
+
+_LEAD = re.compile(r"^(\./+|/+)+")
+_HIDDEN = re.compile(r"(^|/)\.(?!\.?/)")
 
 _Content = bytes | tuple[RowError, str]
 """An image's or side member's bytes, or what keeps an image from being read."""
@@ -64,29 +72,42 @@ def _members(stream: IO[bytes], max_bytes: int) -> Iterator[Row | tuple[str, str
 
     num_damaged = 0
     for member in members(stream, limit):
-        if isinstance(member, Damage):
+        problem = _problem(member)
+        if problem:
             num_damaged += 1
-            yield damaged("", f"%damaged-{num_damaged}", member.what)
+            yield damaged("", f"%damaged-{num_damaged}", problem)
+        if isinstance(member, Damage):
             continue
-        base, extension = base_plus_ext(member.name)
-        if not base or "/." in f"/{member.name}":
+        name = _LEAD.sub("", member.name)
+        base, extension = base_plus_ext(name)
+        if not base or _HIDDEN.search(name):
             continue
         content = _content(member, max_bytes)
         if content is not None:
-            yield base.lstrip("/"), extension.lower(), content
+            yield base, extension.lower(), content
+
+
+def _problem(member: Member | Damage) -> str | None:
+    """What is damaged, where no image's own row says it."""
+    if isinstance(member, Damage):
+        return member.what
+    if member.cut_short and not _is_image(member.name):
+        return f"the tar ends within {member.name}"
+    return None
 
 
 def _content(member: Member, max_bytes: int) -> _Content | None:
     """An image's bytes or what is wrong with them; a side member's bytes, or None if unusable."""
     if not _is_image(member.name):
         return None if member.cut_short else member.data
+    if member.link:
+        return RowError.IMAGE_MISSING, f"a link to {member.link}; links are not followed"
+    if member.cut_short:
+        return RowError.SHARD_DAMAGED, f"the tar ends within the member's {member.size} bytes"
     if member.data is None:
         return RowError.IMAGE_TOO_LARGE, (
             f"{member.size} bytes, the limit is {max_bytes} (--max-image-bytes)"
         )
-    if member.cut_short:
-        what = f"the tar ends after {len(member.data)} of the member's {member.size} bytes"
-        return RowError.SHARD_DAMAGED, what
     return member.data
 
 
@@ -145,7 +166,7 @@ def _columns(side: dict[str, bytes]) -> dict[str, Any]:
             continue
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # the columns are null: a prompt that needs one is `bad_prompt`
         if isinstance(value, dict):
             columns = {**value, **columns}

@@ -1,0 +1,46 @@
+"""A file whose storage failing can be told from what is wrong inside it.
+
+pyarrow raises OSError for a lost connection and for a corrupt page alike. The first must leave the
+unit open, the second is rows in error; read through `stored`, the first is a `StorageFailed`.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+
+
+class StorageFailed(OSError):
+    """The storage did not give the bytes; says nothing of what is in them."""
+
+
+def stored(file: pa.NativeFile) -> pa.PythonFile:
+    """`file`, random access, its failures as `StorageFailed`."""
+    return pa.PythonFile(_Stored(file), mode="r")
+
+
+class _Stored:
+    """What pyarrow needs of a Python file."""
+
+    closed = False
+
+    def __init__(self, file: pa.NativeFile) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        return _told(self._file.read, size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return _told(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Whoever opened the file closes it."""
+
+
+def _told(call: Any, *arguments: int) -> Any:
+    try:
+        return call(*arguments)
+    except OSError as error:
+        raise StorageFailed(f"{type(error).__name__}: {error}") from error
