@@ -6,10 +6,13 @@ last layer but one: the last layer stays untrained noise, and a reader that take
 answers wrongly.
 """
 
+from collections.abc import Iterator
+
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPVisionConfig,
+    GenerationConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -18,8 +21,8 @@ from transformers import (
 )
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from llava_batch.demo.scenes import stream
-from llava_batch.demo.text import EOS, IMAGE, PAD, conversations, render
+from llava_batch.demo.scenes import make_scene, stream
+from llava_batch.demo.text import EOS, IMAGE, PAD, SYSTEM, conversations, render
 
 BOS = "<s>"
 SPECIALS = (BOS, EOS, PAD, IMAGE)
@@ -56,10 +59,7 @@ def build_tokenizer(num_scenes: int = 4000) -> PreTrainedTokenizerFast:
     )
 
 
-def _corpus(num_scenes: int):
-    from llava_batch.demo.scenes import make_scene
-    from llava_batch.demo.text import SYSTEM
-
+def _corpus(num_scenes: int) -> Iterator[str]:
     for seed in range(num_scenes):
         scene = make_scene(seed)
         for turns in conversations(scene, stream(seed, "conversations"), max_turns=8):
@@ -110,18 +110,19 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlavaForConditionalGenera
     config = LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+        image_token_index=len(SPECIALS) - 1,  # special tokens' ids are given in this order
         image_seq_length=NUM_IMAGE_TOKENS,
         vision_feature_layer=-2,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     model = LlavaForConditionalGeneration(config)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.bos_token_id = tokenizer.bos_token_id
-    model.generation_config.max_new_tokens = 48
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     embeddings = model.model.vision_tower.embeddings
     embeddings.position_embedding.weight.data[1:] = _grid_positions(embeddings.embed_dim)
     return model
