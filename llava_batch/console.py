@@ -41,12 +41,7 @@ def told(summary: Summary) -> list[str]:
     """The run in a few lines of text."""
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
-        workers = summary.machine
-        return [
-            f"Would answer into {summary.output}: {run['units_done_before']} units are done already; "
-            f"{workers['workers']} generating and up to {workers['prepare_workers']} preparing "
-            f"actors; fingerprint {summary.fingerprint}"
-        ]
+        return outlook(summary)
     lines = []
     if run["units_done_before"]:
         lines.append(
@@ -62,6 +57,26 @@ def told(summary: Summary) -> list[str]:
         f"{totals['rows'] - totals['ok']} of them in error" + (f" ({errors})." if errors else ".")
     )
     return lines
+
+
+def outlook(summary: Summary) -> list[str]:
+    """What a dry run found, in a few lines of text."""
+    ahead, machine, settings = summary.outlook, summary.machine, summary.settings
+    kinds = ", ".join(f"{count} {kind}" for kind, count in ahead["units_todo"].items()) or "none"
+    named = f" ({', '.join(ahead['first_units'])}, …)" if ahead["first_units"] else ""
+    lines = [
+        f"Units to answer: {kinds}{named}; answered before: {summary.run['units_done_before']}.",
+        f"Output: {summary.output}, {settings['format']}, fingerprint {summary.fingerprint}.",
+        f"Model: {summary.model}, {settings['dtype']}; {machine['workers']} generating actor(s) of "
+        f"{machine['gpus_per_worker']:g} GPU and {machine['threads_per_worker']} threads, "
+        f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
+        f"{machine['prepare_workers']} preparing actor(s).",
+    ]
+    if ahead["loose_images"]:
+        lines.append(f"Loose images among them: {ahead['loose_images']}.")
+    if ahead["rows_to_retry"]:
+        lines.append(f"Images in error that are tried again: {ahead['rows_to_retry']}.")
+    return [*lines, "Nothing was started (--dry-run)."]
 
 
 _DEMO_MODEL = (

@@ -5,6 +5,7 @@ Everything that can be refused is refused here: inputs, model, template, columns
 
 import hashlib
 import os
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,10 @@ from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.units import Unit, find_units
 from llava_batch.recipes import Recipe, load_recipe
 from llava_batch.storage import locate, read_bytes
-from llava_batch.tables import parse_type
+
+
+_FIRST_UNITS = 16
+"""Units looked into for the columns that prompts and `--keep` name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +54,27 @@ class Plan:
 
     @property
     def num_done(self) -> int:
-        return self.num_units - len(self.todo)
+        return self.num_units - len([u for u in self.todo if u.retry is None])
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of the checkpoint's weights in the job's dtype, from its files' sizes."""
+        files = [*Path(self.checkpoint.folder).glob("*.safetensors")]
+        stored = str(getattr(self.checkpoint.config, "dtype", None) or "float32")
+        wide = {"float32": 4, "float16": 2, "bfloat16": 2}
+        ratio = wide[self.job.dtype] / wide.get(stored.removeprefix("torch."), 4)
+        return int(sum(map(os.path.getsize, files)) * ratio)
+
+    def outlook(self) -> dict[str, Any]:
+        """What `--dry-run` tells of the work ahead."""
+        kinds = Counter(unit.kind for unit in self.todo)
+        return {
+            "units_todo": dict(kinds),
+            "first_units": [unit.name for unit in self.todo[:3]],
+            "loose_images": sum(len(unit.members) for unit in self.todo),
+            "rows_to_retry": sum(len(unit.retry or ()) for unit in self.todo),
+            "weights_bytes": self.weights_bytes,
+        }
 
 
 def make_plan(job: Job, *, on_gpu: bool) -> Plan:
@@ -69,6 +93,7 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
     ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
     ledger.load(overwrite=job.overwrite)
     units = find_units(job.input, ledger.members)
+    ledger.compare(units, overwrite=job.overwrite)
     reading = Reading.of(job, columns, _keep(job, ledger, units, columns))
     todo = [u for u in units if not ledger.is_committed(u)]
     changed = [u for u in todo if u.name in ledger.records]
@@ -158,13 +183,11 @@ def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa
     if not units or not (job.keep or columns):
         return pa.schema([])
     nothing_kept = Reading.of(job, [*columns, *job.keep], pa.schema([]))
-    row = first_row(units[0], nothing_kept)
-    require_columns(
-        columns, "--question-column" if job.question_column else "--prompt", units[0], row
-    )
-    if ledger.keep is not None:
-        return pa.schema([(name, parse_type(kind)) for name, kind in ledger.keep])
-    return keep_schema(job.keep, units[0], row)
+    # The first units may be damaged: the first that has columns speaks for all.
+    firsts = ((unit, first_row(unit, nothing_kept)) for unit in units[:_FIRST_UNITS])
+    unit, row = next((first for first in firsts if first[1]), (units[0], {}))
+    require_columns(columns, "--question-column" if job.question_column else "--prompt", unit, row)
+    return keep_schema(job.keep, unit, row) if ledger.keep is None else ledger.keep
 
 
 def _asking_flag(job: Job) -> str:

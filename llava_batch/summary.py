@@ -37,6 +37,8 @@ class Summary:
     throughput: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    outlook: dict[str, Any] = field(default_factory=dict)
+    """What was to be done when the run began."""
 
     def problem(self, max_error_rate: float) -> str | None:
         """Why the run failed, in a line, or None."""
@@ -86,6 +88,7 @@ def summarise(
         totals=_totals(plan),
         versions=versions(),
         machine=machine | asdict(sizing),
+        outlook=plan.outlook(),
     )
     if committer is None:
         return summary
