@@ -94,6 +94,11 @@ def test_a_draw_is_what_it_was_in_earlier_versions() -> None:
     assert draw(made, 0, "00000/000000042") == ("blue?", "red?")
 
 
+def test_pools_that_share_prompts_ask_none_twice() -> None:
+    made = recipe((1, ["a", "b"]), (1, ["a", "b"]))
+    assert all(set(draw(made, 0, f"{i}")) == {"a", "b"} for i in range(20))
+
+
 def test_draws_differ_by_image_and_by_seed_and_use_every_prompt() -> None:
     made = recipe((1, ["a", "b", "c", "d"]))
     by_image = Counter(draw(made, 0, f"00000/{i}")[0] for i in range(1000))

@@ -153,7 +153,7 @@ def test_textvqa_joins_by_image_and_question_where_ids_are_the_image_s(tmp_path:
     answers = write_answers(
         tmp_path,
         row("ab1", "ab1", "what brand?" + ocr, "X."),
-        row("ab1", "ab1:2", "what size?" + ocr, "The XL!"),
+        row("ab1", "ab1:2", ocr.strip().replace(SUFFIX, "\nwhat size?" + SUFFIX), "The XL!"),
     )
     result = score(
         answers=answers,
@@ -386,6 +386,22 @@ def test_answers_of_another_split_are_refused(tmp_path: Path) -> None:
     answers = write_answers(tmp_path, row("1", "999", "Q?", "yes"))
     with pytest.raises(UsageError, match="none of its 1 answers is to a question of"):
         score(answers=answers, benchmark="vqav2", annotations=vqav2(tmp_path))
+
+
+def test_an_id_of_two_questions_is_no_answer_to_either(tmp_path: Path) -> None:
+    answers = write_answers(
+        tmp_path, row("1", "1", "Q?", "yes"), row("2", "1", "P?", "no"), row("2", "3", "R?", "red")
+    )
+    result = score(answers=answers, benchmark="vqav2", annotations=vqav2(tmp_path))
+    assert (result["num_answered"], result["num_missing"]) == (1, 3)
+
+
+def test_answers_are_stripped_as_the_original_evaluation_stores_them(tmp_path: Path) -> None:
+    entry = {"question_id": 1, "image": "5.jpg", "text": "A car?", "label": "no"}
+    annotations = save(tmp_path, "coco_pope_random.json", json.dumps(entry))
+    answers = write_answers(tmp_path, row("5.jpg", "1", "A car?" + SUFFIX, " No\n"))
+    result = score(answers=answers, benchmark="pope", annotations=annotations)
+    assert result["accuracy"] == 1.0  # `No` before a line break would be read as yes
 
 
 def test_several_samples_of_one_question_are_refused(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _textvqa(location: Location) -> Iterator[Item]:
 
 
 def _vizwiz(location: Location) -> Iterator[Item]:
-    for entry in _document(location):
+    for entry in _entries(location):
         yield Item(
             raw_id=entry.get("question_id", ""),
             image=entry["image"],
@@ -124,7 +124,7 @@ def _pope(location: Location) -> Iterator[Item]:
 
 def _pope_category(location: Location) -> Iterator[Item]:
     name = location.path.rpartition("/")[2].rpartition(".")[0]
-    for entry in _document(location):
+    for entry in _entries(location):
         yield Item(
             raw_id=entry["question_id"],
             image=entry["image"],
@@ -189,7 +189,7 @@ def _mmbench(location: Location) -> Iterator[Item]:
 
 
 def _listed(location: Location) -> Iterator[Item]:
-    for entry in _document(location):
+    for entry in _entries(location):
         yield Item(raw_id=entry["question_id"])
 
 
@@ -213,6 +213,12 @@ BENCHMARKS = tuple(_READERS)
 def _answers(entry: dict[str, Any]) -> tuple[str, ...]:
     found = entry.get("answers") or ()
     return tuple(a["answer"] if isinstance(a, dict) else a for a in found)
+
+
+def _entries(location: Location) -> list[Any]:
+    """A JSON list, or JSON lines, of which there may be one."""
+    document = _document(location)
+    return [document] if isinstance(document, dict) else document
 
 
 def _document(location: Location) -> Any:
