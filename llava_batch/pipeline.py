@@ -1,24 +1,23 @@
 """run(job): read → prepare → generate → write, on one screen."""
 
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from llava_batch import board, cluster
 from llava_batch.cluster import Sizing
-from llava_batch.errors import RunFailed
+from llava_batch.errors import RunFailed, UsageError
 from llava_batch.generate import Generate
 from llava_batch.job import Job
-from llava_batch.ledger import Ownership
 from llava_batch.metrics import RunMetrics
+from llava_batch.ownership import Ownership
 from llava_batch.plan import Plan, make_plan
 from llava_batch.prepare import Prepare
 from llava_batch.progress import Progress
 from llava_batch.read import UnitSource
+from llava_batch.stopping import Stop
 from llava_batch.summary import Summary, provenance, summarise
 from llava_batch.write import Committer
 
@@ -39,14 +38,25 @@ def run(job: Job) -> Summary:
     with cluster.connected():
         cluster.refuse_local_paths(job)
         sizing = cluster.size_up(job)
-        plan = make_plan(job, on_gpu=sizing.on_gpu)
+        try:
+            plan = make_plan(job, on_gpu=sizing.on_gpu)
+        except OSError as error:
+            raise UsageError(
+                f"the storage refused: {error}; check the paths, the credentials and the endpoint"
+            ) from error
         if job.dry_run:
             return summarise(plan, sizing, None, [], 0.0, status="dry run")
-        with Ownership(plan.ledger.out), _stoppable():
-            return _run(plan, sizing)
+        try:
+            with Stop() as stop, Ownership(plan.ledger.out) as owner:
+                return _run(plan, sizing, stop, owner)
+        except OSError as error:
+            raise RunFailed(
+                f"{plan.ledger.out.shown}: the storage failed ({error}); what was committed stands, "
+                "run again to go on"
+            ) from error
 
 
-def _run(plan: Plan, sizing: Sizing) -> Summary:
+def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     plan.ledger.begin(plan.todo, plan.reading.keep)
     handle = board.start()
     committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
@@ -55,8 +65,11 @@ def _run(plan: Plan, sizing: Sizing) -> Summary:
     with Progress(plan, committer, handle) as progress:
         try:
             for batch in answers(plan, sizing, handle) if plan.todo else []:
-                committer.add(batch)
+                with stop.whole():
+                    owner.check()
+                    committer.add(batch)
                 metrics.update(committer.tally)
+            committer.close()
             status = "complete"
         finally:
             summary = summarise(
@@ -110,21 +123,3 @@ def _quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """SIGTERM (`ray job stop`, a scheduler) ends the run as Ctrl-C does: open units are left open."""
-
-    def stop(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, stop)
-    except ValueError:  # not in the main thread: its caller owns the signals
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

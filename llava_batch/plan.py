@@ -27,7 +27,6 @@ from llava_batch.read.units import Unit, find_units
 from llava_batch.recipes import Recipe, load_recipe
 from llava_batch.storage import locate, read_bytes
 
-
 _FIRST_UNITS = 16
 """Units looked into for the columns that prompts and `--keep` name."""
 

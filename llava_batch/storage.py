@@ -7,6 +7,7 @@ filesystem object to the workers and never appear in a printed path.
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from urllib.parse import urlsplit, urlunsplit
@@ -16,7 +17,11 @@ import pyarrow.fs as pafs
 
 from llava_batch.errors import UsageError
 
+TEMPORARY = "_tmp-"
+"""How the names of half-written files begin; they have no extension, so no reader's pattern fits."""
+
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ def locate(text: str) -> Location:
     if not _SCHEME.match(text):
         path = os.path.abspath(os.path.expanduser(text))
         return Location(pafs.LocalFileSystem(), path, text.rstrip("/") or "/")
-    shown = _without_credentials(text)
+    shown = without_credentials(text)
     try:
         fs, path = _s3(text) if text.startswith("s3://") else _from_uri(text)
     except (pa.ArrowInvalid, ValueError, ImportError, OSError) as error:
@@ -56,9 +61,18 @@ def locate(text: str) -> Location:
 
 
 def list_files(location: Location) -> list[pafs.FileInfo]:
-    """All files below a folder, sorted by path; names that begin with a dot are left out."""
+    """All files below a folder, sorted by path; names that begin with a dot are left out.
+
+    Raises:
+        UsageError: a name that is not UTF-8, which nothing here could open.
+    """
     selector = pafs.FileSelector(location.path, recursive=True, allow_not_found=True)
-    found = (i for i in location.fs.get_file_info(selector) if i.type == pafs.FileType.File)
+    try:
+        infos = location.fs.get_file_info(selector)
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{location.shown}: the name {error.object!r} in it is not UTF-8; "
+                         "rename that file") from None  # fmt: skip
+    found = (i for i in infos if i.type == pafs.FileType.File)
     base = len(location.path) + 1
     visible = (i for i in found if not _has_hidden_part(i.path[base:]))
     return sorted(visible, key=lambda info: info.path)
@@ -83,16 +97,42 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
 def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     """Write `data` so that a reader sees all of it or nothing.
 
-    On a local disk: a temporary name that readers skip, flushed to the disk, then one rename. On an
-    object store: one PUT, which is invisible until it is complete.
+    On a local disk: a temporary name that readers skip, flushed to the disk, then one rename, flushed
+    too, so that what is written later is never there without it. On an object store: one PUT, which
+    is invisible until it is complete, tried again where it fails.
     """
-    folder, _, name = path.rpartition("/")
-    if not isinstance(fs, pafs.LocalFileSystem):
-        with fs.open_output_stream(path) as stream:
-            stream.write(data)
+    if isinstance(fs, pafs.LocalFileSystem):
+        _write_local(path, data)
         return
+    for attempt in range(1, _TRIES + 1):
+        try:
+            with fs.open_output_stream(path) as stream:
+                stream.write(data)
+            return
+        except OSError:
+            if attempt == _TRIES:
+                raise
+            time.sleep(2 ** (attempt - 1))
+
+
+def delete_file(fs: pafs.FileSystem, path: str) -> None:
+    """Delete a file, if it is there."""
+    if fs.get_file_info(path).type == pafs.FileType.File:
+        fs.delete_file(path)
+
+
+def without_credentials(text: str) -> str:
+    """`text` as a person may see it: a URI without its user, password and query."""
+    if not _SCHEME.match(text):
+        return text
+    parts = urlsplit(text)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _write_local(path: str, data: bytes | pa.Buffer) -> None:
+    folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = f"{folder}/_tmp-{secrets.token_hex(6)}-{name}"
+    temporary = f"{folder}/{TEMPORARY}{secrets.token_hex(8)}"
     try:
         with open(temporary, "wb") as stream:
             stream.write(data)
@@ -103,6 +143,11 @@ def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None
         if os.path.exists(temporary):
             os.unlink(temporary)
         raise
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _has_hidden_part(relative: str) -> bool:
@@ -139,11 +184,6 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
         scheme="http" if (endpoint or "").startswith("http://") else "https",
     )
     return fs, parts.netloc + parts.path
-
-
-def _without_credentials(text: str) -> str:
-    parts = urlsplit(text)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _scrub(error: Exception, text: str) -> str:

@@ -13,7 +13,7 @@ import ray
 from llava_batch import __version__, thumbnails
 from llava_batch.cluster import Sizing
 from llava_batch.plan import Plan
-from llava_batch.storage import locate, write_whole
+from llava_batch.storage import without_credentials, write_whole
 from llava_batch.write import Committer, Tally
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "webdataset")
@@ -122,10 +122,12 @@ def versions() -> dict[str, str]:
 def public_settings(plan: Plan) -> dict[str, Any]:
     """The job's settings with no credentials in any path."""
     job = plan.job.settings()
-    return job | {
-        "output": plan.ledger.out.shown,
-        "input": [locate(text).shown for text in plan.job.input],
+    shown = {
+        name: without_credentials(job[name])
+        for name in ("output", "model", "questions", "template")
+        if job[name]
     }
+    return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
 
 
 def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:

@@ -65,6 +65,7 @@ class Committer:
         self._ledger = ledger
         self._units = {unit.name: unit for unit in units}
         self._open: dict[str, _Open] = {}
+        self._done: set[str] = set()
         self._keep = keep
         self._run = run
 
@@ -83,7 +84,7 @@ class Committer:
 
     def _add(self, name: str, rows: pa.Table) -> bool:
         unit = self._units.get(name)
-        if unit is None or name in self.tally.failed_units:
+        if unit is None or name in self._done or name in self.tally.failed_units:
             return False
         opened = self._open.setdefault(name, _Open())
         for end in rows.filter(rows["end"]).to_pylist():
@@ -99,7 +100,18 @@ class Committer:
             return False
         del self._open[name]
         self._commit(unit, opened)
+        self._done.add(name)
         return True
+
+    def close(self) -> None:
+        """All rows that there are have come: units that are not whole have failed."""
+        for name in self._units.keys() - self._done - self.tally.failed_units.keys():
+            opened = self._open.pop(name, _Open())
+            end = "its end" if opened.num_images is None else f"{opened.num_images}"
+            self.tally.failed_units[name] = (
+                f"rows of {len(opened.siblings)} images came back and not {end}; they were lost on "
+                "the way, which is a defect of llava-batch"
+            )
 
     def _fresh(self, opened: _Open, rows: pa.Table) -> pa.Table:
         """The rows that have not come before, counted."""

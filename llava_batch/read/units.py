@@ -11,11 +11,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
 from llava_batch.errors import UsageError
+from llava_batch.read.stored import StorageFailed, stored
 from llava_batch.storage import Location, glob, list_files, locate
 
 FILES_PER_UNIT = 1000
@@ -31,6 +33,10 @@ IMAGE_EXTENSIONS = frozenset(
     ".rgba .sgi .svg .tga .tif .tiff .vda .vst .webp .wmf .xbm .xpm".split()
 )
 """Files that are rows: what Pillow registers, and image formats that will be rows in error."""
+
+
+_HIDING = {"_": "%5F", ".": "%2E"}
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,11 @@ class Unit:
     """Read at most this many images (`--limit`); such a unit is never complete."""
     retry: frozenset[str] | None = None
     """`--retry-errors`: read only the images of these (key, mark) ids, `<key><mark>` escaped."""
+
+    @property
+    def input(self) -> str:
+        """Where its input lies, the same in every run and without credentials."""
+        return f"{self.fs.type_name}:{self.path}"
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,7 @@ def _sort_out(location: Location) -> tuple[list[_Found], list[_Found], Location]
     info = location.info()
     if info.type == pafs.FileType.Directory:
         below = [_found_below(location, i) for i in list_files(location)]
+        _refuse_compressed(below)
         shards = [f for f in below if _kind(f.at.path) in ("tar", "parquet")]
         images = [f for f in below if _kind(f.at.path) == "image"]
         return _drop_side_files(shards, below), images, location
@@ -129,11 +141,22 @@ def _sort_out(location: Location) -> tuple[list[_Found], list[_Found], Location]
         root = Location(location.fs, folder, folder)
         return [], [_Found(location, info, name)], root
     if kind is None:
+        _refuse_compressed([found])
         raise UsageError(
             f"--input {location.shown}: not a kind of file that is read; "
             "give a .tar, a .parquet, an image, or a folder of them"
         )
     return [found], [], location
+
+
+def _refuse_compressed(files: Iterable[_Found]) -> None:
+    """Refuse what holds images and cannot be read, rather than leave it out."""
+    for file in files:
+        if file.at.path.lower().endswith(_COMPRESSED):
+            raise UsageError(
+                f"--input {file.at.shown}: compressed tars are not read; decompress it "
+                "(the images in it are compressed already)"
+            )
 
 
 def _found_below(folder: Location, info: pafs.FileInfo) -> _Found:
@@ -167,19 +190,27 @@ def _shard_units(found: _Found) -> Iterable[Unit]:
         runs = _row_group_runs(found.at)
         if len(runs) > 1:
             for number, run in enumerate(runs):
-                name = f"{found.name}-{number:05d}"
+                name = f"{_unit_name(found.name)}-{number:05d}"
                 yield Unit(name=name, source=source, row_groups=run, **common)
             return
-    yield Unit(name=found.name, source=source, **common)
+    yield Unit(name=_unit_name(found.name), source=source, **common)
+
+
+def _unit_name(name: str) -> str:
+    """`name` with no part that begins as what readers of tables skip does."""
+    parts = name.split("/")
+    return "/".join(_HIDING.get(part[:1], part[:1]) + part[1:] for part in parts)
 
 
 def _row_group_runs(at: Location) -> list[tuple[int, int]]:
-    """Runs of row groups of about SPLIT_BYTES each; one run where the footer cannot be read."""
-    try:
-        with at.fs.open_input_file(at.path) as file:
-            metadata = pq.read_metadata(file)
-    except (OSError, ValueError):
-        return [(0, 0)]  # the reader will make the row in error
+    """Runs of row groups of about SPLIT_BYTES each; one run where the footer is damaged."""
+    with at.fs.open_input_file(at.path) as file:
+        try:
+            metadata = pq.read_metadata(stored(file))
+        except StorageFailed:
+            raise
+        except (OSError, ValueError, pa.ArrowException):
+            return [(0, 0)]  # the reader will make the row in error
     runs, start, size = [], 0, 0
     for i in range(metadata.num_row_groups):
         size += sum(
@@ -197,6 +228,11 @@ def _loose_units(
 ) -> Iterable[Unit]:
     """Units of at most FILES_PER_UNIT files: those of earlier runs as they were, then new ones."""
     relative = {f.at.path[len(root.path) + 1 :]: f.info for f in images}
+    if remembered and not relative.keys() & remembered[min(remembered)]:
+        raise UsageError(
+            f"--input {root.shown}: none of the files that the output's unit {min(remembered)} was "
+            "made of is there; give another --output for another folder of that name"
+        )
     taken = {name for members in remembered.values() for name in members}
     fresh = sorted(set(relative) - taken)
     groups = dict(remembered)
@@ -218,7 +254,7 @@ def _loose_units(
 
 
 def _base_name(root: Location) -> str:
-    return os.path.basename(root.path) or "root"
+    return _unit_name(os.path.basename(root.path)) or "root"
 
 
 def _refuse_double_names(units: list[Unit]) -> list[Unit]:

@@ -1,0 +1,53 @@
+"""Stop: SIGTERM and Ctrl-C end a run between two commits, never within one.
+
+`ray job stop` sends SIGTERM and kills three seconds later; a scheduler gives more. What is being
+written is finished, units that are open are left open, and a second signal changes nothing.
+"""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stop:
+    """Turns the first signal into a KeyboardInterrupt for the length of the block.
+
+    Outside the main thread it does nothing: its caller owns the signals.
+    """
+
+    def __init__(self) -> None:
+        self._whole = False
+        self._asked = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        try:
+            for number in _SIGNALS:
+                self._before[number] = signal.signal(number, self._note)
+        except ValueError:  # not in the main thread
+            self._before = {}
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """What is done in the block is not interrupted; a signal is heeded at its end."""
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        again, self._asked = self._asked, True
+        if not self._whole and not again:
+            raise KeyboardInterrupt
