@@ -1,0 +1,106 @@
+"""Gather: an output folder → what the page says of it, in one pass over the answers.
+
+Only the columns that are shown are read, batch by batch; of the rows, only a bounded sample is kept.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+
+from llava_batch.answers import Answers
+from llava_batch.errors import UsageError
+from llava_batch.report.counts import Counts
+from llava_batch.report.sample import LAST_RANK, Smallest, image_of, sample_rank
+
+COLUMNS = (
+    "id", "unit", "key", "question_id", "status", "error_code", "error_message", "finish_reason",
+    "answer", "answer_tokens", "mean_logprob", "prompt", "prompt_tokens", "width", "height", "turns",
+)  # fmt: skip
+SAMPLE_ROWS = 400
+ERROR_EXAMPLES = 12
+"""Rows shown of each error code."""
+_BATCH_ROWS = 4096
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gathered:
+    """What one pass over a folder gave: counts of everything, and the rows that are shown."""
+
+    counts: Counts
+    sample: list[Row]
+    """Answered rows, by rank."""
+    errors: list[Row]
+    """Examples of each error code, by code and rank."""
+
+
+def gather(answers: Answers, *, seed: int, preferred: frozenset[str] = frozenset()) -> Gathered:
+    """Count every row and draw the sample; rows of `preferred` images are drawn before others.
+
+    Raises:
+        UsageError: a table cannot be read, or lacks a column of the answers.
+    """
+    counts = Counts()
+    sample: Smallest[Row] = Smallest(SAMPLE_ROWS)
+    errors: dict[str, Smallest[Row]] = {}
+    for batch in batches(answers, COLUMNS):
+        ids, images = batch["id"].to_pylist(), images_of(batch)
+        counts.add(batch, images)
+        codes, good = batch["error_code"].to_pylist(), batch["status"].to_pylist()
+        for i, ident in enumerate(ids):
+            rank = sample_rank(seed, ident)
+            if good[i] == "ok":
+                keeper = sample
+                rank += 0 if images[i] in preferred else LAST_RANK
+            else:
+                keeper = errors.setdefault(codes[i] or "unknown", Smallest(ERROR_EXAMPLES))
+            if keeper.takes(rank):
+                keeper.offer(rank, batch.slice(i, 1).to_pylist()[0] | {"image": images[i]})
+    examples = [row for code in sorted(errors) for row in errors[code].values()]
+    return Gathered(counts=counts, sample=sample.values(), errors=examples)
+
+
+def images_of(batch: pa.RecordBatch) -> list[str]:
+    """Each row's image, as `<unit>/<key>`."""
+    pairs = zip(batch["id"].to_pylist(), batch["unit"].to_pylist(), strict=True)
+    return [image_of(ident, unit) for ident, unit in pairs]
+
+
+def find_rows(answers: Answers, wanted: Callable[[str], bool]) -> dict[str, Row]:
+    """The rows whose id is wanted, by id."""
+    found = {}
+    for batch in batches(answers, COLUMNS):
+        images = images_of(batch)
+        for i, ident in enumerate(batch["id"].to_pylist()):
+            if wanted(ident):
+                found[ident] = batch.slice(i, 1).to_pylist()[0] | {"image": images[i]}
+    return found
+
+
+def batches(answers: Answers, columns: tuple[str, ...]) -> Iterator[pa.RecordBatch]:
+    """The named columns of all tables, in the order of units and rows.
+
+    Raises:
+        UsageError: a table cannot be read, or lacks one of the columns.
+    """
+    fs = answers.location.fs
+    for path in answers.paths:
+        try:
+            kind = "parquet" if path.endswith(".parquet") else "ipc"
+            table = ds.dataset(path, filesystem=fs, format=kind)
+            missing = [c for c in columns if c not in table.schema.names]
+            if missing:
+                raise UsageError(f"{path}: is no table of answers (without {', '.join(missing)})")
+            scanner = table.scanner(columns=list(columns), batch_size=_BATCH_ROWS,
+                                    batch_readahead=2, use_threads=False)  # fmt: skip
+            yield from scanner.to_batches()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UsageError(f"{path}: cannot be read ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
