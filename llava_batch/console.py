@@ -49,6 +49,10 @@ def told(summary: Summary) -> list[str]:
         )
     if run["units_changed"]:
         lines.append(f"{run['units_changed']} units had changed and were answered again.")
+    if run.get("images_without_question"):
+        lines.append(f"{run['images_without_question']} images had no question in the file.")
+    if run.get("questions_without_image"):
+        lines.append(f"{run['questions_without_image']} questions of the file joined no image.")
     errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
     rate = summary.throughput.get("images_per_s", 0.0)
     lines.append(

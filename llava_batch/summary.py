@@ -11,8 +11,11 @@ from typing import Any
 import ray
 
 from llava_batch import __version__, thumbnails
+from llava_batch.answers import open_answers
 from llava_batch.cluster import Sizing
 from llava_batch.plan import Plan
+from llava_batch.questions import Questions
+from llava_batch.questions.joined import unjoined
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.write import Committer, Tally
 
@@ -93,9 +96,18 @@ def summarise(
     if committer is None:
         return summary
     summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
+    if plan.questions is not None:
+        summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
     thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
+
+
+def _questions_without_image(plan: Plan, questions: Questions) -> int:
+    """How many of the file's questions joined no image that stands in the output."""
+    if not plan.ledger.records:
+        return len(questions)
+    return unjoined(questions, open_answers(plan.job.output)).num_rows
 
 
 def provenance(plan: Plan) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Committer:
         complete = unit.limit is None
         footer = self._ledger.footer(unit, complete=complete) | {
             "llava_batch.images": str(num_images),
+            "llava_batch.model": self._run["model"],
             "llava_batch.run": json.dumps(self._run, sort_keys=True),
         }
         contract = load_schema("answers").metadata or {}
