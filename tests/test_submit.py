@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -61,14 +62,16 @@ def cluster() -> Iterator[str]:
 
 
 def _wait_for(port: int, head: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
+    """Until the cluster answers for its jobs, which is some time after the dashboard's port opens."""
+    deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert head.poll() is None, "ray start ended by itself"
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=10):
                 return
-        time.sleep(0.5)
-    raise TimeoutError("the dashboard did not come up")
+        except OSError:
+            time.sleep(0.5)
+    raise TimeoutError("the cluster did not come up")
 
 
 def _submit(address: str, *command: str) -> subprocess.CompletedProcess:
