@@ -73,6 +73,7 @@ class Plan:
             "loose_images": sum(len(unit.members) for unit in self.todo),
             "rows_to_retry": sum(len(unit.retry or ()) for unit in self.todo),
             "weights_bytes": self.weights_bytes,
+            "notes": [] if self.questions is None else list(self.questions.notes),
         }
 
 
