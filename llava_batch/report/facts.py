@@ -5,16 +5,14 @@ What is not there is None or empty, and the page leaves it out. Credentials in U
 """
 
 import math
-import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from llava_batch.job import Job, flag_name, job_fields
+from llava_batch.storage import without_credentials
 
 _MOST_POINTS = 120
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s@]*@")
-_QUERY = re.compile(r"(://[^\s?]*)\?\S*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +107,8 @@ def rates(run: dict[str, Any]) -> list[tuple[float, float]]:
     if done and done[0][0] > 0:
         done.insert(0, (0.0, 0.0))
     return [
-        (round(t, 2), round((n - m) / (t - s), 4))
-        for (s, m), (t, n) in pairwise(done)
-        if t > s
+        (round(t, 2), round((n - m) / (t - s), 4)) for (s, m), (t, n) in pairwise(done) if t > s
     ]
-
-
-def without_credentials(value: str) -> str:
-    """`value` with the user, password and query of any URI in it taken out."""
-    return _QUERY.sub(r"\1", _CREDENTIALS.sub("", value))
 
 
 def _at(run: Any, path: tuple[str, ...]) -> Any:
