@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch import tables
@@ -101,6 +101,7 @@ _types = st.recursive(
 
 
 @given(_types)
+@settings(deadline=None)
 def test_every_type_that_can_be_written_is_read_as_arrow_prints_it(text: str) -> None:
     printed = str(parse_type(text)).replace("list<item: ", "list<")
     arrow_names = {"float": "float32", "double": "float64"}
