@@ -32,7 +32,7 @@ class PackedLinear(nn.Module):
         if any(bias is not None for bias in biases):
             sizes = [part.out_features for part in parts]
             zeros = [weight.new_zeros(size) for size in sizes]
-            given = [
+            given: list[torch.Tensor] = [
                 zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)
             ]
             self.bias = torch.cat(given).detach()

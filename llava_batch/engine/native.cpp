@@ -39,7 +39,8 @@ thread_local Scratch scratch;
 
 inline __m512 exp512(__m512 x) {
   // 2^n * exp(r), |r| <= ln2 / 2; the polynomial is the Taylor series to degree 7.
-  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+  // The order of the operands lets a NaN through.
+  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
   const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f)), 8);
   __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
   r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);

@@ -1,0 +1,78 @@
+"""The slot table and the scheduler lose nothing, whatever arrives and however long it stays."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llava_batch.engine import Request
+from llava_batch.engine.scheduler import Scheduler, common_prefix
+from llava_batch.engine.sequence import sequences
+from llava_batch.engine.slots import SlotTable
+
+
+def test_a_slot_is_never_given_twice():
+    table = SlotTable(2)
+    assert {table.take("a"), table.take("b")} == {0, 1}
+    with pytest.raises(RuntimeError, match="all 2 slots are taken"):
+        table.take("c")
+
+
+def test_a_slot_that_nobody_owns_cannot_be_released():
+    table = SlotTable(2)
+    with pytest.raises(RuntimeError, match="nobody owns"):
+        table.release(1)
+
+
+def test_the_check_sees_a_lost_slot():
+    table = SlotTable(3)
+    table.check()
+    del table._free[1]
+    with pytest.raises(RuntimeError, match="broken"):
+        table.check()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    num_slots=st.integers(1, 7),
+    reuse=st.booleans(),
+    arrivals=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(34, 60), st.integers(1, 6)), max_size=40
+    ),
+)
+def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, arrivals):
+    scheduler = Scheduler(num_slots, reuse=reuse)
+    waiting = [
+        (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, 1)[0], stay)
+        for n, (image, length, stay) in enumerate(arrivals)
+    ]
+    left = {id(sequence): stay for sequence, stay in waiting}
+    out, turns = [], 0
+    while waiting or scheduler.waiting or scheduler.active:
+        turns += 1
+        assert turns < 1000, "the scheduler is stuck"
+        scheduler.add(sequence for sequence, _ in waiting[:3])
+        del waiting[:3]
+        while admitted := scheduler.admit():
+            scheduler.check()
+            for admission in admitted:
+                assert admission.num_shared < len(admission.sequence.ids)
+                admission.sequence.num_cached = len(admission.sequence.ids)
+                scheduler.cached(admission.sequence)
+        for sequence in list(scheduler.active.values()):
+            left[id(sequence)] -= 1
+            if left[id(sequence)] == 0:
+                out.append(sequence.request.id)
+                scheduler.release(sequence)
+        scheduler.check()
+    assert sorted(out, key=int) == [str(n) for n in range(len(arrivals))]
+
+
+@given(st.lists(st.integers(0, 2)), st.lists(st.integers(0, 2)))
+def test_the_common_prefix_is_what_a_loop_finds(left, right):
+    expected = 0
+    for a, b in zip(left, right, strict=False):
+        if a != b:
+            break
+        expected += 1
+    assert common_prefix(np.array(left, dtype=int), np.array(right, dtype=int)) == expected
