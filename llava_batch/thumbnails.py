@@ -1,7 +1,7 @@
 """Thumbnails: a small sample of the images, for the report, made where the images are decoded anyway.
 
 Which images: those whose names have the smallest hashes, so the sample is the same in every run and
-needs no second reading of the lake. Kept in one bounded side file, `_thumbnails.parquet`.
+needs no second reading of the lake. Kept in one bounded side file, `_thumbnails.bin` (Parquet, but not by name: `*.parquet` is answers).
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from llava_batch.board import NUM_THUMBNAILS
 from llava_batch.storage import Location, read_bytes, write_whole
 
 SIDE = 256
-FILE = "_thumbnails.parquet"
+FILE = "_thumbnails.bin"
 _SCHEMA = pa.schema({"rank": pa.int64(), "image": pa.string(), "jpeg": pa.binary()})
 
 Thumbnail = tuple[int, str, bytes]

@@ -71,7 +71,9 @@ def test_a_caption_does_not_depend_on_the_container_it_came_in(captions):
         loose = given[f"loose-00000/{number:06}.png"]
         tarred = given[f"shapes-00000/{number:06}"]
         assert (loose["width"], loose["height"]) == (tarred["width"], tarred["height"])
-        assert loose["prompt"] == tarred["prompt"] == "USER: <image>\nDescribe the image. ASSISTANT:"
+        assert (
+            loose["prompt"] == tarred["prompt"] == "USER: <image>\nDescribe the image. ASSISTANT:"
+        )
 
 
 def test_tables_have_the_published_schema_and_duckdb_reads_them(captions):
@@ -83,7 +85,9 @@ def test_tables_have_the_published_schema_and_duckdb_reads_them(captions):
 
 def test_a_second_run_answers_nothing_again(captions, demo_shards):
     before = {path: path.stat().st_mtime_ns for path in captions.glob("*.parquet")}
-    summary = run(Job(input=tuple(map(str, demo_shards)), output=str(captions), quiet=True, slots=9))
+    summary = run(
+        Job(input=tuple(map(str, demo_shards)), output=str(captions), quiet=True, slots=9)
+    )
     assert summary.run["rows"] == 0
     assert summary.run["units_done_before"] == 2
     assert {path: path.stat().st_mtime_ns for path in captions.glob("*.parquet")} == before
@@ -253,7 +257,9 @@ def test_prompt_columns_put_values_in_as_data(tmp_path):
 
 
 def test_a_limited_run_marks_nothing_complete(demo_shards, tmp_path):
-    job = Job(input=tuple(map(str, demo_shards)), output=str(tmp_path), max_new_tokens=4, quiet=True)
+    job = Job(
+        input=tuple(map(str, demo_shards)), output=str(tmp_path), max_new_tokens=4, quiet=True
+    )
     assert run(job.but(limit=5)).run["images"] == 5
     assert not list((tmp_path / "_manifest").glob("shapes*.json"))
     assert run(job).totals["rows"] == 2 * NUM_SCENES
