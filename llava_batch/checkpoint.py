@@ -20,8 +20,8 @@ from llava_batch.prompts import (
     Render,
     from_chat_template,
     llava_15,
-    split_guarded,
 )
+from llava_batch.tokens import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,15 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
         )
+        if not tokenizer.is_fast:
+            raise UsageError(
+                f"--model {self.name}: its tokenizer has no tokenizer.json, which guarding needs; "
+                "convert it with transformers"
+            )
+        return tokenizer
 
     @cached_property
     def image_processor(self) -> Any:
@@ -101,10 +107,12 @@ class Checkpoint:
         return int(self.config.image_token_id)
 
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Image tokens for one image of this size; with strategy `default` the CLS token is dropped."""
-        patch = self.config.vision_config.patch_size
-        extra = 0 if self.config.vision_feature_select_strategy == "default" else 1
-        return (height // patch) * (width // patch) + extra
+        """Image tokens for one image of this size: patches, and the class token where CLIP's tower
+        has one and strategy `default` does not drop the first token (SigLIP's has none)."""
+        tower = self.config.vision_config
+        first = tower.model_type != "siglip_vision_model"
+        dropped = self.config.vision_feature_select_strategy == "default"
+        return (height // tower.patch_size) * (width // tower.patch_size) + first - dropped
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -120,16 +128,11 @@ class Checkpoint:
 
     def encode(self, segment: str, *, first: bool) -> list[int]:
         """Token ids of a segment, one id for each `<image>`; `first` puts the one BOS in front."""
-        bos = self.tokenizer.bos_token
-        add_bos = first and not (bos and segment.startswith(bos))
-        ids: list[int] = []
-        for piece, is_guarded in split_guarded(segment):
-            ids += self.tokenizer(
-                piece,
-                add_special_tokens=add_bos and not ids,
-                split_special_tokens=is_guarded,
-            ).input_ids
-        return ids
+        return self._encoder.ids(segment, first=first)
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return Encoder(self.tokenizer)
 
     def decode(self, ids: Any) -> str:
         """The answer's text, special tokens left out, blanks at both ends kept."""
