@@ -67,15 +67,14 @@ def list_files(location: Location) -> list[pafs.FileInfo]:
         UsageError: a name that is not UTF-8, which nothing here could open.
     """
     selector = pafs.FileSelector(location.path, recursive=True, allow_not_found=True)
+    base = len(location.path) + 1
     try:
-        infos = location.fs.get_file_info(selector)
+        found = (i for i in location.fs.get_file_info(selector) if i.type == pafs.FileType.File)
+        visible = (i for i in found if not _has_hidden_part(i.path[base:]))
+        return sorted(visible, key=lambda info: info.path)
     except UnicodeDecodeError as error:
         raise UsageError(f"{location.shown}: the name {error.object!r} in it is not UTF-8; "
                          "rename that file") from None  # fmt: skip
-    found = (i for i in infos if i.type == pafs.FileType.File)
-    base = len(location.path) + 1
-    visible = (i for i in found if not _has_hidden_part(i.path[base:]))
-    return sorted(visible, key=lambda info: info.path)
 
 
 def glob(location: Location) -> Iterator[str]:
