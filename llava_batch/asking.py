@@ -61,12 +61,7 @@ def asks_of(
         drawn = draw(recipe, job.seed, f"{unit}/{key}")
         return [_dialogue([_filled(None, prompt, columns, guards) for prompt in drawn])]
     elif job.question_column:
-        value = columns.get(job.question_column)
-        if not value:
-            return [Ask(None, (), f"column {job.question_column} is null or empty")]
-        several = isinstance(value, list)
-        texts = [guards.text(t) for t in (value if several else [value]) if t]
-        asks = [Ask(str(i) if several else None, (t,)) for i, t in enumerate(texts)]
+        asks = _from_column(job.question_column, columns.get(job.question_column), guards)
     elif job.question:
         ids = [str(i) if len(job.question) > 1 else None for i in range(len(job.question))]
         asks = [
@@ -86,6 +81,21 @@ def _templates(job: Job, recipe: Recipe | None) -> list[tuple[str, str]]:
     if job.question:
         return [("--question", q) for q in job.question]
     return [("--prompt", job.prompt)]
+
+
+def _from_column(name: str, value: Any, guards: Guards) -> list[Ask]:
+    """A column's question, or each of its list, numbered by its place there."""
+    if isinstance(value, list) and value:
+        return [_of_value(str(i), name, item, guards) for i, item in enumerate(value)]
+    return [_of_value(None, name, value, guards)]
+
+
+def _of_value(question_id: str | None, name: str, value: Any, guards: Guards) -> Ask:
+    if value in (None, "", []):
+        return Ask(question_id, (), f"column {name} is null or empty")
+    if not isinstance(value, str):
+        return Ask(question_id, (), f"column {name} holds {value!r:.60}, which is not text")
+    return Ask(question_id, (guards.text(value),))
 
 
 def _filled(
