@@ -80,13 +80,13 @@ def prompt(seed: int, num_text: int = 11) -> list[int]:
     return [1, *text[:4], *[IMAGE_TOKEN] * NUM_IMAGE_TOKENS, *text[4:]]
 
 
-def captions(count: int, *, num_tokens: int | None = None) -> list[Request]:
-    """One prompt over `count` images, answers of uneven length (or all of `num_tokens`)."""
+def captions(count: int, *, first: int = 0, num_tokens: int | None = None) -> list[Request]:
+    """One prompt over images `first`.., answers of uneven length (or all of `num_tokens`)."""
     ids = prompt(0)
     return [
         Request(
             id=f"caption-{number}",
-            pixels=pixels(number),
+            pixels=pixels(first + number),
             prompt_ids=ids,
             max_new_tokens=num_tokens or length,
             ignore_eos=True,
@@ -95,14 +95,16 @@ def captions(count: int, *, num_tokens: int | None = None) -> list[Request]:
     ]
 
 
-def questions(num_images: int, *, per_image: int = 4, num_tokens: int = 8) -> list[Request]:
+def questions(
+    num_images: int, *, first: int = 0, per_image: int = 4, num_tokens: int = 8
+) -> list[Request]:
     """`per_image` questions of each image, which stand behind the same beginning."""
     start = prompt(0)[: 5 + NUM_IMAGE_TOKENS]
     made = []
     for image in range(num_images):
-        shared = pixels(image)
+        shared = pixels(first + image)
         for number in range(per_image):
-            text = prompt(1 + number, 12)[-8:]
+            text = prompt(1 + number, 13)[-8:]
             made.append(
                 Request(
                     id=f"question-{image}-{number}",
@@ -115,13 +117,15 @@ def questions(num_images: int, *, per_image: int = 4, num_tokens: int = 8) -> li
     return made
 
 
-def dialogues(num_images: int, *, num_turns: int = 3, num_tokens: int = 8) -> list[Request]:
+def dialogues(
+    num_images: int, *, first: int = 0, num_turns: int = 3, num_tokens: int = 8
+) -> list[Request]:
     """Dialogues of `num_turns` turns, each with a short prompt of its own."""
-    turns = tuple((2, *prompt(20 + turn, 10)[-8:]) for turn in range(1, num_turns))
+    turns = tuple((2, *prompt(20 + turn, 13)[-8:]) for turn in range(1, num_turns))
     return [
         Request(
             id=f"dialogue-{number}",
-            pixels=pixels(number),
+            pixels=pixels(first + number),
             prompt_ids=prompt(0),
             turns=turns,
             max_new_tokens=num_tokens,

@@ -78,7 +78,11 @@ class Engine:
         )
         self._scheduler = Scheduler(plan.num_slots, reuse=reuse)
         self._runner = Runner(
-            self.llava, self.cache, self.stats, load.prefill_tokens(self.llava, prefill_tokens)
+            self.llava,
+            self.cache,
+            self.stats,
+            max_prefill_tokens=load.prefill_tokens(self.llava, prefill_tokens),
+            reuse=reuse,
         )
         self._done: list[Completion] = []
 

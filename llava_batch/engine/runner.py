@@ -26,10 +26,17 @@ class Runner:
     """Runs prefill groups and decode steps over the slots."""
 
     def __init__(
-        self, llava: Llava, cache: SlotCache, stats: Stats, max_prefill_tokens: int
+        self,
+        llava: Llava,
+        cache: SlotCache,
+        stats: Stats,
+        *,
+        max_prefill_tokens: int,
+        reuse: bool,
     ) -> None:
         self.llava, self.cache, self.stats = llava, cache, stats
         self.max_prefill_tokens = max_prefill_tokens
+        self.num_kept_features = MIN_KEPT_FEATURES if reuse else 0
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
@@ -99,7 +106,7 @@ class Runner:
             self._span_features(sequence, *span)
             for sequence, span in zip(group, spans, strict=True)
         ]
-        while len(self._features) > max(MIN_KEPT_FEATURES, len(missing)):
+        while len(self._features) > self.num_kept_features:
             self._features.popitem(last=False)
         return found
 
