@@ -57,7 +57,7 @@ def write_folder(
     names = list(thumbnails)
     if names:
         columns = {"image": names, "jpeg": [jpeg() for _ in names]}
-        pq.write_table(pa.table(columns), out / "_thumbnails.parquet")
+        pq.write_table(pa.table(columns), out / "_thumbnails.bin")
     return str(out)
 
 

@@ -21,7 +21,7 @@ function step(span, most) {
 
 function ticks(low, high, most) {
   const by = step(high - low, most), found = [];
-  for (let i = Math.ceil(low / by - 1e-9); i * by <= high + by * 1e-6; i++) found.push(i * by);
+  for (let i = Math.ceil(low / by - 1e-9); i * by <= high + by * 1e-6; i++) found.push(i * by || 0); // never minus zero
   return found;
 }
 

@@ -38,7 +38,7 @@ function openDetail(found, at, close) {
     dialog.replaceChildren(el("div", { className: "sheet" },
       el("header", {},
         el("h2", { id: "detail-title", className: "path" }, el("bdi", {}, item.id)),
-        walk("Back", -1), walk("On", 1),
+        walk("Previous", -1), walk("Next", 1),
         el("button", { type: "button", className: "quiet", autofocus: true, onclick: () => dialog.close() }, "Close")),
       picture(item),
       el("div", { className: "words" }, ...body.filter(Boolean), factsOf(item), ...promptsOf(item).filter(Boolean))));

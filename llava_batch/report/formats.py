@@ -23,12 +23,15 @@ def percent(share: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time: 4.2 s, 41 s, 12 min 5 s, 3 h 20 min."""
+    """A time: 4.2 s, 41 s, 5 min 12 s, 34 min, 3 h 20 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
-    if whole < 3600:
+    if whole < 600:
         return f"{whole // 60} min {whole % 60} s"
+    if whole < 3570:
+        return f"{round(seconds / 60)} min"
+    whole = round(seconds / 60) * 60
     return f"{whole // 3600:,} h {whole % 3600 // 60} min"
 
 

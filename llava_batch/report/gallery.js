@@ -65,7 +65,7 @@ function card(item, terms, open) {
   const questions = [...new Set(questionsOf(item))];
   if (!STATE.oneQuestion) for (const text of questions) body.append(prose("p", "question", ...marked(text, terms)));
   body.append(COMPARING() ? pairOf(item, false) : answerOf(item.sides[0], terms));
-  const name = el("button", { type: "button", className: "open path", title: item.id, onclick: open }, el("bdi", {}, ...marked(item.id, terms)));
+  const name = el("button", { type: "button", className: "open path", title: item.id, onclick: open }, el("bdi", {}, ...marked(item.id.slice(item.unit.length + 1), terms)));
   const row = item.sides[0], facts = [];
   if (!COMPARING() && row.turns.length > 1) facts.push(`${row.turns.length} turns`);
   if (!COMPARING() && row.finish_reason === "length") facts.push("cut");

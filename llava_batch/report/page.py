@@ -122,6 +122,7 @@ def _item(rows: tuple[Row, ...], place: dict[str, int]) -> dict[str, Any]:
     first = rows[0]
     return {
         "id": first["id"],
+        "unit": first["unit"],
         "thumb": place.get(first["image"], -1),
         "width": first["width"],
         "height": first["height"],

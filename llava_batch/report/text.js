@@ -51,6 +51,9 @@ function differences(one, two) {
     else if (longest[i + 1][j] >= longest[i][j + 1]) i++;
     else j++;
   }
+  const length = (parts) => parts.join("").length;
+  const common = length([...keptA].map((i) => a[i])) / Math.max(length(a), length(b), 1);
+  if (common < 0.35) return [[one], [two]]; // so little in common that marks would say nothing
   return [runs(a, keptA), runs(b, keptB)];
 }
 

@@ -1,7 +1,7 @@
-"""Thumbnails: `OUT/_thumbnails.parquet` → the pictures that a page embeds, within a budget of bytes.
+"""Thumbnails: `OUT/_thumbnails.bin` → the pictures that a page embeds, within a budget of bytes.
 
-The file has two columns: `image`, an answer's id without its question and sample, and `jpeg`. A
-folder without it is a folder whose page shows placeholders.
+The file is Parquet (not by name: `*.parquet` is answers); it has two columns: `image`, an answer's id without its
+question and sample, and `jpeg`. A folder without it is a folder whose page shows placeholders.
 """
 
 import base64
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from llava_batch.errors import UsageError
 from llava_batch.storage import Location
 
-FILE_NAME = "_thumbnails.parquet"
+FILE_NAME = "_thumbnails.bin"
 MAX_BYTES = 11 * 2**20
 """Encoded bytes of all thumbnails of one page; a third more in base64."""
 
