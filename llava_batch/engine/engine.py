@@ -6,6 +6,7 @@ The engine takes its model over and is driven from one thread. It knows nothing 
 Ray or other processes.
 """
 
+import logging
 import math
 from collections.abc import Iterable, Iterator
 
@@ -24,6 +25,8 @@ from llava_batch.engine.sampling import next_tokens
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
+
+log = logging.getLogger(__name__)
 
 NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
@@ -75,6 +78,11 @@ class Engine:
             head_dim=head_dim(text_config),
             dtype=self.llava.dtype,
             device=self.llava.device,
+        )
+        log.info(
+            "%d slots of %d tokens: %.2f GB of K/V cache in %s on %s, attention %s",
+            *(plan.num_slots, plan.max_tokens, self.cache.num_bytes / 1e9),
+            *(self.llava.dtype, self.llava.device, self.llava.attention),
         )
         self._scheduler = Scheduler(plan.num_slots, reuse=reuse)
         self._runner = Runner(
