@@ -75,10 +75,16 @@ def _wait_for(port: int, head: subprocess.Popen) -> None:
 
 
 def _submit(address: str, *command: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        ["ray", "job", "submit", f"--address={address}", "--working-dir=.", "--", *command],
-        cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=400,
-    )  # fmt: skip
+    """`ray job submit`, again where the cluster says that its agent is not up yet."""
+    deadline = time.monotonic() + 120
+    while True:
+        done = subprocess.run(
+            ["ray", "job", "submit", f"--address={address}", "--working-dir=.", "--", *command],
+            cwd=ROOT, env=_environment(), capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 def test_a_submitted_job_writes_the_same_tables_as_the_script(cluster, demo_shards, tmp_path):
