@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
-from typer import Abort
+from typer import Abort, BadParameter
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
@@ -101,7 +101,7 @@ class _SpreadLists(TyperCommand):
         spread: list[str] = []
         flag: str | None = None
         for arg in args:
-            if arg.startswith("-"):
+            if arg.startswith("--"):  # one dash begins values: `--question '-5 or 5?'`
                 flag = arg if arg in several else None
                 spread += [] if flag else [arg]
             else:
@@ -148,9 +148,11 @@ def job_main(name: str) -> None:
 def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
     """Run `app`; an error is one line on stderr that says what, the value, and what to do."""
     try:
-        return app(args, prog_name=prog, standalone_mode=False) or 0
+        status = app(args, prog_name=prog, standalone_mode=False) or 0
+        # typer makes an exit status of Ctrl-C before it gets here.
+        return _stopped(prog) if status == _INTERRUPTED else status
     except TyperException as error:
-        return _tell(prog, f"{error.format_message()} See {prog} --help.", 2)
+        return _tell(prog, f"{_message(error)} See {prog} --help.", 2)
     except UsageError as error:
         return _tell(prog, str(error), error.exit_status)
     except RunFailed as error:
@@ -158,7 +160,25 @@ def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
     except LlavaBatchError as error:
         return _tell(prog, str(error), 1)
     except (KeyboardInterrupt, Abort):
-        return _tell(prog, "stopped; finished units are committed, run it again to resume", 130)
+        return _stopped(prog)
+
+
+_INTERRUPTED = 130
+
+
+def _stopped(prog: str) -> int:
+    message = "stopped; finished units are committed, run it again to resume"
+    return _tell(prog, message, _INTERRUPTED)
+
+
+def _message(error: TyperException) -> str:
+    """typer's message; where a value is of the wrong type, with the value, which typer leaves out."""
+    from pydantic import ValidationError
+
+    if isinstance(error, BadParameter) and isinstance(error.__cause__, ValidationError):
+        flag = error.param.opts[0] if error.param else ""
+        return f"{flag} {error.__cause__.errors()[0]['input']}: {error.message}."
+    return error.format_message()
 
 
 def _tell(prog: str, message: str, status: int) -> int:

@@ -7,6 +7,7 @@ Knows nothing of Ray, torch or the filesystem.
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, Self
@@ -158,6 +159,9 @@ class Job:
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed:
                 raise bad_flag(name, getattr(self, name), f"give one of {_listed(allowed)}")
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise bad_flag(name, value, "give a finite number")
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -179,6 +183,8 @@ class Job:
             raise UsageError(f"{flags} were both given; questions come from one place, drop one")
         if self.dialogue and self.num_samples > 1:
             raise bad_flag("num_samples", self.num_samples, "a --dialogue has one sample")
+        if not all(self.choices):
+            raise bad_flag("choices", ",".join(self.choices), "a choice is empty, drop a comma")
         if self.choices and (self.dialogue or self.num_samples > 1 or self.temperature > 0):
             raise bad_flag("choices", ",".join(self.choices), "choices are scored, not sampled: "
                            "drop --dialogue, --num-samples and --temperature")  # fmt: skip
