@@ -18,8 +18,9 @@ RUN = {"model": "demo"}
 
 
 def unit(name: str, **changes: Any) -> Unit:
-    given = {"kind": "tar", "path": f"/in/{name}.tar", "shown": f"{name}.tar", "source": "1-1"}
-    return Unit(name=name, fs=pafs.LocalFileSystem(), **(given | changes))
+    given = {"kind": "tar", "path": f"/in/{name}.tar", "shown": f"{name}.tar", "source": "1-1",
+             "fs": pafs.LocalFileSystem()}  # fmt: skip
+    return Unit(name=name, **(given | changes))
 
 
 def answer(
