@@ -46,13 +46,15 @@ class Board:
         self._stages[stage][worker] = counters
 
     def stages(self) -> dict[str, dict[str, float]]:
-        """Each stage's counters summed over its workers, and how many workers there were."""
+        """Each stage's counters summed over its workers (of a `peak_…` the largest), and how many
+        workers there were."""
         summed: dict[str, dict[str, float]] = {}
         for stage, workers in self._stages.items():
             total: dict[str, float] = defaultdict(float, workers=len(workers))
             for counters in workers.values():
                 for name, value in counters.items():
-                    total[name] += value
+                    peak = name.startswith("peak_")
+                    total[name] = max(total[name], value) if peak else total[name] + value
             summed[stage] = dict(total)
         return summed
 

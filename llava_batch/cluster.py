@@ -6,6 +6,7 @@ the smallest machine; what computes is limited by threads, not by these shares.
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,11 +51,27 @@ def connected(*, log_to_driver: bool = False) -> Iterator[None]:
         return
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
-    ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
+    with _silent_stderr():
+        ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what native code writes to stderr in the block; what fails there raises."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def size_up(job: Job) -> Sizing:

@@ -1,5 +1,6 @@
-"""Reporter: a worker's own counters, told to the board now and then, and to Prometheus."""
+"""Reporter: a worker's own counters, told to the board after each batch, and to Prometheus."""
 
+import resource
 import time
 import uuid
 from collections.abc import Iterator
@@ -7,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from llava_batch.metrics import StageMetrics
-
-INTERVAL_S = 0.5
 
 
 class Reporter:
@@ -20,7 +19,6 @@ class Reporter:
         self._worker = uuid.uuid4().hex
         self._counters: dict[str, float] = {"rows": 0, "busy_s": 0.0}
         self._metrics = StageMetrics(stage)
-        self._last = 0.0
 
     @contextmanager
     def busy(self, num_rows: int) -> Iterator[None]:
@@ -35,7 +33,7 @@ class Reporter:
         grown_s = counters.get("busy_s", 0.0) - self._counters["busy_s"]
         self._counters |= counters
         self._counters["rows"] += num_rows
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._counters["peak_memory_bytes"] = peak_kib * 1024
         self._metrics.add(num_rows, grown_s, self._counters)
-        if time.monotonic() - self._last >= INTERVAL_S:
-            self._last = time.monotonic()
-            self._board.report.remote(self._stage, self._worker, self._counters)
+        self._board.report.remote(self._stage, self._worker, self._counters)
