@@ -16,7 +16,9 @@ from llava_batch.board import Board
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.job import Job
 from llava_batch.prepare import PREPARED, Prepare
+from llava_batch.read import Reading, read_blocks
 from llava_batch.read.columns import image_schema
+from llava_batch.read.units import find_units
 
 CHECKPOINT = Checkpoint.find(Job())
 NUM_TOKENS = 64
@@ -278,6 +280,36 @@ def test_the_pixel_limit_is_the_jobs() -> None:
     (out,) = prepared(preparer(max_pixels=30 * 30), row(picture(31, 20)))
     assert out["error_code"] == "image_too_large"
     assert "--max-pixels" in out["error_message"]
+
+
+def test_a_folder_of_odd_and_broken_files_gives_a_row_for_each(tmp_path) -> None:
+    kinds = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PCX")
+    whole = {f"good.{kind.lower()}": picture(kind=kind) for kind in kinds}
+    modes = ("1", "L", "P", "RGBA", "LA", "I;16", "I")
+    for mode in modes:
+        buffer = io.BytesIO()
+        Image.new(mode, (9, 7)).save(buffer, "PNG")
+        whole[f"mode {mode}.png"] = buffer.getvalue()
+    broken = {f"cut {name}": data[: len(data) // 2] for name, data in whole.items()}
+    broken |= {f"odd {n}.jpg": data for n, data in enumerate(ODD)} | {"sub/#~%.jpg": b"GIF89a"}
+    for name, data in (whole | broken).items():
+        path = tmp_path / "odd" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    (unit,) = find_units([str(tmp_path / "odd")])
+    prepare = preparer()
+    out = [
+        r
+        for block in read_blocks(unit, Reading.of(Job(), (), pa.schema([])))
+        for r in prepare(block).to_pylist()
+    ]
+    *rows, end = out
+    assert end["end"] and end["ordinal"] == len(whole | broken)
+    assert sorted(r["key"] for r in rows) == sorted(whole | broken)
+    assert {r["key"] for r in rows if r["pixels"]} >= set(whole)
+    for r in rows:
+        assert bool(r["pixels"]) != bool(r["error_code"]), r["key"]
+        assert len(r["asks"]) == 1
 
 
 # A row that killed a worker
