@@ -13,8 +13,10 @@ from typer import Abort, BadParameter
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
+from llava_batch import cli_tools
 from llava_batch.errors import LlavaBatchError, RunFailed, UsageError
 from llava_batch.job import Job, flag_name, job_fields
+from llava_batch.score_job.cli import app as score_app
 
 _EPILOG = "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error."
 
@@ -73,13 +75,6 @@ def _instruct(job: Job, export: list[str]) -> None:
     run_instruct(job, export)
 
 
-def _score(context: typer.Context) -> None:
-    """Score a run's answers by a benchmark's own metric."""
-    from llava_batch.score_job import main as score_main
-
-    raise typer.Exit(score_main(context.args))
-
-
 _EXPORT = inspect.Parameter(
     "export",
     inspect.Parameter.KEYWORD_ONLY,
@@ -129,10 +124,8 @@ def _app(names: Sequence[str]) -> typer.Typer:
 
 
 app = _app(list(COMMANDS))
-app.command(
-    "score", context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-    add_help_option=False,
-)(_score)  # fmt: skip
+app.add_typer(score_app)
+app.add_typer(cli_tools.app)
 
 
 def main() -> None:

@@ -3,12 +3,16 @@
 import sys
 from pathlib import Path
 
+from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job
 from llava_batch.pipeline import run
+from llava_batch.report import write_report
 from llava_batch.summary import Summary
 
 DEMO_IMAGES = 48
 DEMO_SEED = 20_260_101
+MAX_REPORT_ROWS = 1_000_000
+"""Over so many rows the report is left to `llava-batch report`: it reads every row."""
 
 
 def run_and_tell(job: Job) -> Summary:
@@ -16,13 +20,26 @@ def run_and_tell(job: Job) -> Summary:
     given = bool(job.input)
     if not given:
         job = with_demo_shards(job)
-    summary = run(job)
+    try:
+        summary = run(job)
+    except RunFailed:
+        _write_report(job)
+        raise
+    if not job.dry_run and summary.totals["rows"] <= MAX_REPORT_ROWS:
+        _write_report(job)
     if not job.quiet:
         for line in told(summary):
             print(line, file=sys.stderr)
         if job.model == "demo" and not job.dry_run:
             print(_DEMO_MODEL, file=sys.stderr)
     return summary
+
+
+def _write_report(job: Job) -> None:
+    try:
+        write_report([job.output])
+    except UsageError as error:  # nothing was answered yet, so there is nothing to look at
+        print(f"no report: {error}", file=sys.stderr)
 
 
 def with_demo_shards(job: Job) -> Job:
@@ -60,6 +77,10 @@ def told(summary: Summary) -> list[str]:
         f"{summary.output} holds {totals['rows']} answers in {totals['units']} units, "
         f"{totals['rows'] - totals['ok']} of them in error" + (f" ({errors})." if errors else ".")
     )
+    if totals["rows"] <= MAX_REPORT_ROWS:
+        lines.append(f"Look at them: {summary.output}/_report.html")
+    else:
+        lines.append(f"Look at them: llava-batch report {summary.output}")
     return lines
 
 
