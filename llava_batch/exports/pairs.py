@@ -129,15 +129,11 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
     """The images of a run's units, read again from its input. Of several images in one row the
     first is given."""
     from llava_batch.answering import row_id
+    from llava_batch.job import Job
     from llava_batch.read import Reading, read_rows
 
-    reading = Reading(
-        prompt_columns=(),
-        keep=pa.schema([]),
-        image_column=image_column,
-        key_column=key_column,
-        max_image_bytes=max_image_bytes,
-    )
+    job = Job(image_column=image_column, key_column=key_column, max_image_bytes=max_image_bytes)
+    reading = Reading.of(job, (), pa.schema([]))
     by_name = {unit.name: unit for unit in units}
 
     def images(name: str) -> Iterator[tuple[str, bytes]]:
