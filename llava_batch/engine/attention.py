@@ -2,7 +2,7 @@
 
 Legend: B rows, Q queries of a row, Hq query heads, H K/V heads, G = Hq / H, S slots, L slot length,
 D head size. A query at position p of its row sees the keys `[max(0, p - window + 1), p]` of its slot.
-This file is the plain torch form, right on every device; `kernels.py` has the fast one for CPU.
+This file is the plain torch form, right on every device; `native.cpp` has the fast one for CPU.
 """
 
 import torch

@@ -9,6 +9,8 @@ Ray or other processes.
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlavaForConditionalGeneration
@@ -95,7 +97,7 @@ class Engine:
         self._done: list[Completion] = []
 
     @classmethod
-    def load(cls, model: str, **options) -> "Engine":
+    def load(cls, model: str | Path, **options: Any) -> "Engine":
         """Load a checkpoint; `model` is a folder or a hub id. See `llava_batch.engine.load.load`."""
         return load.load(cls, model, **options)
 

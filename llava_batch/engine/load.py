@@ -55,8 +55,8 @@ def load(
         model,
         revision=revision or "main",
         dtype=choose_dtype(dtype, place),
-        device_map={"": place},
     )
+    loaded.to(torch.device(place))
     return engine(
         loaded,
         slots=slots,

@@ -11,6 +11,7 @@ from tiny_llava import (
     by_key,
     engine,
     image,
+    pixel_values,
     prompt,
     reference,
     reference_ids,
@@ -89,8 +90,6 @@ def test_mean_logprob_is_that_of_the_model():
     found = run([one(max_new_tokens=9, ignore_eos=True)])[("one", 0, 0)]
     model = tiny("multi-head")
     ids = [*prompt(0, 5), *found.token_ids]
-    from tiny_llava import pixel_values
-
     with torch.inference_mode():
         logits = model(
             input_ids=torch.tensor([ids]), pixel_values=pixel_values(image(0), model)
@@ -144,8 +143,6 @@ def test_choices_are_scored_as_the_model_scores_them():
     made = engine(slots=3)
     found = by_key(list(made.generate([one(choices=choices)])))[("one", 0, 0)]
     model = tiny("multi-head")
-    from tiny_llava import pixel_values
-
     scores = []
     for choice in choices:
         ids = torch.tensor([[*prompt(0, 5), *choice]])
