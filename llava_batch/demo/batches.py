@@ -8,6 +8,7 @@ Shapes: B pictures, L tokens a row, N = 64 patches.
 """
 
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -36,6 +37,7 @@ from llava_batch.demo.text import EOS, IMAGE, SYSTEM, conversations, turn_text
 MEAN_COLOUR = (122, 116, 104)  # CLIP's mean, as the processor pads with it
 NUM_TOKENS = 200  # a row: about 68 of the prefix, the rest for conversations
 MAX_TURNS = 8
+ALIKE_SHARE = 0.4  # of pictures drawn until they hold alike things of different sizes
 SHORT_ANSWER_WEIGHT = 2.0
 MIN_LABEL_PIXELS = 24  # of a patch's 196, for the patch to count as showing a thing
 # Classes of each patch label; for the first four, 0 is "nothing here". The patch's own row and
@@ -207,7 +209,22 @@ class PackedBatches(IterableDataset):
 
 
 def _scenes(random: Random, count: int) -> list[Scene]:
-    return [make_scene(random.randrange(NUM_TRAINING_SEEDS)) for _ in range(count)]
+    return [_scene(random, alike=random.random() < ALIKE_SHARE) for _ in range(count)]
+
+
+def _scene(random: Random, *, alike: bool) -> Scene:
+    while True:
+        scene = make_scene(random.randrange(NUM_TRAINING_SEEDS))
+        if not alike or has_alike(scene):
+            return scene
+
+
+def has_alike(scene: Scene) -> bool:
+    """Whether two things of different sizes share their shape or their colour."""
+    return any(
+        one.size != other.size and (one.shape == other.shape or one.colour == other.colour)
+        for one, other in itertools.combinations(scene.things, 2)
+    )
 
 
 def _pixels(scenes: list[Scene], random: Random) -> torch.Tensor:

@@ -33,7 +33,18 @@ def table(evaluation: dict) -> str:
 
 def card(evaluation: dict, training: dict) -> str:
     """The text of the model card."""
-    return _CARD.format(table=table(evaluation), **evaluation, **training)
+    stages = "\n".join(f"- {_stage(stage)}" for stage in training["stages"])
+    facts = {"table": table(evaluation), "num_parameters": training["num_parameters"]}
+    return _CARD.format(**facts, **evaluation, stages=stages)
+
+
+def _stage(stage: dict) -> str:
+    what = {"tower": "the tower on patch labels", "all": "everything on answers"}[stage["trained"]]
+    size = f"{stage['steps']:,} steps of {stage['batch_size']} pictures, seed {stage['seed']}"
+    if stage["trained"] == "tower":
+        return f"{what}: {size}"
+    size = f"{size}, {stage['minutes']:.0f} minutes, rates times {stage['peak']:g}"
+    return f"{what}: {size}" + (f" ({stage['note']})" if "note" in stage else "")
 
 
 def write_card(folder: Path) -> None:
@@ -62,14 +73,16 @@ to a square in the mean colour.
 
 ## How it was trained
 
-On scenes drawn by `llava_batch/demo/scenes.py` and nothing else, by `llava_batch/demo/train.py`
-with seed {seed}, on two CPU cores. The tower was first pretrained on labels of each patch (colour,
-shape, size, centre, background) that only a drawing program knows, {tower_steps:,} steps of
-{tower_batch_size} pictures; no
-part of this is how a real LLaVA comes about. Then everything was trained on captions, questions
-and dialogues with the loss on the answers: {steps:,} steps of {train_batch_size} pictures,
-{minutes:.0f} minutes. The weights are the running average of the last steps. A seed fixes data and
-start, not the rounding of a machine: another run gives other weights.
+On scenes drawn by `llava_batch/demo/scenes.py` and nothing else, by `llava_batch/demo/train.py`,
+on two CPU cores. The tower was first pretrained on labels of each patch (colour, shape, size,
+centre, background, row, column) that only a drawing program knows; no part of this is how a real
+LLaVA comes about. Then everything was trained on captions, questions and dialogues with the loss
+on the answers, from the tower on. In this order:
+
+{stages}
+
+The weights are the running average of the last steps. A seed fixes data and start, not the
+rounding of a machine: another run gives other weights.
 
 ## How well it does
 
@@ -86,8 +99,7 @@ Five shapes, six colours, five backgrounds, two sizes, at most three objects, wh
 nor stand directly above one another. Questions worded otherwise than in
 `llava_batch/demo/questions.py` may get any answer, and so may pictures more than a third longer
 than wide (padding shrinks their objects). Relations are trained where they are clear: near-ties
-get an arbitrary answer. Nothing was done about calibration: it is as sure of a photograph as of a
-scene.
+get an arbitrary answer. Its probabilities were not calibrated.
 
 Licensed as the package is.
 """

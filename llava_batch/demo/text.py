@@ -22,7 +22,7 @@ SYSTEM = (
 )
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 TYPE_WEIGHTS = {"relation": 3.0, "relation_yes_no": 3.0, "size": 2.0, "position": 2.0}
-_WEIGHTS = tuple(TYPE_WEIGHTS.get(type_, 1.0) for type_ in TYPES)
+BY_SIZE_WEIGHT = 6.0  # of a question that may have to tell alike things apart by their size
 _ALT_TEXTS = ("photo", "image", "IMG_0412.jpg", "stock picture, free download", "shapes", "art")
 
 
@@ -76,10 +76,21 @@ def _alt_text(scene: Scene, random: Random) -> str:
 
 def _unrelated(scene: Scene, random: Random, count: int) -> tuple[Question, ...]:
     turns: list[Question] = []
+    weights = _weights(scene)
     short = SHORT_ANSWER if random.random() < 0.12 else ""
     while len(turns) < count:
-        found = ask(random.choices(TYPES, _WEIGHTS)[0], scene, random)
+        found = ask(random.choices(TYPES, weights)[0], scene, random)
         if found is not None:
             question = found.question + short
             turns.append(Question(type=found.type, question=question, answer=found.answer))
     return tuple(turns)
+
+
+def _weights(scene: Scene) -> list[float]:
+    """How often each type is asked. What is rare and hard comes more often than it would."""
+    weights = {type_: TYPE_WEIGHTS.get(type_, 1.0) for type_ in TYPES}
+    if len({thing.shape for thing in scene.things}) < len(scene.things):
+        weights["colour"] = BY_SIZE_WEIGHT
+    if len({thing.colour for thing in scene.things}) < len(scene.things):
+        weights["shape"] = BY_SIZE_WEIGHT
+    return list(weights.values())

@@ -144,8 +144,8 @@ class Optimizers:
 class Schedule:
     """Warm-up, then a cosine over the steps, or over the minutes where those run out first."""
 
-    def __init__(self, num_steps: int, minutes: float | None) -> None:
-        self.num_steps, self.minutes = num_steps, minutes
+    def __init__(self, num_steps: int, minutes: float | None = None, peak: float = 1.0) -> None:
+        self.num_steps, self.minutes, self.peak = num_steps, minutes, peak
         self.since = time.monotonic()
 
     def seconds(self) -> float:
@@ -158,7 +158,7 @@ class Schedule:
     def rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / NUM_WARM_UP_STEPS)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, self.progress(step))))
-        return warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
+        return self.peak * warm * (LAST_RATE + (1 - LAST_RATE) * cosine)
 
 
 def _is_layer_matrix(name: str, parameter: Tensor) -> bool:
@@ -180,7 +180,7 @@ def train_tower(
         {1.0: [*_tower_layers(tower), heads], EMBEDDINGS_SHARE: [tower.embeddings]}
     )
     data = PatchBatches(seed=seed, num_steps=num_steps, batch_size=batch_size)
-    schedule = Schedule(num_steps, None)
+    schedule = Schedule(num_steps)
     features = torch.compile(tower_features, dynamic=False)
     for step, (pixels, labels) in enumerate(_prefetched(data)):
         with torch.autocast("cpu", torch.bfloat16):
@@ -191,8 +191,8 @@ def train_tower(
 
 
 def train_all(
-    model: LlavaForConditionalGeneration, processor: LlavaProcessor, *, seed: int, num_steps: int,
-    minutes: float | None, batch_size: int, save_every: int, out: Path,
+    model: LlavaForConditionalGeneration, processor: LlavaProcessor, *, schedule: Schedule,
+    seed: int, batch_size: int, save_every: int, out: Path,
 ) -> tuple[LlavaForConditionalGeneration, dict]:  # fmt: skip
     """Stage two: answers. Returns the model of averaged weights, and how long it took."""
     average = copy.deepcopy(model).requires_grad_(False)
@@ -208,9 +208,12 @@ def train_all(
         }
     )
     data = PackedBatches(
-        tokenizer=processor.tokenizer, seed=seed, num_steps=num_steps, batch_size=batch_size
+        tokenizer=processor.tokenizer,
+        seed=seed,
+        num_steps=schedule.num_steps,
+        batch_size=batch_size,
     )
-    schedule, smooth = Schedule(num_steps, minutes), 0.0
+    smooth = 0.0
     compiled = torch.compile(hidden_states, dynamic=False)
     for step, batch in enumerate(_prefetched(data)):
         with torch.autocast("cpu", torch.bfloat16):
@@ -248,39 +251,55 @@ def _log(stage: str, step: int, loss: float, schedule: Schedule) -> None:
     print(f"{stage} step {step} loss {loss:.4f} {schedule.seconds():.0f} s", flush=True)
 
 
-def main() -> None:
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=1500)
-    parser.add_argument("--steps", type=int, default=14_000)
+    parser.add_argument("--tower-steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=7_000)
     parser.add_argument("--minutes", type=float, help="end the second stage after this long")
+    parser.add_argument("--start-from", type=Path, help="go on from this checkpoint's weights")
+    parser.add_argument("--peak", type=float, default=1.0, help="scales the learning rates")
     parser.add_argument("--batch-size", type=int, default=24, help="pictures a step")
     parser.add_argument("--save-every", type=int, default=1000)
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def _start(
+    args: argparse.Namespace,
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict]]:
+    """The model to train in the second stage, and the record of what was done to it so far."""
+    if args.start_from is not None:
+        model = LlavaForConditionalGeneration.from_pretrained(
+            args.start_from, dtype=torch.float32, attn_implementation="eager"
+        )
+        record = json.loads((args.start_from / "training.json").read_text())
+        return model.train(), LlavaProcessor.from_pretrained(args.start_from), record["stages"]
+    processor = build_processor(build_tokenizer())
+    model = build_model(processor.tokenizer).train()
+    batch_size = 2 * args.batch_size
+    train_tower(model, seed=args.seed, num_steps=args.tower_steps, batch_size=batch_size)
+    save(model, processor, args.out)
+    stage = {"trained": "tower", "seed": args.seed, "steps": args.tower_steps}
+    return model, processor, [{**stage, "batch_size": batch_size}]
+
+
+def main() -> None:
+    args = _options()
     torch.manual_seed(args.seed)
     torch.set_num_threads(args.threads)
-    processor = build_processor(build_tokenizer())
-    model = build_model(processor.tokenizer)
-    model.train()
-    tower_batch_size = 2 * args.batch_size
-    train_tower(model, seed=args.seed, num_steps=args.tower_steps, batch_size=tower_batch_size)
-    save(model, processor, args.out)
+    model, processor, stages = _start(args)
     average, spent = train_all(
-        model, processor, seed=args.seed, num_steps=args.steps, minutes=args.minutes,
-        batch_size=args.batch_size, save_every=args.save_every, out=args.out,
+        model, processor, schedule=Schedule(args.steps, args.minutes, args.peak),
+        seed=args.seed, batch_size=args.batch_size, save_every=args.save_every, out=args.out,
     )  # fmt: skip
     save(average, processor, args.out)
-    facts = {
-        "seed": args.seed,
-        "num_parameters": sum(parameter.numel() for parameter in average.parameters()),
-        "tower_steps": args.tower_steps,
-        "tower_batch_size": tower_batch_size,
-        "train_batch_size": args.batch_size,
-        **spent,
-    }
-    (args.out / "training.json").write_text(json.dumps(facts, indent=1) + "\n")
+    stage = {"trained": "all", "seed": args.seed, **spent}
+    stages.append({**stage, "batch_size": args.batch_size, "peak": args.peak})
+    num_parameters = sum(parameter.numel() for parameter in average.parameters())
+    record = {"num_parameters": num_parameters, "stages": stages}
+    (args.out / "training.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":
