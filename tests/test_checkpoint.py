@@ -317,10 +317,11 @@ def test_guarded_words_keep_their_characters_and_make_no_special_token(
 
 def test_a_guarded_token_is_not_set_apart_from_the_words_around_it(tokenizer, encoder) -> None:
     guards = Guards(["</s>"])
-    guarded = encoder.ids(guards.text("Is a</s>b one?"), first=True)
-    unlike = encoder.ids("Is a</t>b one?", first=True)
-    changed = tokenizer.convert_tokens_to_ids(["s", "t"])
-    assert [changed[1] if i == changed[0] else i for i in guarded[-9:]] == unlike[-9:]
+    for lead in ("", "on: <image>", "on: <image> "):
+        guarded = encoder.ids(guards.text(f"{lead}a</s>b one?"), first=True)
+        unlike = tokenizer(f"{lead}a</t>b one?").input_ids  # one letter makes it plain text
+        s, t = tokenizer.convert_tokens_to_ids(["s", "t"])
+        assert [t if i == s else i for i in guarded] == unlike
 
 
 def test_guarded_words_change_nothing_of_their_neighbours(tokenizer, encoder) -> None:
