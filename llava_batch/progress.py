@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from llava_batch.plan import Plan
@@ -47,7 +49,7 @@ class Progress:
             with Live(console=self._console, refresh_per_second=4, transient=True) as display:
                 while not self._stop.wait(_LIVE_EVERY_S):
                     self._note()
-                    display.update(self.line())
+                    display.update(self.drawn())
             return
         last = 0.0
         while not self._stop.wait(_LIVE_EVERY_S):
@@ -67,12 +69,23 @@ class Progress:
         if ready:
             self._stages = ray.get(reference)
 
+    def drawn(self) -> Table:
+        """The bar, by units since only their number is known beforehand, above the line."""
+        total = len(self._plan.todo)
+        done = self._committer.tally.units
+        grid = Table.grid(expand=True)
+        grid.add_row(ProgressBar(total=total, completed=done, pulse=not done))
+        grid.add_row(self.line())
+        return grid
+
     def line(self) -> Text:
         """The state of the run in a line."""
         tally, plan = self._committer.tally, self._plan
         elapsed = time.monotonic() - self._started
+        if not tally.images:
+            return Text(f"{_clock(elapsed)}  starting {self._starting()}")
         units = f"{plan.num_done + tally.units} of {plan.num_units} units"
-        parts = [f"{tally.images} images", units]
+        parts = [f"{tally.images}{self._of_how_many()} images", units]
         if tally.num_errors:
             parts.append(f"{tally.num_errors} rows in error")
         parts.append(
@@ -83,6 +96,18 @@ class Progress:
             parts.append(f"{_clock(left)} left")
         parts += self._busy(elapsed)
         return Text(f"{_clock(elapsed)}  " + ", ".join(parts))
+
+    def _starting(self) -> str:
+        if not self._stages:
+            return "actors, loading the model"
+        return f"up: {self._stages.get('prepare', {}).get('rows', 0):g} images prepared, none answered yet"
+
+    def _of_how_many(self) -> str:
+        """The number of images in this run where it is known before reading: loose files."""
+        todo = self._plan.todo
+        if not all(unit.kind == "files" and unit.retry is None for unit in todo):
+            return ""
+        return f" of {sum(unit.limit or len(unit.members) for unit in todo)}"
 
     def _recent(self) -> float:
         """Images a second over the last half minute."""
