@@ -76,7 +76,7 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
     examples: list[tuple[str, str]] = []
     for unit in chosen:
         columns = _columns(unit) | columns
-        for tried in _try_rows(unit, -(-sample // len(chosen)), limits):
+        for tried in _try_rows(unit, sample // len(chosen), limits):
             columns = {n: type(v).__name__ for n, v in tried.columns.items()} | columns
             if tried.size:
                 sizes.append(tried.size)
@@ -157,7 +157,8 @@ def told(found: Found) -> list[str]:
     """The finding in lines of plain text."""
     count = "not counted" if found.rows is None else f"{found.rows:,}"
     first = ", ".join(found.units[:3]) + (", …" if len(found.units) > 3 else "")
-    lines = [f"{found.kind}: {len(found.units):,} units ({first}); rows: {count}"]
+    noun = "unit" if len(found.units) == 1 else "units"
+    lines = [f"{found.kind}: {len(found.units):,} {noun} ({first}); rows: {count}"]
     if found.columns:
         lines.append("  columns: " + ", ".join(f"{n} ({t})" for n, t in found.columns.items()))
     if found.sizes:

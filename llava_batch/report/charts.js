@@ -1,6 +1,6 @@
 // Charts: histograms and the curve of the speed, drawn as SVG at the size that they are shown in.
 
-const MARGIN = { top: 18, right: 8, bottom: 22, left: 40 };
+const MARGIN = { top: 20, right: 8, bottom: 22, left: 40 };
 
 function svg(tag, attributes, ...children) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
@@ -26,10 +26,10 @@ function ticks(low, high, most) {
 }
 
 // An empty chart with its axes; `x` and `y` map values to places.
-function frame(host, label, low, high, top, formatX, formatY) {
+function frame(host, label, low, high, top, formatX, formatY, above = MARGIN.top) {
   const width = host.clientWidth, height = host.clientHeight;
   const x = (v) => MARGIN.left + ((v - low) / (high - low || 1)) * (width - MARGIN.left - MARGIN.right);
-  const y = (v) => height - MARGIN.bottom - (v / (top || 1)) * (height - MARGIN.top - MARGIN.bottom);
+  const y = (v) => height - MARGIN.bottom - (v / (top || 1)) * (height - above - MARGIN.bottom);
   const root = svg("svg", { role: "img", "aria-label": label, viewBox: `0 0 ${width} ${height}` });
   for (const v of ticks(0, top, 4)) {
     root.append(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: y(v), y2: y(v) }));
@@ -51,7 +51,7 @@ function histogram(host, data, names, what) {
   const top = Math.max(...data.series.flatMap((s, side) => (s ? s.bars.map((_, i) => height(side, i)) : [0])));
   const formatY = share ? (v) => `${short(v * 100)} %` : short;
   const label = `${what}: ` + data.series.map((s, i) => (s ? `${names[i]}, median ${short(s.median)}` : "")).join("; ");
-  const { root, x, y } = frame(host, label, data.start, end, top, short, formatY);
+  const { root, x, y } = frame(host, label, data.start, end, top, short, formatY, MARGIN.top * known.length);
   for (let i = 0; i < size; i++) {
     const from = data.start + i * data.width, to = from + data.width;
     const range = i === 0 && data.open_below ? `below ${short(to)}` : data.whole && data.width === 1 ? short(from) : `${short(from)} to ${short(data.whole ? to - 1 : to)}`;
@@ -61,7 +61,7 @@ function histogram(host, data, names, what) {
       const tall = Math.max(1, y(0) - y(height(side, i)));
       group.append(svg("rect", { class: `bar fill-${side}${share ? " shared" : ""}`, x: x(from) + 0.5, width: Math.max(0.5, x(to) - x(from) - 1), y: y(0) - tall, height: tall }));
     });
-    group.append(svg("rect", { class: "hit", x: x(from), width: x(to) - x(from), y: MARGIN.top, height: y(0) - MARGIN.top }));
+    group.append(svg("rect", { class: "hit", x: x(from), width: x(to) - x(from), y: y(top), height: y(0) - y(top) }));
     root.append(group);
   }
   data.series.forEach((s, side) => {
@@ -69,8 +69,8 @@ function histogram(host, data, names, what) {
     const at = Math.min(x(s.median + (data.whole ? 0.5 : 0)), x(end));
     const late = at > host.clientWidth * 0.72;
     root.append(
-      svg("line", { class: `median line-${side}`, x1: at, x2: at, y1: MARGIN.top - 4 + side * 12, y2: y(0) }),
-      svg("text", { x: at + (late ? -5 : 5), y: MARGIN.top - 6 + side * 13, "text-anchor": late ? "end" : "start" }, `${share ? names[side] + " " : ""}median ${short(s.median)}`));
+      svg("line", { class: `median line-${side}`, x1: at, x2: at, y1: 3 + side * 15, y2: y(0) }),
+      svg("text", { x: at + (late ? -5 : 5), y: 12 + side * 15, "text-anchor": late ? "end" : "start" }, `${share ? names[side] + " " : ""}median ${short(s.median)}`));
   });
   return host.replaceChildren(root);
 }

@@ -8,7 +8,7 @@ function picture(item) {
     box.append(el("img", { src: `data:image/jpeg;base64,${DATA.thumbs[item.thumb]}`, alt: "", loading: "lazy", decoding: "async" }));
   } else {
     const size = item.width ? `${item.width} × ${item.height}` : "no picture";
-    box.append(el("span", { className: "none" }, item.width ? "no thumbnail" : "", item.width ? el("br", {}) : "", size));
+    box.append(el("span", { className: "none" }, item.width ? "no thumbnail " : "", item.width ? el("br", {}) : "", size));
   }
   return box;
 }

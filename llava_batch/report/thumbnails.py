@@ -1,7 +1,7 @@
 """Thumbnails: `OUT/_thumbnails.bin` → the pictures that a page embeds, within a budget of bytes.
 
-The file is Parquet (not by name: `*.parquet` is answers); it has two columns: `image`, an answer's id without its
-question and sample, and `jpeg`. A folder without it is a folder whose page shows placeholders.
+The file is Parquet, but not by name (`*.parquet` is answers). It has two columns: `image`, an
+answer's id without its question and sample, and `jpeg`. Without it the page shows placeholders.
 """
 
 import base64
