@@ -173,6 +173,9 @@ def test_a_dialogue_has_a_segment_for_each_turn_and_one_image() -> None:
     (ask,) = out["asks"]
     assert ask["segments"] == ["USER: <image>\nWho? ASSISTANT:", "</s>USER: Why? ASSISTANT:"]
     assert [ids.count(CHECKPOINT.image_token_id) for ids in ask["token_ids"]] == [NUM_TOKENS, 0]
+    bos, eos = CHECKPOINT.tokenizer.bos_token_id, CHECKPOINT.tokenizer.eos_token_id
+    assert [ids.count(bos) for ids in ask["token_ids"]] == [1, 0]
+    assert [ids.count(eos) for ids in ask["token_ids"]] == [0, 1] and ask["token_ids"][1][0] == eos
 
 
 def test_special_words_in_a_question_stay_words() -> None:
