@@ -66,7 +66,12 @@ def told(summary: Summary) -> list[str]:
         )
     if run["units_changed"]:
         lines.append(f"{run['units_changed']} units had changed and were answered again.")
-    if run.get("images_without_question"):
+    if run["rows_with_several_images"]:
+        lines.append(
+            f"{run['rows_with_several_images']} rows had several images: LLaVA-1.5 was not trained on "
+            "that, and answers may be poor."
+        )
+    if run["images_without_question"]:
         lines.append(f"{run['images_without_question']} images had no question in the file.")
     if run.get("questions_without_image"):
         lines.append(f"{run['questions_without_image']} questions of the file joined no image.")

@@ -28,6 +28,7 @@ class Tally:
     images: int = 0
     rows: int = 0
     images_without_question: int = 0
+    rows_with_several_images: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     units: int = 0
     failed_units: dict[str, str] = field(default_factory=dict)
@@ -131,6 +132,9 @@ class Committer:
         self.tally.rows += asked.num_rows
         self.tally.images_without_question += rows.num_rows - asked.num_rows
         self.tally.errors.update(c for c in asked["error_code"].to_pylist() if c)
+        self.tally.rows_with_several_images += asked.filter(
+            pc.greater(asked["num_images"], 1)
+        ).num_rows
         self.tally.answer_tokens += pc.sum(asked["answer_tokens"]).as_py() or 0
         self.tally.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
         return asked
