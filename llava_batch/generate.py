@@ -16,6 +16,7 @@ from llava_batch.attempts import Attempts
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.engine import Completion, Engine, Request
 from llava_batch.engine_loop import EngineLoop
+from llava_batch.gate import Gate
 from llava_batch.job import Job
 from llava_batch.read.columns import KEEP
 from llava_batch.reporter import Reporter
@@ -41,7 +42,7 @@ class Generate:
         self._loop = EngineLoop(engine, stall_timeout_s=job.stall_timeout_s)
         self._attempts = Attempts(board, "generate", job.max_tries)
         self._reporter = Reporter(board, "generate")
-        self._alone = asyncio.Lock()
+        self._gate = Gate()
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         kept = [f for f in table.schema if f.name.startswith(KEEP)]
@@ -59,15 +60,16 @@ class Generate:
         return pa.Table.from_pylist(flat, schema=generated_schema(kept))
 
     async def _answers(self, rows: list[Row], pixels: list[np.ndarray | None]) -> list[list[Row]]:
-        if await asyncio.to_thread(self._attempts.is_clean, rows):
-            answered = await asyncio.gather(*map(self._answer, rows, pixels))
-            self._attempts.done(rows)
-            return answered
+        async with self._gate.shared():
+            if await asyncio.to_thread(self._attempts.is_clean, rows):
+                answered = await asyncio.gather(*map(self._answer, rows, pixels))
+                self._attempts.done(rows)
+                return answered
         return [await self._careful(*pair) for pair in zip(rows, pixels, strict=True)]
 
     async def _careful(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
-        """A row that was in hand when a worker died: no other such row is tried beside it."""
-        async with self._alone:
+        """A row that was in hand when a worker died: no other row is in hand beside it."""
+        async with self._gate.alone():
             if not await asyncio.to_thread(self._attempts.may_try, row):
                 row = row | self._attempts.verdict()
             answers = await self._answer(row, pixels)

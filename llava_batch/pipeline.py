@@ -88,7 +88,9 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
 
     _quiet_ray_data()
     job = plan.job
-    rows = ray.data.read_datasource(UnitSource(plan.todo, plan.reading), num_cpus=cluster.READ_CPUS)
+    rows = ray.data.read_datasource(
+        UnitSource(plan.todo, plan.reading, handle), num_cpus=cluster.READ_CPUS
+    )
     prepared = rows.map_batches(
         Prepare,
         fn_constructor_args=(job, handle, plan.lookup(), plan.recipe),

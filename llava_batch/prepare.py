@@ -105,7 +105,7 @@ class Prepare:
     def _careful(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row that was in hand when a worker died, by itself."""
         if not self._attempts.may_try(row):
-            row = row | {"images": None} | self._attempts.verdict()
+            row = row | self._attempts.verdict()
         made = self._watched(row)
         self._attempts.done([row])
         return made
@@ -127,13 +127,17 @@ class Prepare:
         num_tokens = 0
         if row["images"]:
             out["image_sha256"] = hashlib.sha256(row["images"][0]).hexdigest()
+        if row["images"] and not row["error_code"]:
             try:
                 num_tokens = self._put_pixels(row["images"], out)
             except BadImage as error:
                 out |= {"error_code": error.code.value, "error_message": str(error)}
+            except MemoryError:
+                what = "not enough memory to resize it"
+                out |= {"error_code": RowError.IMAGE_TOO_LARGE.value, "error_message": what}
         columns = json.loads(row["columns"]) if row["columns"] else {}
         out["asks"] = [
-            self._ask(ask, out["num_images"], num_tokens)
+            self._ask(ask, out, num_tokens)
             for ask in asks_of(
                 self._job,
                 row["unit"],
@@ -163,15 +167,17 @@ class Prepare:
         out["pixels"], out["shape"] = pixels.tobytes(), list(pixels.shape)
         return self._checkpoint.num_image_tokens(*pixels.shape[2:])
 
-    def _ask(self, ask: Ask, num_images: int, num_image_tokens: int) -> dict[str, Any]:
+    def _ask(self, ask: Ask, row: dict[str, Any], num_image_tokens: int) -> dict[str, Any]:
         made: dict[str, Any] = {
             "question_id": ask.question_id,
             "questions": [*map(unguarded, ask.turns)],
         }
+        if row["error_code"]:  # nobody will be asked; and the row may be one that kills
+            return made
         try:
             if ask.problem:
                 raise BadPrompt(ask.problem)
-            turns = place_images(ask.turns, max(num_images, 1))
+            turns = place_images(ask.turns, max(row["num_images"], 1))
             segments = self._render(turns, self._job.system)
             made["segments"] = [unguarded(s) for s in segments]
             made["token_ids"] = [

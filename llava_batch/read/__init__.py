@@ -1,10 +1,12 @@
 """Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
-them knows when the unit is whole. A unit that its storage does not give (after `_TRIES`) ends with
-an end row in error: it is left open, nothing of it is committed, and the next run reads it again.
+them knows when the unit is whole. A unit that its storage does not give (after `_TRIES`), or that
+kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
+committed, and the next run reads it again. A reader that hangs ends its process.
 """
 
+import faulthandler
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
+from llava_batch.attempts import Attempts
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.job import Job
 from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
@@ -31,6 +34,8 @@ _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
 _FIRST_ROWS = 32
 _TRIES = 3
+_TASK_TRIES = 3
+"""Ray starts a task whose worker died three times more, and then ends the job."""
 _STREAM_BYTES = 4 * 2**20
 
 
@@ -43,6 +48,8 @@ class Reading:
     image_column: str | None
     key_column: str | None
     max_image_bytes: int
+    stall_timeout_s: float
+    max_tries: int
 
     @classmethod
     def of(cls, job: Job, prompt_columns: Sequence[str], keep: pa.Schema) -> "Reading":
@@ -52,6 +59,8 @@ class Reading:
             image_column=job.image_column,
             key_column=job.key_column,
             max_image_bytes=job.max_image_bytes,
+            stall_timeout_s=job.stall_timeout_s,
+            max_tries=job.max_tries,
         )
 
     @property
@@ -60,12 +69,13 @@ class Reading:
 
 
 class UnitSource(Datasource):
-    """A Ray Data source with one streaming read task for each unit."""
+    """A Ray Data source with one streaming read task for each unit; `board` counts the attempts."""
 
-    def __init__(self, units: Sequence[Unit], reading: Reading) -> None:
+    def __init__(self, units: Sequence[Unit], reading: Reading, board: Any) -> None:
         super().__init__()
         self._units = units
         self._reading = reading
+        self._board = board
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -76,14 +86,28 @@ class UnitSource(Datasource):
         unknown = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
-        return [ReadTask(partial(read_blocks, u, self._reading), unknown) for u in self._units]
+        return [
+            ReadTask(partial(_read_carefully, u, self._reading, self._board), unknown)
+            for u in self._units
+        ]
+
+
+def _read_carefully(unit: Unit, reading: Reading, board: Any) -> Iterator[pa.Table]:
+    """The unit's blocks, unless its reader has died too often."""
+    attempts = Attempts(board, "read", min(reading.max_tries, _TASK_TRIES))
+    in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
+    if not attempts.may_try(in_hand):
+        yield _end(unit, 0, reading, attempts.verdict()["error_message"])
+        return
+    yield from read_blocks(unit, reading)
+    attempts.done([in_hand])
 
 
 def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
     """The unit's rows as tables of `images` rows, and then its end row."""
     ordinal, held, held_bytes = 0, [], 0
     try:
-        for row in _persistently(unit, reading):
+        for row in _watched(_persistently(unit, reading), reading.stall_timeout_s):
             held.append(row)
             held_bytes += sum(map(len, row.images))
             if len(held) >= _BLOCK_ROWS or held_bytes >= _BLOCK_BYTES:
@@ -147,6 +171,20 @@ def count_rows(unit: Unit, reading: Reading, most: int) -> int:
     if unit.kind == "files":
         return min(most, len(unit.members))
     return sum(1 for _ in islice(read_rows(unit, reading), most))
+
+
+def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
+    """`rows`; one that takes longer than the limit ends the process, which Ray starts anew."""
+    while True:
+        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
+        faulthandler.dump_traceback_later(stall_timeout_s, exit=True)
+        try:
+            row = next(rows, None)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        if row is None:
+            return
+        yield row
 
 
 def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
