@@ -1,0 +1,230 @@
+#!/usr/bin/env python3
+"""Kill a captioning job again and again, resume it, and compare with a run that nobody disturbed.
+
+benchmarks/soak.py                        SIGKILL the driver at random moments, 20 times
+benchmarks/soak.py --victims workers      SIGKILL random worker processes while it runs
+benchmarks/soak.py --images 400 --kills 3 a quick look
+
+The corpus is drawn: tars and Parquet files in turn, broken images among the good. After the last
+resume it checks that ids equal the undisturbed run's and none stands twice; that prompts, answers
+and statuses are byte-equal; that no reader's pattern finds a temporary file; and that no unit was
+written again once it was committed. Ends with one JSON line; exit status 1 if anything differs.
+
+With `--victims workers` the job runs with a high `--max-tries`: a row that is in a worker's hand at
+three random kills would be given up for a killer, as it should be.
+"""
+
+import argparse
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from PIL import Image
+
+JOB = Path(__file__).resolve().parent.parent / "jobs" / "caption.py"
+COMPARED = ["id", "prompt", "answer", "status", "error_code"]
+BROKEN_SHARE = 0.03
+
+
+def main() -> None:
+    flags = parse()
+    chance = random.Random(flags.seed)
+    folder = Path(tempfile.mkdtemp(prefix="soak-", dir=flags.folder))
+    draw_corpus(folder / "in", flags.images, flags.units, chance)
+    started = time.monotonic()
+    if start(flags, folder, "undisturbed").wait() != 0:
+        sys.exit("the undisturbed run failed; its log is in " + str(folder))
+    undisturbed_s = time.monotonic() - started
+    said = {"victims": flags.victims, "images": flags.images, "units": flags.units, "kills": 0,
+            "rounds": 0, "undisturbed_s": round(undisturbed_s, 1), "problems": []}  # fmt: skip
+    disturb = kill_driver if flags.victims == "driver" else kill_workers
+    while said["kills"] < flags.kills and not said["problems"]:
+        said["rounds"] += 1
+        out = folder / f"out-{said['rounds']}"
+        disturb(flags, folder, out.name, undisturbed_s, chance, said)
+        said["problems"] += differences(folder / "undisturbed", out)
+    said["wall_s"] = round(time.monotonic() - started, 1)
+    said["rows"] = ds.dataset(folder / "undisturbed").count_rows()
+    if not said["problems"]:
+        shutil.rmtree(folder)
+    print(json.dumps(said))
+    sys.exit(bool(said["problems"]))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--units", type=int, default=12)
+    parser.add_argument("--kills", type=int, default=20, help="at least so many")
+    parser.add_argument("--victims", choices=("driver", "workers"), default="driver")
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--max-new-tokens", type=int, default=4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--folder", help="for the corpus and the outputs (default: a temporary one)"
+    )
+    return parser.parse_args()
+
+
+def draw_corpus(folder: Path, num_images: int, num_units: int, chance: random.Random) -> None:
+    """Shards of equal size, tars and Parquet files in turn."""
+    folder.mkdir()
+    images = [drawn(chance) for _ in range(num_images)]
+    for unit in range(num_units):
+        mine = list(enumerate(images))[unit::num_units]
+        path = folder / f"{unit:05d}"
+        if unit % 2:
+            columns = {"key": [f"{n:06d}" for n, _ in mine], "jpg": [data for _, data in mine]}
+            pq.write_table(pa.table(columns), path.with_suffix(".parquet"), row_group_size=64)
+            continue
+        with tarfile.open(path.with_suffix(".tar"), "w") as tar:
+            for number, data in mine:
+                info = tarfile.TarInfo(f"{number:06d}.jpg")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+
+
+def drawn(chance: random.Random) -> bytes:
+    """A JPEG of two rectangles; now and then one that is broken."""
+    image = Image.new("RGB", (112, 112), tuple(chance.randbytes(3)))
+    left, top, side = chance.randrange(60), chance.randrange(60), chance.randrange(20, 50)
+    image.paste(tuple(chance.randbytes(3)), (left, top, left + side, top + side))
+    file = io.BytesIO()
+    image.save(file, "JPEG")
+    data = file.getvalue()
+    if chance.random() < BROKEN_SHARE:
+        return chance.choice([data[: len(data) // 2], b"<html>404</html>", b"", data[2:]])
+    return data
+
+
+def start(flags: argparse.Namespace, folder: Path, out: str, *more: str) -> subprocess.Popen:
+    """The job on a local Ray of its own, in a session of its own; its output goes to a log."""
+    command = [sys.executable, str(JOB), "--input", str(folder / "in"), "--output",
+               str(folder / out), "--model", flags.model, "--max-new-tokens",
+               str(flags.max_new_tokens), *more]  # fmt: skip
+    ray = Path(tempfile.gettempdir()) / f"soak{os.getpid()}"  # short: sockets live below it
+    shutil.rmtree(ray, ignore_errors=True)
+    environment = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
+    with (folder / f"{out}.log").open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment | {"RAY_TMPDIR": str(ray)},
+        )
+
+
+def kill_driver(flags, folder, out, full_s: float, chance: random.Random, said: dict) -> None:
+    """Start, kill at a random moment, start again, until a run comes to its end."""
+    tables: dict[str, tuple[int, int]] = {}
+    while True:
+        job = start(flags, folder, out)
+        try:
+            status = job.wait(timeout=chance.uniform(0.1, 0.9) * full_s)
+        except subprocess.TimeoutExpired:
+            family = descendants(job.pid)
+            os.kill(job.pid, signal.SIGKILL)
+            job.wait()
+            reap(family)
+            said["kills"] += 1
+            remember(folder / out, tables, said)
+            continue
+        remember(folder / out, tables, said)
+        if status != 0:
+            said["problems"].append(f"the last resume ended with {status}, see {folder / out}.log")
+        return
+
+
+def kill_workers(flags, folder, out, full_s: float, chance: random.Random, said: dict) -> None:
+    """One run, of which a random Ray worker is killed now and then; it has to end well."""
+    job = start(flags, folder, out, "--max-tries", "50")
+    while job.poll() is None:
+        try:
+            job.wait(timeout=chance.uniform(0.05, 0.3) * full_s)
+        except subprocess.TimeoutExpired:
+            workers = [pid for pid, title in descendants(job.pid).items() if "ray::" in title]
+            if workers:
+                victim = chance.choice(workers)
+                reap({victim: ""}, patience_s=0)
+                said["kills"] += 1
+    if job.returncode != 0:
+        said["problems"].append(f"the run ended with {job.returncode}, see {folder / out}.log")
+
+
+def remember(out: Path, tables: dict[str, tuple[int, int]], said: dict) -> None:
+    """Note the committed tables; one that was committed before has to be the same file still."""
+    for record in (out / "_manifest").rglob("[!_]*.json"):
+        name = json.loads(record.read_bytes())["table"]
+        facts = (out / name).stat()
+        now = (facts.st_ino, facts.st_mtime_ns)
+        if tables.setdefault(name, now) != now:
+            said["problems"].append(f"{name} was committed and then written again")
+
+
+def differences(undisturbed: Path, out: Path) -> list[str]:
+    """What of the disturbed run's answers is not as it should be."""
+    wanted, found = rows_of(undisturbed), rows_of(out)
+    problems = []
+    for name in COMPARED:
+        if wanted.column(name) != found.column(name):
+            problems.append(f"{out.name}: column {name} differs from the undisturbed run's")
+    ids = found.column("id").to_pylist()
+    if len(set(ids)) != len(ids):
+        problems.append(f"{out.name}: {len(ids) - len(set(ids))} ids stand twice")
+    seen_by_readers = {str(p.relative_to(out)) for p in out.rglob("*.parquet")}
+    if seen_by_readers != {str(p.relative_to(undisturbed)) for p in undisturbed.rglob("*.parquet")}:
+        problems.append(f"{out.name}: other tables than the undisturbed run's")
+    left = [str(p) for p in out.rglob("_tmp-*")] + [str(p) for p in out.rglob("_owner.json")]
+    return problems + [f"left behind: {path}" for path in left]
+
+
+def rows_of(out: Path) -> pa.Table:
+    return ds.dataset(out).to_table(columns=COMPARED).sort_by("id").combine_chunks()
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below `pid`, with their titles."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    ).stdout
+    processes = [line.split(None, 2) for line in listed.splitlines()]
+    found: dict[int, str] = {}
+    family = {pid}
+    while True:
+        new = {int(p): a[0] if a else "" for p, q, *a in processes
+               if int(q) in family and int(p) not in family}  # fmt: skip
+        if not new:
+            return found
+        found |= new
+        family |= new.keys()
+
+
+def reap(family: dict[int, str], patience_s: float = 5.0) -> None:
+    """See the processes of a dead driver gone; those that linger are killed."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in family):
+        time.sleep(0.1)
+    for pid in family:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+
+
+if __name__ == "__main__":
+    main()
