@@ -26,6 +26,10 @@ BATCHES_IN_FLIGHT = 4
 BLOCK_BYTES = 16 * 2**20
 """Blocks between stages: small, so that the first answers come soon and memory stays bounded."""
 
+_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Beside decoding workers on the same cores, OpenMP threads that spin while they wait for a late one
+cost all the others (benchmarks/LOG.md); read when torch is loaded."""
+
 
 def run(job: Job) -> Summary:
     """Run `job` to its end, commit what it answers, and say what came of it.
@@ -106,6 +110,7 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,
         num_gpus=sizing.gpus_per_worker,
+        runtime_env={"env_vars": _WAITING},
         compute=ActorPoolStrategy(
             size=sizing.workers,
             max_tasks_in_flight_per_actor=2 * BATCHES_IN_FLIGHT,

@@ -150,10 +150,12 @@ def set_attention(module: torch.nn.Module, name: str) -> None:
 
 
 def tokens_per_image(config: Any) -> int:
-    """T: patches of the tower, and its class token unless the `default` strategy drops it."""
+    """T: patches, and a class token where the tower has one (SigLIP's has none); the `default`
+    strategy drops the first of them."""
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
-    return patches + (config.vision_feature_select_strategy != "default")
+    class_token = vision.model_type != "siglip_vision_model"
+    return patches + class_token - (config.vision_feature_select_strategy == "default")
 
 
 def cut_tower(model: LlavaForConditionalGeneration) -> bool:
