@@ -250,7 +250,7 @@ def test_a_target_that_cannot_be_written_is_refused_in_a_line(tmp_path: Path) ->
         write_report([out], str(tmp_path / "file" / "page.html"))
 
 
-@given(st.lists(st.integers(0, 2**64 - 1), unique=True), st.integers(0, 20))
+@given(st.lists(st.integers(0, 2**64 - 1), unique=True), st.integers(1, 20))
 def test_smallest_keeps_the_smallest(ranks: list[int], most: int) -> None:
     keeper: Smallest[int] = Smallest(most)
     for rank in ranks:

@@ -28,7 +28,7 @@ def image_of(row_id: str, unit: str) -> str:
 
 
 class Smallest(Generic[T]):
-    """Keeps the `most` values of the smallest ranks among all that were offered."""
+    """Keeps the `most` (at least one) values of the smallest ranks among all that were offered."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -37,9 +37,7 @@ class Smallest(Generic[T]):
 
     def takes(self, rank: int) -> bool:
         """Whether a value of this rank would be kept."""
-        if len(self._heap) < self._most:
-            return self._most > 0
-        return rank < -self._heap[0][0]
+        return len(self._heap) < self._most or rank < -self._heap[0][0]
 
     def offer(self, rank: int, value: T) -> None:
         """Take `value` in if its rank is among the smallest so far."""
