@@ -4,7 +4,6 @@ import io
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,13 +20,6 @@ THIRTY = [picture(n) for n in range(30)]
 
 def parquet(path: Path, **columns) -> Path:
     return put_parquet(path, {"image": THIRTY, **columns})
-
-
-def page_of(path: Path, group: int, column: str) -> int:
-    """A byte within the data page of a column chunk."""
-    chunk = pq.read_metadata(path).row_group(group)
-    names = [chunk.column(i).path_in_schema for i in range(chunk.num_columns)]
-    return chunk.column(names.index(column)).data_page_offset + 120
 
 
 def spoil(path: Path, at: int, data: bytes = b"\xff" * 40) -> None:
@@ -52,7 +44,7 @@ def test_a_file_cut_short_is_one_damaged_row(tmp_path, share):
 
 def test_a_spoiled_page_costs_its_row_group_and_the_others_are_read(tmp_path):
     path = parquet(tmp_path / "a.parquet")
-    spoil(path, page_of(path, 1, "image"))
+    spoil(path, path.read_bytes().index(THIRTY[14]) + 30, b"?")  # only the checksum can tell
     codes = [r["error_code"] for r in read(path)]
     assert codes == [None] * 10 + ["shard_damaged"] * 10 + [None] * 10
 
