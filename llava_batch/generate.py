@@ -14,8 +14,11 @@ import pyarrow as pa
 from llava_batch.answering import Row, body, failed, generated_schema, head, row_id, without_asks
 from llava_batch.attempts import Attempts
 from llava_batch.checkpoint import Checkpoint
+from llava_batch.constrained import Constraint
 from llava_batch.engine import Completion, Engine, Request
+from llava_batch.engine.llava import end_tokens
 from llava_batch.engine_loop import EngineLoop
+from llava_batch.errors import RowError
 from llava_batch.gate import Gate
 from llava_batch.job import Job
 from llava_batch.read.columns import KEEP
@@ -38,6 +41,16 @@ class Generate:
             slots=job.slots or "auto",
             attention=job.attention,
             quantization=job.quantization,
+        )
+        self._constraint = (
+            Constraint(
+                job.json_schema,
+                checkpoint.tokenizer,
+                vocab_size=engine.llava.vocab_size,
+                end_tokens=end_tokens(engine.llava.model),
+            )
+            if job.json_schema
+            else None
         )
         self._loop = EngineLoop(engine, stall_timeout_s=job.stall_timeout_s)
         self._attempts = Attempts(board, "generate", job.max_tries)
@@ -109,7 +122,11 @@ class Generate:
         for source in (row, ask):
             if source["error_code"]:
                 return [failed(source["error_code"], source["error_message"])] * num_samples
-        completions = await self._loop.answer(self._request(row, ask, pixels))
+        request = self._request(row, ask, pixels)
+        completions = await self._loop.answer(request)
+        problem = getattr(request.logits_processor, "problem", None)
+        if problem:
+            return [failed(RowError.ENGINE_FAILED, f"the JSON schema: {problem}")] * num_samples
         by_sample: list[list[Completion]] = [[] for _ in range(num_samples)]
         for completion in sorted(completions, key=lambda c: c.turn):
             by_sample[completion.sample].append(completion)
@@ -133,6 +150,7 @@ class Generate:
             seed=job.seed,
             num_samples=job.num_samples,
             choices=self._choices,
+            logits_processor=self._constraint.processor() if self._constraint else None,
         )
 
     def _choice_ids(self, choice: str) -> tuple[int, ...]:

@@ -59,9 +59,12 @@ class Job:
         answers=True,
     )  # fmt: skip
     quantization: str | None = _flag(
-        None, "nf4, fp4 or int8 (needs the `quant` extra).", "Model", answers=True
+        None, "Weights of the language model as nf4, fp4 or int8 (needs the `quant` extra).", "Model",
+        answers=True,
+    )  # fmt: skip
+    attention: str = _flag(
+        "auto", "native (fused CPU kernels), torch, or auto (native where it can be had).", "Model"
     )
-    attention: str = _flag("auto", "auto, sdpa, flash or varlen.", "Model")
     trust_remote_code: bool = _flag(
         False, "Let the checkpoint's own Python run. Off unless you mean it.", "Model", answers=True
     )
@@ -91,6 +94,10 @@ class Job:
     )
     recipe: str | None = _flag(
         None, "Recipe of instruction data: conversation, detail, reasoning, or a YAML file.",
+        "Prompt", answers=True,
+    )  # fmt: skip
+    json_schema: str | None = _flag(
+        None, "File of the JSON schema that answers must satisfy (needs the `json-schema` extra).",
         "Prompt", answers=True,
     )  # fmt: skip
     preset: str | None = _flag(
@@ -188,6 +195,14 @@ class Job:
         if self.choices and (self.dialogue or self.num_samples > 1 or self.temperature > 0):
             raise bad_flag("choices", ",".join(self.choices), "choices are scored, not sampled: "
                            "drop --dialogue, --num-samples and --temperature")  # fmt: skip
+        if self.quantization and self.attention == "native":
+            raise bad_flag("attention", "native", "its kernels read float weights, drop it or "
+                           "--quantization")  # fmt: skip
+        if self.json_schema:
+            against = [n for n in ("choices", "stop", "min_new_tokens") if getattr(self, n)]
+            if against:
+                raise UsageError(f"--json-schema and {flag_name(against[0])} were both given; "
+                                 "the schema alone says where an answer ends, drop one")  # fmt: skip
 
     def but(self, **changes: Any) -> Self:
         """A copy with `changes`."""
@@ -207,7 +222,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
     "format": ("parquet", "arrow"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantization": (None, "nf4", "fp4", "int8"),
-    "attention": ("auto", "sdpa", "flash", "varlen"),
+    "attention": ("auto", "native", "torch"),
     "image_aspect": ("auto", "pad", "crop"),
 }
 _LEAST: dict[str, float] = {

@@ -4,6 +4,7 @@ Everything that can be refused is refused here: inputs, model, template, columns
 """
 
 import hashlib
+import importlib.util
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,8 +17,9 @@ import pyarrow.compute as pc
 
 from llava_batch.asking import Lookup, prompt_columns
 from llava_batch.checkpoint import Checkpoint
+from llava_batch.constrained import read_schema
 from llava_batch.errors import UsageError
-from llava_batch.job import Job, flag_name
+from llava_batch.job import Job, bad_flag, flag_name
 from llava_batch.ledger import Ledger
 from llava_batch.presets import preset
 from llava_batch.questions import Questions, read_questions
@@ -83,6 +85,7 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
     Raises:
         UsageError: anything that keeps the job from running as asked.
     """
+    _refuse_what_is_missing(job, on_gpu=on_gpu)
     recipe = load_recipe(job.recipe) if job.recipe else None
     job = settled(job, recipe, on_gpu=on_gpu)
     columns = prompt_columns(job, recipe)
@@ -114,6 +117,18 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
     )
 
 
+def _refuse_what_is_missing(job: Job, *, on_gpu: bool) -> None:
+    """Kernels and packages that the engine would ask for, and fail to find, in every worker."""
+    if on_gpu and job.attention == "native":
+        raise bad_flag("attention", "native", "its kernels are for CPUs, give auto or torch")
+    if job.quantization:
+        wanted = ("bitsandbytes", "accelerate")
+        missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+        if missing:
+            needs = f"needs {' and '.join(missing)}; pip install 'llava-batch[quant]'"
+            raise bad_flag("quantization", job.quantization, needs)
+
+
 def _questions_of(
     questions: Questions, unit: str, key: str, sha256: str | None
 ) -> list[tuple[str, str]]:
@@ -122,9 +137,11 @@ def _questions_of(
 
 def settled(job: Job, recipe: Recipe | None, *, on_gpu: bool) -> Job:
     """The job with every `auto` that changes answers put in, and what its preset and recipe say of
-    flags that were not given."""
+    flags that were not given; of a schema its text, since workers may not see the file."""
     if job.dtype == "auto":
         job = job.but(dtype="bfloat16" if on_gpu else "float32")
+    if job.json_schema:
+        job = job.but(json_schema=read_schema(job.json_schema))
     if job.preset is not None:
         chosen = preset(job.preset)
         names = ("suffix", "system", "image_aspect", "max_new_tokens")
@@ -154,6 +171,9 @@ def fingerprint_settings(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
         settings["template"] = _file_hash(job.template)
     if job.questions:
         settings["questions"] = _file_hash(job.questions)
+    if job.json_schema:
+        schema = read_schema(job.json_schema)
+        settings["json_schema"] = hashlib.sha256(schema.encode()).hexdigest()[:16]
     if job.recipe:
         settings["recipe"] = repr(load_recipe(job.recipe))
     return settings

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from transformers.utils import cached_file
 
+from llava_batch.engine import quantize
 from llava_batch.engine.cache import slot_bytes
 from llava_batch.engine.llava import Llava, read_normalisation
 
@@ -46,17 +47,23 @@ def load(
 ) -> "Engine":
     """Load `model` (a folder or a hub id) and make an engine of it.
 
-    dtype "auto" is float32 on CPU and bfloat16 on CUDA. `options` are `Engine`'s own.
+    dtype "auto" is float32 on CPU and bfloat16 on CUDA. quantization is None, `nf4`, `fp4` or `int8`
+    (see `quantize`) and leaves the fused kernels out. `options` are `Engine`'s own.
+
+    Raises:
+        ValueError: an option that is unknown, or that cannot be had here.
     """
-    if quantization is not None:
-        raise ValueError(f"quantization is {quantization!r}; none is supported yet")
     place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    how: dict[str, Any] = {}
+    if quantization is not None:
+        quantize.check(quantization, attention)
+        how, attention = quantize.loading(quantization, kind, place), "torch"
     loaded = LlavaForConditionalGeneration.from_pretrained(
-        model,
-        revision=revision or "main",
-        dtype=choose_dtype(dtype, place),
+        model, revision=revision or "main", dtype=kind, **how
     )
-    loaded.to(torch.device(place))
+    if quantization is None:  # else it is there already, and bitsandbytes' weights do not move
+        loaded.to(torch.device(place))
     return engine(
         loaded,
         slots=slots,
