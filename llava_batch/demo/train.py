@@ -117,7 +117,8 @@ class Optimizers:
 
     def __init__(self, modules: dict[float, list[nn.Module]]) -> None:
         """`modules`: share of the learning rate -> the modules that learn at it."""
-        matrices, others = [], []
+        matrices: list[dict] = []
+        others: list[dict] = []
         for share, group in modules.items():
             named = [pair for module in group for pair in module.named_parameters()]
             chosen = [p for name, p in named if _is_layer_matrix(name, p)]
