@@ -101,7 +101,11 @@ def test_samples_and_turns_of_one_request_each_satisfy_the_schema() -> None:
 def test_an_answer_cut_short_says_so() -> None:
     walk = constraint(THING).processor()
     (done,) = engine().generate([Request(**ask(1), max_new_tokens=4, logits_processor=walk)])
-    assert done.finish_reason == "length" and said(done).startswith('{"shape"')
+    assert (
+        done.finish_reason == "length"
+        and said(done).startswith("{")
+        and not said(done).endswith("}")
+    )
 
 
 def test_rows_without_a_schema_beside_one_are_as_alone() -> None:
