@@ -85,20 +85,21 @@ def test_a_unit_that_its_storage_did_not_give_is_left_open(tmp_path):
 
 def test_a_retry_replaces_the_rows_in_error_and_keeps_the_others_byte_for_byte(tmp_path):
     made = committer(tmp_path, unit("a"))
-    bad = answer("a", 1, error="worker_died")
-    made.add(table(answer("a", 0), bad, answer("a", 2), end("a", 3)))
+    bad = answer("a", 1, 1, 2, error="worker_died")  # the second question of its image
+    made.add(table(answer("a", 0), answer("a", 1, 0, 2), bad, answer("a", 2), end("a", 3)))
     before = answers_of(tmp_path, "a")
     ledger = ledger_of(tmp_path)
     again = replace(unit("a"), retry=frozenset({"1"}))
     assert ledger.is_committed(again)
     ledger.begin([], EMPTY)
     retried = Committer(ledger, [again], EMPTY, RUN)
-    retried.add(table(answer("a", 0, key="1", text="now"), end("a", 1)))
+    both = [answer("a", 0, number, 2, key="1", text="now") for number in range(2)]
+    retried.add(table(*both, end("a", 1)))
     after = answers_of(tmp_path, "a")
-    assert [after[0], after[2]] == [before[0], before[2]]
-    assert (after[1]["id"], after[1]["answer"], after[1]["error_code"]) == ("a/1", "now", None)
+    assert [after[0], after[1], after[3]] == [before[0], before[1], before[3]]
+    assert (after[2]["id"], after[2]["answer"], after[2]["error_code"]) == ("a/1#1", "now", None)
     record = ledger_of(tmp_path).records["a"]
-    assert (record.rows, record.images, record.errors) == (3, 3, {})
+    assert (record.rows, record.images, record.errors) == (4, 3, {})
 
 
 def test_a_limited_unit_is_never_marked_complete(tmp_path):
