@@ -49,6 +49,7 @@ def place(tmp_path: Path, demo_shards: list[Path], monkeypatch: pytest.MonkeyPat
             questions.append({"question_id": number, "image": name, "text": "How many objects?"})
     lines = (json.dumps(question) for question in questions[:2])
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    (tmp_path / "schema.json").write_text('{"enum": ["star", "circle", "square"]}')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
