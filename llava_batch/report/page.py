@@ -58,6 +58,7 @@ def _render(sides: list[Side]) -> str:
     compared = _compare(sides) if len(sides) == 2 else None
     shown = _shown_rows(sides, compared)
     thumbs = _thumbnails(sides, list(dict.fromkeys(rows[0]["image"] for rows in shown)))
+    num_differing = compared.num_differing if compared else len(shown)
     place = {name: i for i, name in enumerate(thumbs)}
     contexts = [side.context() for side in sides]
     counts = [side.counts for side in sides]
@@ -66,7 +67,7 @@ def _render(sides: list[Side]) -> str:
         "lengths": length_bars(counts),
         "logprobs": logprob_bars(counts),
         "rates": [context["rates"] for context in contexts],
-        "items": [_item(rows, place) for rows in shown],
+        "items": [_item(rows, place, same=i >= num_differing) for i, rows in enumerate(shown)],
         "thumbs": list(thumbs.values()),
     }
     style, script = _asset("page.css"), "\n".join(_asset(name) for name in _SCRIPTS)
@@ -117,8 +118,8 @@ def _thumbnails(sides: list[Side], images: list[str]) -> dict[str, str]:
     return found
 
 
-def _item(rows: tuple[Row, ...], place: dict[str, int]) -> dict[str, Any]:
-    """One gallery entry: an image with one row, or with the rows of both sides."""
+def _item(rows: tuple[Row, ...], place: dict[str, int], *, same: bool) -> dict[str, Any]:
+    """One gallery entry: an image with one row, or with the rows of both sides, which may agree."""
     first = rows[0]
     return {
         "id": first["id"],
@@ -127,14 +128,9 @@ def _item(rows: tuple[Row, ...], place: dict[str, int]) -> dict[str, Any]:
         "width": first["width"],
         "height": first["height"],
         "question_id": first["question_id"],
-        "same": len(rows) == 2 and _says(rows[0]) == _says(rows[1]),
+        "same": same,
         "sides": [_row(row) for row in rows],
     }
-
-
-def _says(row: Row) -> list[Any]:
-    turns = row["turns"] or []
-    return [row["status"], row["error_code"], row["answer"], [turn["answer"] for turn in turns]]
 
 
 def _row(row: Row) -> dict[str, Any]:
