@@ -2,8 +2,9 @@
 
 The parts are transformers' own (CLIP tower, two-layer projector, Llama, LlavaProcessor) at a small
 width, so that whatever loads LLaVA-1.5 loads this. As there, the language model reads the tower's
-last layer but one: the last layer stays untrained noise, and a reader that takes the wrong layer
-answers wrongly.
+last layer but one, and the last layer stays as it was drawn. That noise is faint: the trained model
+answers as well from the last layer, so a mix-up of the two must be looked for in other ways (with
+a tower of random weights).
 """
 
 from collections.abc import Iterator

@@ -65,9 +65,8 @@ photograph it talks about shapes. Real work wants a real checkpoint, such as
 ## What it is
 
 Transformers' `LlavaForConditionalGeneration`: a CLIP tower (112 px, patches of 14, 128 wide, four
-layers of which the last is not read and is untrained noise: a reader that takes the wrong layer
-answers wrongly), a projector of two layers, a Llama (128 wide, four layers, tied embeddings), a
-byte-level BPE of 512 tokens. Weights in bfloat16. Prompts as LLaVA-1.5 has them:
+layers of which the last is untrained and not read), a projector of two layers, a Llama (128 wide,
+four layers, tied embeddings), a byte-level BPE of 512 tokens. Weights in bfloat16. Prompts as LLaVA-1.5 has them:
 `USER: <image>\\n<question> ASSISTANT:`, with `</s>` after each earlier answer. The processor pads
 to a square in the mean colour.
 
@@ -92,6 +91,14 @@ On {num_scenes:,} held-out scenes (seeds from {first_seed}, which training never
 `python -m llava_batch.demo.evaluate --write`; the counts are in `evaluation.json`.
 
 {table}
+
+## As a measuring stick
+
+Its accuracy falls clearly when a batch is padded on the right, when pixels are not normalised or
+their channels are swapped, when an earlier layer of the tower is read, and, where things stand near
+the short edges, when pictures are cropped instead of padded (`tests/test_demo.py`). It does not
+fall when the tower's last layer is read in place of the last but one, when BOS is missing, or, on
+most scenes, when pictures are cropped: those need tests of their own.
 
 ## Limits
 

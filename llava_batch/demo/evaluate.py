@@ -105,7 +105,21 @@ def overall(counts: dict) -> float:
 def answerer(folder: Path, *, batch_size: int = 64, dtype: torch.dtype = torch.float32) -> Answer:
     """Greedy answers by transformers' `generate` from the checkpoint in `folder`."""
     model = transformers.LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
-    processor = transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+    return answerer_of(model, _processor(folder), batch_size=batch_size, dtype=dtype)
+
+
+def _processor(folder: Path) -> transformers.LlavaProcessor:
+    return transformers.AutoProcessor.from_pretrained(folder, backend="pil")
+
+
+def answerer_of(
+    model: transformers.LlavaForConditionalGeneration,
+    processor: transformers.LlavaProcessor,
+    *,
+    batch_size: int = 64,
+    dtype: torch.dtype = torch.float32,
+) -> Answer:
+    """The same with a model and a processor that are loaded."""
 
     def answer(asked: Sequence[tuple[Image.Image, str]]) -> list[str]:
         # Alike lengths together: padding costs time, and the batches stay left-padded all the same.
