@@ -77,7 +77,7 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
     for unit in chosen:
         columns = _columns(unit) | columns
         for tried in _try_rows(unit, sample // len(chosen), limits):
-            columns = {n: type(v).__name__ for n, v in tried.columns.items()} | columns
+            columns = {n: _kind(v) for n, v in tried.columns.items()} | columns
             if tried.size:
                 sizes.append(tried.size)
             else:
@@ -132,6 +132,11 @@ def _columns(unit: Unit) -> dict[str, str]:
             return {f.name: str(f.type) for f in pq.read_schema(file)}
     except (OSError, ValueError):
         return {}  # the reader gives the row that says what is wrong
+
+
+def _kind(value: object) -> str:
+    """A value's type, as a side file has it."""
+    return "null" if value is None else type(value).__name__
 
 
 def _num_rows(units: list[Unit]) -> int | None:

@@ -4,7 +4,7 @@ Reads no further than it prints. What rows say is never taken for markup or cont
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -42,26 +42,36 @@ def show(out: str, *, errors: bool = False, num_rows: int = 10) -> None:
     Console().print(sample_table(shown))
 
 
-def sample_table(rows: Iterable[dict[str, Any]]) -> Table:
-    """Answer rows as a table: id, question, answer, how it ended, mean log-probability."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, expand=False)
-    table.add_column("id", overflow="fold", ratio=3, min_width=10, style="dim")
-    table.add_column("question", overflow="fold", ratio=3)
-    table.add_column("answer", overflow="fold", ratio=6, min_width=16)
+def sample_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """Answer rows as a table: id, question, answer, how it ended, mean log-probability.
+
+    A question that all rows share stands above the table, not in each row.
+    """
+    shared = {_question(row) for row in rows} - {""}
+    title = Text.assemble("Asked: ", _plain(shared.pop())) if len(shared) == 1 else None
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left",
+                  title_style="")  # fmt: skip
+    table.add_column("id", overflow="fold", min_width=12, style="dim")
+    if title is None:
+        table.add_column("question", overflow="fold")
+    table.add_column("answer", overflow="fold", min_width=20)
     table.add_column("finish", no_wrap=True)
     table.add_column("logprob", justify="right", no_wrap=True)
     for row in rows:
-        turns = row.get("turns") or []
-        question = turns[-1]["question"] if turns else None
         logprob = row.get("mean_logprob")
         table.add_row(
             _plain(row["id"]),
-            _plain(question or ""),
+            *([_plain(_question(row))] if title is None else []),
             _said(row),
             _plain(row.get("finish_reason") or row["status"]),
             Text("" if logprob is None else f"{logprob:.2f}"),
         )
     return table
+
+
+def _question(row: dict[str, Any]) -> str:
+    turns = row.get("turns") or []
+    return (turns[-1]["question"] or "") if turns else ""
 
 
 def _said(row: dict[str, Any]) -> Text:

@@ -33,6 +33,13 @@ def test_rows_are_shown_with_question_answer_and_how_they_ended(
         assert part in text
 
 
+def test_a_question_that_all_rows_share_is_printed_once() -> None:
+    same = printed([good("a", "x"), good("b", "y"), bad("c", "bad_prompt", "z")])
+    assert same.count("Describe the image.") == 1 and "Asked:" in same
+    several = printed([good("a", "x", "Which?"), good("b", "y", "How?")])
+    assert "Which?" in several and "How?" in several and "Asked:" not in several
+
+
 def test_only_rows_in_error_or_only_so_many_are_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
