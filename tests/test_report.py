@@ -88,7 +88,7 @@ def test_run_json_is_told_in_figures_stages_and_settings(tmp_path: Path) -> None
     shown, defaults = html.split("as they are by default")
     assert "--max-new-tokens" in shown and "--max-new-tokens" not in defaults
     assert "--temperature" in defaults
-    assert data(html)["rates"] == [[[10, 2.0], [20, 3.0]]]
+    assert data(html)["rates"] == [[[5, 2.0], [10, 2.0], [15, 3.0], [20, 3.0]]]
 
 
 @pytest.mark.parametrize("key", [*RUN, "nothing"])
@@ -105,6 +105,12 @@ def test_throughput_without_its_parts_is_left_out(tmp_path: Path) -> None:
     html = page(write_folder(tmp_path, [good("a", "A cat.")], run=run))
     assert "Times per stage were not recorded" in html
     assert data(html)["rates"] == [[[5, 1.8]]]
+
+
+def test_a_burst_of_answers_is_spread_over_its_span(tmp_path: Path) -> None:
+    run = {"throughput": {"over_time": [[19.9, 0], [20, 96]]}}
+    html = page(write_folder(tmp_path, [good("a", "A cat.")], run=run))
+    assert data(html)["rates"] == [[[5, 0.0], [10, 0.0], [15, 0.0], [20, 19.2]]]
 
 
 def test_credentials_in_the_settings_are_not_printed(tmp_path: Path) -> None:

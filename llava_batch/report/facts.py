@@ -6,13 +6,15 @@ What is not there is None or empty, and the page leaves it out. Credentials in U
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from llava_batch.job import Job, flag_name, job_fields
 from llava_batch.storage import without_credentials
 
-_MOST_POINTS = 120
+_MOST_SPANS = 60
+_LEAST_SPAN_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,16 +100,23 @@ def stages(run: dict[str, Any]) -> list[Stage]:
 
 
 def rates(run: dict[str, Any]) -> list[tuple[float, float]]:
-    """(seconds since the start, images/s since the point before), at most 120 points."""
+    """(seconds since the start, images/s in the span up to then), in at most 60 spans of one length.
+
+    Spans are at least 5 s long where the run is: answers come in batches, and the rate within one
+    batch's coming says nothing.
+    """
     held = _at(run, ("throughput", "over_time"))
     points = [_point(p) for p in held] if isinstance(held, list) else []
-    done = sorted(p for p in points if p is not None)
-    step = max(1, math.ceil(len(done) / _MOST_POINTS))
-    done = done[::-1][::step][::-1]  # the last point is always among them
-    if done and done[0][0] > 0:
-        done.insert(0, (0.0, 0.0))
+    done = sorted({(0.0, 0.0), *(p for p in points if p is not None and p[0] > 0)})
+    end = done[-1][0]
+    if not end:
+        return []
+    num_spans = min(max(int(end / _LEAST_SPAN_S), 1), _MOST_SPANS)
+    edges = np.linspace(0.0, end, num_spans + 1)
+    images = np.interp(edges, [t for t, _ in done], [n for _, n in done])
+    speeds = np.diff(images) * num_spans / end
     return [
-        (round(t, 2), round((n - m) / (t - s), 4)) for (s, m), (t, n) in pairwise(done) if t > s
+        (round(float(t), 2), round(float(v), 4)) for t, v in zip(edges[1:], speeds, strict=True)
     ]
 
 
