@@ -45,7 +45,7 @@ def test_with_no_flag_at_all_the_job_is_the_default(given) -> None:
 @pytest.mark.parametrize("name", ["caption", "vqa"])
 def test_every_field_has_a_flag_that_sets_it(given, name: str) -> None:
     values = {str: "x", int: 3, float: 0.5, bool: True}
-    special = {"format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "sdpa",
+    special = {"format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
                "image_aspect": "crop", "stall_timeout_s": 5.0}  # fmt: skip
     # Each in a job of its own: some exclude each other.
     beside = {"num_samples": {"temperature": 0.5}}
