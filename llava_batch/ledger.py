@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict
-from llava_batch.job import fingerprint, flag_name
+from llava_batch.job import Job, fingerprint, flag_name
 from llava_batch.read.units import Unit
 from llava_batch.storage import (
     TEMPORARY,
@@ -89,9 +89,12 @@ class Ledger:
         self._job = read_bytes(self.out.fs, self._path("_job.json"))
         if self._job is not None:
             said = json.loads(self._job)
+            changed = self._changed(said["settings"])
             if not overwrite:
-                self._refuse_other_settings(said)
-            if said["fingerprint"] == self.fingerprint:
+                self._refuse_other_settings(said["format"], changed)
+            if not changed:
+                # Perhaps another version's, which knew fewer settings; its answers stand.
+                self.fingerprint = said["fingerprint"]
                 self.keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"])))
         records = []
         for info in list_files(self.out):
@@ -260,18 +263,21 @@ class Ledger:
         delete_file(self.out.fs, self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
 
-    def _refuse_other_settings(self, said: dict[str, Any]) -> None:
-        if said["format"] != self.format:
+    def _changed(self, held: dict[str, Any]) -> list[str]:
+        """The settings that differ from `held`; one that was not known then had its default."""
+        before = Job().answer_settings() | held
+        return [
+            f"{flag_name(name)} was {before.get(name)!r}, is {self.settings.get(name)!r}"
+            for name in sorted({*held, *self.settings})
+            if before.get(name) != self.settings.get(name)
+        ]
+
+    def _refuse_other_settings(self, format: str, changed: list[str]) -> None:
+        if format != self.format:
             raise OutputConflict(
-                f"--format {self.format}: {self.out.shown} holds {said['format']} tables; "
+                f"--format {self.format}: {self.out.shown} holds {format} tables; "
                 "give that format or another --output"
             )
-        held = said["settings"]
-        changed = [
-            f"{flag_name(name)} was {held.get(name)!r}, is {self.settings.get(name)!r}"
-            for name in sorted({*held, *self.settings})
-            if held.get(name) != self.settings.get(name)
-        ]
         if changed:
             raise OutputConflict(
                 f"{self.out.shown} holds answers of another run: {'; '.join(changed)}; "

@@ -104,6 +104,14 @@ def test_other_settings_are_refused_with_each_field_named(tmp_path):
         ledger_of(tmp_path, prompt="y", seed=2)
 
 
+def test_a_setting_that_an_earlier_version_did_not_know_had_its_default(tmp_path):
+    # A new version with one flag more had another fingerprint, and answered a whole lake again.
+    answered(tmp_path, unit("a"))
+    assert ledger_of(tmp_path, top_k=0, repetition_penalty=1.0).is_committed(unit("a"))
+    with pytest.raises(OutputConflict, match="--top-k was 0, is 5"):
+        ledger_of(tmp_path, top_k=5)
+
+
 def test_another_format_is_refused(tmp_path):
     answered(tmp_path, unit("a"))
     with pytest.raises(OutputConflict, match="holds parquet tables"):
