@@ -46,6 +46,10 @@ def cluster() -> Iterator[str]:
         "ray", "start", "--head", "--block", "--num-cpus=2", "--disable-usage-stats",
         "--node-ip-address=127.0.0.1", f"--port={_free_port()}", f"--temp-dir={folder}",
         f"--dashboard-port={dashboard}", "--include-dashboard=true",
+        # Every Ray on a machine wants the same default port for its agent, which takes the jobs.
+        f"--dashboard-agent-listen-port={_free_port()}",
+        f"--dashboard-agent-grpc-port={_free_port()}",
+        f"--metrics-export-port={_free_port()}",
     ]  # fmt: skip
     head = subprocess.Popen(command, env=_environment(), stdout=subprocess.DEVNULL,
                             stderr=subprocess.DEVNULL, start_new_session=True)  # fmt: skip
