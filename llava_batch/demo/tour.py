@@ -22,11 +22,12 @@ _SHOWN = 6
 
 def main() -> None:
     """The tour, in the folder `demo-out` under the current one."""
-    captions = Job()
+    captions = Job(overwrite=True)  # answers of an earlier version's model are replaced
     asked = Job(
         input=with_demo_shards(captions).input[1:],
         output=str(Path(captions.output).parent / "questions"),
         question_column="question",
+        overwrite=True,
     )
     with cluster.connected():
         run_and_tell(captions)
