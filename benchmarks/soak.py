@@ -159,7 +159,12 @@ def kill_workers(flags, folder, out, full_s: float, chance: random.Random, said:
         try:
             job.wait(timeout=chance.uniform(0.05, 0.3) * full_s)
         except subprocess.TimeoutExpired:
-            workers = [pid for pid, title in descendants(job.pid).items() if "ray::" in title]
+            # Not the node's own agents: without them Ray gives up the whole node, here the only one.
+            workers = [
+                pid
+                for pid, title in descendants(job.pid).items()
+                if title.startswith("ray::") and "Agent" not in title
+            ]
             if workers:
                 victim = chance.choice(workers)
                 reap({victim: ""}, patience_s=0)

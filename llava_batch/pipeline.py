@@ -90,8 +90,8 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
     import ray
     from ray.data import ActorPoolStrategy
 
-    _quiet_ray_data()
     job = plan.job
+    _set_up_ray_data(job)
     rows = ray.data.read_datasource(
         UnitSource(plan.todo, plan.reading, handle), num_cpus=cluster.READ_CPUS
     )
@@ -120,13 +120,15 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
     yield from answered.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
-def _quiet_ray_data() -> None:
+def _set_up_ray_data(job: Job) -> None:
     import logging
 
     from ray.data import DataContext
 
     context = DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
+    # A worker killed while it loads is replaced; by default it ends the job.
+    context.max_consecutive_actor_init_deaths = job.max_tries
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

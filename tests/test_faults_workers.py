@@ -90,10 +90,10 @@ class DeadlyLoad(Generate):
         raise RuntimeError("no such device")
 
 
-def test_a_worker_that_cannot_start_ends_the_run_with_its_words(tmp_path, monkeypatch):
+def test_a_worker_that_can_never_start_ends_the_run_with_its_words(tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "Generate", DeadlyLoad)
     with pytest.raises(Exception, match="no such device"):
-        pipeline.run(job(corpus(tmp_path / "in", 1, 4), tmp_path / "out"))
+        pipeline.run(job(corpus(tmp_path / "in", 1, 4), tmp_path / "out", max_tries=1))
 
 
 @pytest.mark.parametrize("wanted", [{"workers": 50}, {"prepare_workers": 50}])

@@ -34,8 +34,6 @@ _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
 _FIRST_ROWS = 32
 _TRIES = 3
-_TASK_TRIES = 3
-"""Ray starts a task whose worker died three times more, and then ends the job."""
 _STREAM_BYTES = 4 * 2**20
 
 
@@ -94,7 +92,7 @@ class UnitSource(Datasource):
 
 def _read_carefully(unit: Unit, reading: Reading, board: Any) -> Iterator[pa.Table]:
     """The unit's blocks, unless its reader has died too often."""
-    attempts = Attempts(board, "read", min(reading.max_tries, _TASK_TRIES))
+    attempts = Attempts(board, "read", reading.max_tries)
     in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
     if not attempts.may_try(in_hand):
         yield _end(unit, 0, reading, attempts.verdict()["error_message"])
