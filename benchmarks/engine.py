@@ -21,6 +21,7 @@ from typing import Any
 
 import bench_model
 import torch
+from agreement import agreement, told
 from transformers import LlavaForConditionalGeneration
 
 from llava_batch.engine import Engine, Request
@@ -28,6 +29,8 @@ from llava_batch.engine.fused import PackedLinear
 from llava_batch.engine.llava import Normalisation
 
 PREFIX_TOKENS = 587
+SCENES = 60
+"""Held-out scenes of the demo model, of which a reduced dtype's answers are compared with float32's."""
 
 
 def main() -> None:
@@ -43,6 +46,9 @@ def main() -> None:
     result |= questions(options, dtype, clock)
     result["roofline_fraction"] = result["images_per_s"] / result["roofline_images_per_s"]
     print(f"engine: {100 * result['roofline_fraction']:.0f} % of the ceiling")
+    if options.dtype != "float32":
+        result |= agreement(options.dtype, SCENES, device=options.device, slots=options.slots)
+        print(told(result))
     print(json.dumps(result))
 
 
