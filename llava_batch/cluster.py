@@ -5,9 +5,11 @@ the smallest machine; what computes is limited by threads, not by these shares.
 """
 
 import logging
+import math
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +20,9 @@ from llava_batch.job import Job
 READ_CPUS = 0.25
 PREPARE_CPUS = 0.25
 GENERATE_CPUS = 0.5
+GROWTH_LOOK_S = 2.0
+"""Between two looks at a cluster that is to grow; it is said every GROWTH_TOLD_S."""
+GROWTH_TOLD_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,15 +80,22 @@ def _silent_stderr() -> Iterator[None]:
 
 
 def size_up(job: Job) -> Sizing:
-    """Actors for the connected cluster.
+    """Actors for the connected cluster; one that grows by itself is waited for, saying so.
 
     Raises:
-        UsageError: the cluster is too small for the workers asked for; the message says for how many
-            it is large enough.
+        UsageError: the cluster is too small for the workers asked for, and cannot grow so far; the
+            message says for how many it is large enough.
     """
     import ray
 
-    have = ray.cluster_resources()
+    limit = _growth_limit()
+    if limit is not None:
+        _wait_for_growth(job, limit)
+    return fit(job, ray.cluster_resources())
+
+
+def fit(job: Job, have: Mapping[str, float]) -> Sizing:
+    """Actors for a cluster that has these resources, or UsageError where they do not suffice."""
     cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
     workers = job.workers or max(gpus, 1)
     if gpus and workers > gpus:
@@ -106,6 +118,53 @@ def size_up(job: Job) -> Sizing:
         gpus_per_worker=1.0 if gpus else 0.0,
         threads_per_worker=max(1, int(cpus) // workers),
     )
+
+
+def _growth_limit() -> dict[str, float] | None:
+    """What an autoscaling cluster may grow to, by resource; None where the cluster stays as it is."""
+    import ray
+
+    # Not a public function, but the one by which Ray Data and Ray Train find out.
+    return ray._private.state.state.get_max_resources_from_cluster_config()
+
+
+def _wait_for_growth(job: Job, limit: Mapping[str, float]) -> None:
+    """Ask the autoscaler for what the job needs, and wait until it is there."""
+    import ray
+    from ray.autoscaler.sdk import request_resources
+
+    now = ray.cluster_resources()
+    most = {name: max(limit.get(name, 0), now.get(name, 0)) for name in ("CPU", "GPU")}
+    fit(job, most)  # refuses what no growth can help
+    gpus = min(job.workers or 1, int(most["GPU"]))
+    waited = 0.0
+    while not _is_enough(job, gpus, ray.cluster_resources()):
+        if waited % GROWTH_TOLD_S == 0:
+            cpus = _cpus_for(job, gpus)
+            print(_waiting_line(ray.cluster_resources(), cpus, gpus), file=sys.stderr, flush=True)
+            request_resources(bundles=[{"CPU": 0.25}] * math.ceil(4 * cpus) + [{"GPU": 1}] * gpus)
+        time.sleep(GROWTH_LOOK_S)
+        waited += GROWTH_LOOK_S
+
+
+def _is_enough(job: Job, gpus: int, have: Mapping[str, float]) -> bool:
+    """Whether the job's actors find room now, and as many GPUs as they are to have."""
+    return have.get("GPU", 0) >= gpus and have.get("CPU", 0.0) >= _cpus_for(job, gpus)
+
+
+def _cpus_for(job: Job, gpus: int) -> float:
+    """CPUs that one reader, the preparers and the workers take."""
+    workers = job.workers or 1
+    each = PREPARE_CPUS if gpus else GENERATE_CPUS
+    return READ_CPUS + (job.prepare_workers or 1) * PREPARE_CPUS + workers * each
+
+
+def _waiting_line(have: Mapping[str, float], cpus: float, gpus: int) -> str:
+    """What is waited for, with what there is."""
+    there, wanted = f"{have.get('CPU', 0.0):g} CPUs", f"{cpus:g} CPUs"
+    if gpus:
+        there, wanted = f"{there} and {int(have.get('GPU', 0))} GPUs", f"{wanted} and {gpus} GPUs"
+    return f"waiting for the cluster to grow: it has {there}, the job needs {wanted}"
 
 
 def refuse_local_paths(job: Job) -> None:
