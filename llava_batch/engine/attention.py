@@ -1,4 +1,4 @@
-"""Attention over slots, registered through transformers' attention interface.
+"""Attention over slots, registered through transformers' attention interface: by the kind of pass.
 
 Legend: B rows, Q queries of a row, Hq query heads, H K/V heads, G = Hq / H, S slots, L slot length,
 D head size. A query at position p of its row sees the keys `[max(0, p - window + 1), p]` of its slot.
@@ -9,6 +9,8 @@ import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from llava_batch.engine.cache import Rows
+from llava_batch.engine.kernels import Kernels
+from llava_batch.engine.passes import Packed, Prefix
 
 NAME = "llava_batch_slots"
 BLOCK = 128
@@ -23,11 +25,21 @@ def slot_attention(
     attention_mask: torch.Tensor | None,
     *,
     scaling: float,
-    slot_rows: Rows,
+    slot_rows: Rows | Packed | Prefix,
+    slot_kernels: Kernels | None = None,
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[torch.Tensor, None]:
-    """query `[B, Hq, Q, D]`, key and value `[S, H, L, D]` -> `[B, Q, Hq, D]`."""
+    """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`.
+
+    The left-padded pass takes the plain form; the packed ones take `slot_kernels`.
+    """
+    if slot_kernels is not None and isinstance(slot_rows, Prefix):
+        return slot_kernels.decode(query, key, value, slot_rows, scaling, sliding_window), None
+    if slot_kernels is not None and isinstance(slot_rows, Packed):
+        return slot_kernels.prefill(query, key, value, slot_rows, scaling, sliding_window), None
+    if not isinstance(slot_rows, Rows):
+        raise TypeError(f"a {type(slot_rows).__name__} pass needs kernels")
     if slot_rows.length == 1:
         return decode_attention(query, key, value, slot_rows, scaling, sliding_window), None
     return prefill_attention(query, key, value, slot_rows, scaling, sliding_window), None
@@ -99,7 +111,7 @@ def decode_attention(
     spread = query.new_zeros(num_slots, heads, dim)
     spread[slots] = query[:, :, 0]
     grouped = spread.view(num_slots * kv_heads, heads // kv_heads, dim)
-    scores = torch.bmm(grouped, key.view(-1, length, dim).transpose(1, 2)).float() * scaling
+    scores = torch.bmm(grouped, key.reshape(-1, length, dim).transpose(1, 2)).float() * scaling
     last = torch.zeros(num_slots, dtype=torch.long, device=query.device)
     last[slots] = past
     places = torch.arange(length, device=query.device)
@@ -108,7 +120,7 @@ def decode_attention(
         hidden |= places[None] <= last[:, None] - window
     scores = scores.view(num_slots, heads, length).masked_fill_(hidden[:, None], float("-inf"))
     weights = scores.softmax(dim=-1).to(value.dtype).view(-1, heads // kv_heads, length)
-    out = torch.bmm(weights, value.view(-1, length, dim)).view(num_slots, heads, dim)
+    out = torch.bmm(weights, value.reshape(-1, length, dim)).view(num_slots, heads, dim)
     return out[slots][:, None]
 
 

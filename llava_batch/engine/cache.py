@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from llava_batch.engine.passes import KV, Packed, Prefix
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rows:
@@ -37,6 +39,25 @@ class Rows:
         """int64 `[3, B]`: slots, past, new, as the kernels take them."""
         return np.array([self.slots, self.past, self.new], dtype=np.int64)
 
+    def store(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        new_keys: torch.Tensor,
+        new_values: torch.Tensor,
+    ) -> KV:
+        """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
+        if self.length == 1:
+            slots = torch.as_tensor(self.slots, device=keys.device)
+            past_on_device = torch.as_tensor(self.past, device=keys.device)
+            keys[slots, :, past_on_device] = new_keys[:, :, 0]
+            values[slots, :, past_on_device] = new_values[:, :, 0]
+            return keys, values
+        for row, (slot, past, new) in enumerate(zip(self.slots, self.past, self.new, strict=True)):
+            keys[slot, :, past : past + new] = new_keys[row, :, -new:]
+            values[slot, :, past : past + new] = new_values[row, :, -new:]
+        return keys, values
+
 
 class SlotLayer(CacheLayerMixin):
     """One layer's keys and values, each `[S, H, L, D]`."""
@@ -49,7 +70,7 @@ class SlotLayer(CacheLayerMixin):
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self.rows = Rows(slots=(0,), past=(0,), new=(0,))
+        self.rows: Rows | Packed | Prefix = Rows(slots=(0,), past=(0,), new=(0,))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the slots are allocated with the engine."""
@@ -57,18 +78,8 @@ class SlotLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write `[B, H, Q, D]` to the rows' slots; return the slots as they are then."""
-        rows = self.rows
-        if rows.length == 1:
-            slots = torch.as_tensor(rows.slots, device=self.device)
-            past_on_device = torch.as_tensor(rows.past, device=self.device)
-            self.keys[slots, :, past_on_device] = key_states[:, :, 0]
-            self.values[slots, :, past_on_device] = value_states[:, :, 0]
-            return self.keys, self.values
-        for row, (slot, past, new) in enumerate(zip(rows.slots, rows.past, rows.new, strict=True)):
-            self.keys[slot, :, past : past + new] = key_states[row, :, -new:]
-            self.values[slot, :, past : past + new] = value_states[row, :, -new:]
-        return self.keys, self.values
+        """Write the pass's keys and values to their slots; return those that its rows see."""
+        return self.rows.store(self.keys, self.values, key_states, value_states)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """The engine's attention builds no mask from these."""
@@ -95,29 +106,36 @@ class SlotCache(Cache):
 
     def __init__(
         self,
+        config: Any,
         *,
-        num_layers: int,
         num_slots: int,
         max_tokens: int,
-        num_heads: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
+        token_major: bool = False,
     ) -> None:
-        shape = (num_slots, num_heads, max_tokens, head_dim)
-        # Zeros, not empty: masked positions are multiplied by zero, and zero times NaN is NaN.
-        self.slot_layers = [
-            SlotLayer(
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
-            )
-            for _ in range(num_layers)
-        ]
+        """Slots for a language model's config.
+
+        token_major: lie in memory as `[S, L, H, D]`, as the packed path's kernels read it.
+        """
+        outer, inner = kv_heads(config), max_tokens
+        if token_major:
+            outer, inner = inner, outer
+        shape = (num_slots, outer, inner, head_dim(config))
+
+        def slots() -> torch.Tensor:
+            # Zeros, not empty: masked positions are multiplied by zero, and zero times NaN is NaN.
+            made = torch.zeros(shape, dtype=dtype, device=device)
+            return made.transpose(1, 2) if token_major else made
+
+        num_layers = config.num_hidden_layers
+        self.max_tokens = max_tokens
+        self.slot_layers = [SlotLayer(slots(), slots()) for _ in range(num_layers)]
         super().__init__(layers=list(self.slot_layers))
-        self.rows = self.slot_layers[0].rows
+        self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`
         self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
 
-    def select(self, rows: Rows) -> None:
+    def select(self, rows: Rows | Packed | Prefix) -> None:
         """Work on these rows from now on."""
         self.rows = rows
         for layer in self.slot_layers:

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from llava_batch.engine.request import Completion, Request, as_ids
 from llava_batch.engine.sequence import longest
+
+if TYPE_CHECKING:
+    from llava_batch.engine.llava import Llava
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +23,18 @@ class Limits:
     tokens_per_image: int
     image_size: int
     can_decode: bool
+
+    @classmethod
+    def of(cls, llava: "Llava", *, max_tokens: int, can_decode: bool) -> "Limits":
+        """Those of a model, with slots of `max_tokens`."""
+        return cls(
+            max_tokens=max_tokens,
+            vocab_size=llava.vocab_size,
+            image_token=llava.image_token,
+            tokens_per_image=llava.tokens_per_image,
+            image_size=llava.image_size,
+            can_decode=can_decode,
+        )
 
 
 def refusal(request: Request, limits: Limits) -> tuple[str, str] | None:

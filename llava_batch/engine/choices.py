@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
+from llava_batch.engine.passes import on_device
 from llava_batch.engine.request import Completion, Request
 
 if TYPE_CHECKING:
@@ -44,7 +46,11 @@ class Ballot:
         )
 
 
-def score(logits: torch.Tensor, sequence: "Sequence") -> float:
-    """Log-probability of the sequence's choice; logits `[K, V]` for its K tokens."""
-    tokens = torch.tensor(sequence.request.choices[sequence.choice], device=logits.device)
-    return float(torch.log_softmax(logits.float(), dim=-1).gather(1, tokens[:, None]).sum())
+def scores(group: "list[tuple[Sequence, torch.Tensor]]") -> torch.Tensor:
+    """Log-probability of each sequence's choice, `[N]`, from logits `[K, V]` for its K tokens."""
+    results = []
+    for sequence, logits in group:
+        choice = np.asarray(sequence.request.choices[sequence.choice], dtype=np.int64)
+        tokens = on_device(choice, logits.device)[:, None]
+        results.append(torch.log_softmax(logits.float(), dim=-1).gather(1, tokens).sum())
+    return torch.stack(results)

@@ -1,14 +1,19 @@
-"""The engine: admit -> encode -> prefill -> decode -> collect, one short step at a time.
+"""The engine: admit -> prefill (its images encoded first) -> decode -> collect, a short step at a time.
 
 Every submitted request comes out of `step` exactly once for each of its answers (turns x samples),
 in the order in which they end; a request that cannot be answered comes out as completions in error.
+With `lag` the host reads the tokens of one decode step while the device is at the next: a row that has
+ended is then decoded once too often, and what that step picked for it is given up.
 The engine takes its model over and is driven from one thread. It knows nothing of text, files,
 Ray or other processes.
 """
 
 import logging
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +21,15 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from llava_batch.engine import load
-from llava_batch.engine.cache import SlotCache, head_dim, kv_heads
+from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.checks import Limits, errors, images_of, refusal
-from llava_batch.engine.choices import Ballot, score
+from llava_batch.engine.choices import Ballot
 from llava_batch.engine.ending import Decode, Ending, ending
+from llava_batch.engine.flight import Flight, pick
 from llava_batch.engine.llava import Llava, Normalisation, end_tokens
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.runner import Runner
-from llava_batch.engine.sampling import next_tokens
+from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
@@ -47,53 +53,53 @@ class Engine:
         prefill_tokens: int | str = "auto",
         normalisation: Normalisation | None = None,
         decode: Decode | None = None,
+        lag: bool | None = None,
+        graphs: bool | None = None,
     ) -> None:
         """Take over a model that is in memory; see `load` for one on disk.
 
         slots: requests decoded at once, or "auto" for as many as memory holds.
         max_tokens: what a slot holds, prompt and answers of a whole dialogue together.
-        attention: `native` (fused kernels for CPU, compiled once), `torch`, or `auto`.
+        attention: `native` (fused kernels for CPU, compiled once), `flash`, `varlen`, `sdpa`, the
+            plain `torch`, or `auto` for the first that can be had: on CUDA from `flash` on.
         reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
         prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
         decode: token ids to text; needed only for stop strings.
+        lag: read a step's tokens while the next runs. graphs: capture the decode step in CUDA
+            graphs. Both need `flash`, `varlen` or `sdpa`, and are by default on on CUDA, else off.
         """
-        self.llava = Llava(model, normalisation or Normalisation(), attention)
-        plan = load.plan(self.llava, slots=slots, max_tokens=max_tokens)
+        self.llava = llava = Llava(model, normalisation or Normalisation(), attention)
+        plan = load.plan(llava, slots=slots, max_tokens=max_tokens)
         self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
         self.stats = Stats()
-        self._decode_text = decode
-        self._end_tokens = end_tokens(model)
-        self._limits = Limits(
-            max_tokens=plan.max_tokens,
-            vocab_size=self.llava.vocab_size,
-            image_token=self.llava.image_token,
-            tokens_per_image=self.llava.tokens_per_image,
-            image_size=self.llava.image_size,
-            can_decode=decode is not None,
-        )
-        text_config = self.llava.text_config
+        self._decode_text, self._end_tokens = decode, end_tokens(model)
+        self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
+        self._lag = device_option("lag", lag, llava)
         self.cache = SlotCache(
-            num_layers=text_config.num_hidden_layers,
+            llava.text_config,
             num_slots=plan.num_slots,
             max_tokens=plan.max_tokens,
-            num_heads=kv_heads(text_config),
-            head_dim=head_dim(text_config),
-            dtype=self.llava.dtype,
-            device=self.llava.device,
+            dtype=llava.dtype,
+            device=llava.device,
+            token_major=llava.kernels is not None,
         )
         log.info(
             "%d slots of %d tokens: %.2f GB of K/V cache in %s on %s, attention %s",
             *(plan.num_slots, plan.max_tokens, self.cache.num_bytes / 1e9),
-            *(self.llava.dtype, self.llava.device, self.llava.attention),
+            *(llava.dtype, llava.device, llava.attention),
         )
-        self._scheduler = Scheduler(plan.num_slots, reuse=reuse)
+        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, lowest=llava.kernels is not None)
         self._runner = Runner(
-            self.llava,
+            llava,
             self.cache,
             self.stats,
-            max_prefill_tokens=load.prefill_tokens(self.llava, prefill_tokens),
+            num_slots=plan.num_slots,
+            max_prefill_tokens=load.prefill_tokens(llava, prefill_tokens),
             reuse=reuse,
+            graphs=device_option("graphs", graphs, llava),
         )
+        self._sampler = Sampler(self._end_tokens, plan.num_slots, llava.device)
+        self._flights: deque[Flight] = deque()
         self._done: list[Completion] = []
 
     @classmethod
@@ -133,14 +139,11 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Fill the free slots, decode every active slot by one token, return what has ended."""
-        self._admit_and_prefill()
-        decoding = list(self._scheduler.active.values())
-        if decoding:
-            self._advance(decoding, self._runner.decode(decoding))
-            self.stats.steps += 1
-            self.stats.slot_steps += self.num_slots
-            self.stats.occupied_slot_steps += len(decoding)
-        return self._collect()
+        # In waves: what was prefilled in one can be forked in the next.
+        while self._admit():
+            self._prefill()
+        num_flights = self._decode()
+        return self._collect(still_up=num_flights if self._lag else 0)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Answer requests as they come, pulling no more of them than fill the slots twice."""
@@ -155,56 +158,81 @@ class Engine:
                     self.submit(request)
             yield from self.step()
 
-    def _admit_and_prefill(self) -> None:
-        """In waves: what was prefilled in one can be forked in the next."""
-        while True:
-            for admission in self._scheduler.admit():
-                sequence = admission.sequence
-                if admission.num_shared and admission.donor != sequence.slot:
-                    self.cache.copy(admission.donor, sequence.slot, admission.num_shared)
-                self.stats.tokens_reused += admission.num_shared
-            todo = [s for s in self._scheduler.active.values() if s.num_pending > 1]
-            if not todo:
-                return
-            for group, logits in self._runner.prefill(todo):
-                if logits is None:
-                    self._fail(group, "out_of_memory", "out of memory in prefill of this prompt")
-                else:
-                    self._advance(group, logits)
+    def _admit(self) -> bool:
+        """Give free slots to waiting sequences; whether any sequence is to be prefilled."""
+        for admission in self._scheduler.admit():
+            sequence = admission.sequence
+            if admission.num_shared and admission.donor != sequence.slot:
+                self.cache.copy(admission.donor, sequence.slot, admission.num_shared)
+            self.stats.tokens_reused += admission.num_shared
+        return any(s.num_pending > 1 for s in self._scheduler.active.values())
 
-    def _advance(self, group: list[Sequence], logits: torch.Tensor) -> None:
-        """Give every sequence its next token, and end those that are done.
-
-        Logits `[sum K, V]` hold each sequence's last K = `num_scores` positions.
-        """
-        counts = [sequence.num_scores for sequence in group]
-        for sequence in group:
-            sequence.num_cached = len(sequence.ids)
-            self._scheduler.cached(sequence)
-        going = [sequence for sequence in group if sequence.ballot is None]
-        if len(going) < len(group):
-            parts = logits.split(counts)
-            for sequence, part in zip(group, parts, strict=True):
-                if sequence.ballot is not None:
-                    self._vote(sequence, sequence.ballot, part)
-            kept = [part for part, s in zip(parts, group, strict=True) if s.ballot is None]
-            if not kept:
-                return
-            logits = torch.cat(kept)
-        self._extend(going, logits)
-
-    def _extend(self, going: list[Sequence], logits: torch.Tensor) -> None:
-        """Append each row's next token, from logits `[B, V]`."""
-        tokens, scores = next_tokens(logits, going, self._end_tokens, self.llava.best_token)
-        for sequence, token, logprob in zip(going, tokens, scores, strict=True):
-            if not math.isfinite(logprob):
-                self._fail([sequence], "non_finite", NON_FINITE)
+    def _prefill(self) -> None:
+        """Feed all that is pending, and pick each sequence's first token."""
+        todo = [s for s in self._scheduler.active.values() if s.num_pending > 1]
+        for group, logits in self._runner.prefill(todo):
+            if logits is None:
+                self._fail(group, "out_of_memory", "out of memory in prefill of this prompt")
                 continue
-            sequence.ids.append(token)
-            sequence.logprobs.append(logprob)
-            end = ending(sequence, self._end_tokens, self._decode_text)
-            if end is not None:
-                self._finish(sequence, end)
+            self._note_cached(group)
+            ends = list(accumulate(sequence.num_scores for sequence in group))
+            scored = self._runner.score(logits)
+            self._pick(group, replace(scored, rows=[end - 1 for end in ends]), by_slot=False)
+        if not self._lag:
+            self._land(still_up=0)
+
+    def _decode(self) -> int:
+        """One more token for every row that wants one; how many flights these are."""
+        decoding = [s for s in self._scheduler.active.values() if s.can_decode]
+        if any(s.request.logits_processor is not None and s.in_flight for s in decoding):
+            # Such a processor must know the answer so far; what lands may end rows.
+            self._land(still_up=0)
+            decoding = [s for s in self._scheduler.active.values() if s.can_decode]
+            decoding = [s for s in decoding if s.num_pending <= 1]
+        if not decoding:
+            return 0
+        scored = self._runner.decode(decoding)
+        self._note_cached(decoding)
+        self.stats.steps += 1
+        self.stats.slot_steps += self.num_slots
+        self.stats.occupied_slot_steps += len(decoding)
+        return self._pick(decoding, scored, by_slot=True)
+
+    def _note_cached(self, group: list[Sequence]) -> None:
+        """All that was pending is in the slots, or will be before anything else is done there."""
+        for sequence in group:
+            sequence.num_cached = len(sequence.ids) + sequence.in_flight
+            self._scheduler.cached(sequence)
+
+    def _pick(self, group: list[Sequence], scored: Scored, *, by_slot: bool) -> int:
+        """Choose what comes next, and send it to the host; how many flights that makes."""
+        flights, tokens = pick(group, scored, self._sampler)
+        if self._lag:
+            self._runner.keep(tokens, group, scored.rows, by_slot=by_slot)
+        self._flights += flights
+        return len(flights)
+
+    def _land(self, *, still_up: int) -> None:
+        """Take in what has been picked, but for the last `still_up` flights."""
+        while len(self._flights) > still_up:
+            flight = self._flights.popleft()
+            landed = 0
+            for sequence, token, score in flight.land():
+                landed += 1
+                if not math.isfinite(score):
+                    self._fail([sequence], "non_finite", NON_FINITE)
+                elif sequence.ballot is not None:
+                    self._vote(sequence, sequence.ballot, score)
+                else:
+                    self._extend(sequence, token, score)
+            self.stats.tokens_wasted += len(flight.sequences) - landed
+
+    def _extend(self, sequence: Sequence, token: int, logprob: float) -> None:
+        """Append an answer's next token."""
+        sequence.append(token, logprob)
+        end = ending(sequence, self._end_tokens, self._decode_text)
+        if end is not None:
+            self._finish(sequence, end)
 
     def _finish(self, sequence: Sequence, end: Ending) -> None:
         """The current turn's answer is complete; go on to the next turn or leave the slot."""
@@ -224,14 +252,10 @@ class Engine:
         if not sequence.next_turn():
             self._scheduler.release(sequence)
 
-    def _vote(self, sequence: Sequence, ballot: Ballot, logits: torch.Tensor) -> None:
+    def _vote(self, sequence: Sequence, ballot: Ballot, score: float) -> None:
         """A choice has been scored."""
-        result = score(logits, sequence)
-        if not math.isfinite(result):
-            self._fail([sequence], "non_finite", NON_FINITE)
-            return
         self._scheduler.release(sequence)
-        completion = ballot.add(sequence.choice, result)
+        completion = ballot.add(sequence.choice, score)
         if completion is not None:
             self._done.append(completion)
 
@@ -250,9 +274,27 @@ class Engine:
                 if completion.sample == sequence.sample and completion.turn >= sequence.turn
             ]
 
-    def _collect(self) -> list[Completion]:
+    def _collect(self, *, still_up: int) -> list[Completion]:
         """Hand out what has ended since the last step."""
+        self._land(still_up=still_up)
+        if not self._scheduler.active:
+            self._land(still_up=0)  # all that is still up was picked for rows that have ended
         done, self._done = self._done, []
         self.stats.completions += len(done)
         self.stats.errors += sum(completion.finish_reason == "error" for completion in done)
         return done
+
+
+def device_option(name: str, asked: bool | None, llava: Llava) -> bool:
+    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA with kernels of ours.
+
+    Raises:
+        ValueError: asked for where it cannot be had.
+    """
+    if asked is None:
+        return llava.kernels is not None and llava.device.type == "cuda"
+    if asked and llava.kernels is None:
+        raise ValueError(f"{name} cannot be had with attention {llava.attention!r}; give sdpa")
+    if asked and name == "graphs" and llava.device.type != "cuda":
+        raise ValueError(f"graphs are CUDA's, the device is {llava.device.type}; leave them off")
+    return asked

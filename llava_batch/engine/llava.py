@@ -7,6 +7,7 @@ the slots' and the vision layers behind the one that LLaVA reads are dropped.
 
 import copy
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,13 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine import attention, fused, native
-from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine import attention, fused, kernels, native, trial
+from llava_batch.engine.cache import Rows, SlotCache, head_dim, kv_heads
+from llava_batch.engine.passes import Packed, Prefix
 
+log = logging.getLogger(__name__)
+
+ATTENTIONS = ("auto", "native", "torch", *kernels.NAMES)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -39,7 +44,7 @@ class Llava:
         normalisation: Normalisation,
         attention_name: str = "auto",
     ) -> None:
-        """attention_name: `native` for the fused CPU kernels, `torch`, or `auto` for the best."""
+        """attention_name: one of ATTENTIONS; `auto` is the best that can be had here."""
         model.eval().requires_grad_(False)
         own_configs(model)
         attention.register()
@@ -58,9 +63,15 @@ class Llava:
         self.image_size: int = config.vision_config.image_size
         self.vocab_size: int = self.text_config.vocab_size
         self._cut = cut_tower(model)
-        self.attention = choose_attention(attention_name, self.dtype, self.device)
+        self.attention = choose_attention(attention_name, self.dtype, self.device, self.text_config)
+        self.kernels: kernels.Kernels | None = None
         if self.attention == "native":
             fused.fuse(model)
+        elif self.attention in kernels.NAMES:
+            self.kernels = kernels.kernels(self.attention)
+        if self.device.type == "cuda":
+            tower = "flash_attention_2" if self.attention == "flash" else "sdpa"
+            set_attention(model.model.vision_tower, tower)
         self.lm_head = model.lm_head
         scale = torch.tensor(normalisation.rescale_factor, dtype=torch.float32)
         self._scale = scale.to(self.device)
@@ -88,7 +99,11 @@ class Llava:
         return self.embed_tokens(ids)
 
     def forward(
-        self, embeds: torch.Tensor, positions: torch.Tensor, cache: SlotCache, rows: Rows
+        self,
+        embeds: torch.Tensor,
+        positions: torch.Tensor,
+        cache: SlotCache,
+        rows: Rows | Packed | Prefix,
     ) -> torch.Tensor:
         """Embeddings `[B, Q, C]`, positions `[B, Q]` -> hidden states `[B, Q, C]`; K/V go to `cache`."""
         cache.select(rows)
@@ -98,6 +113,7 @@ class Llava:
             past_key_values=cache,
             use_cache=True,
             slot_rows=rows,
+            slot_kernels=self.kernels,
         ).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -113,18 +129,42 @@ class Llava:
         return best, value - torch.logsumexp(logits, dim=-1)
 
 
-def choose_attention(asked: str, dtype: torch.dtype, device: torch.device) -> str:
-    """`native` or `torch`; asked for and not there is an error that says what is missing."""
-    if asked not in ("auto", "native", "torch"):
-        raise ValueError(f"attention is {asked!r}, must be auto, native or torch")
+def choose_attention(asked: str, dtype: torch.dtype, device: torch.device, config: Any) -> str:
+    """One of ATTENTIONS but `auto`; asked for and not there is an error that says what is missing.
+
+    config: the language model's; a kernel that must be tried is tried in its shape.
+    """
+    if asked not in ATTENTIONS:
+        raise ValueError(f"attention is {asked!r}, must be one of {', '.join(ATTENTIONS)}")
     if asked == "torch":
         return asked
-    missing = f"the device is {device.type}" if device.type != "cpu" else native.unavailable(dtype)
-    if missing is None:
-        return "native"
-    if asked == "native":
-        raise ValueError(f"attention 'native' cannot be had: {missing}; use torch or auto")
+    best_first = ("native",) if device.type == "cpu" else kernels.NAMES
+    for name in best_first if asked == "auto" else (asked,):
+        missing = unavailable(name, dtype, device, config)
+        if missing is None:
+            return name
+        if asked != "auto":
+            raise ValueError(f"attention {asked!r} cannot be had: {missing}; or give auto")
+        log.info("attention %s cannot be had: %s", name, missing)
     return "torch"
+
+
+def unavailable(name: str, dtype: torch.dtype, device: torch.device, config: Any) -> str | None:
+    """Why an attention cannot be had here, or None."""
+    if name == "native":
+        return f"the device is {device.type}" if device.type != "cpu" else native.unavailable(dtype)
+    missing = kernels.unavailable(name, dtype, device)
+    if missing is not None or device.type == "cpu":
+        return missing
+    return trial.fault(
+        kernels.kernels(name),
+        num_heads=config.num_attention_heads,
+        kv_heads=kv_heads(config),
+        head_dim=head_dim(config),
+        window=getattr(config, "sliding_window", None),
+        dtype=dtype,
+        device=device,
+    )
 
 
 def own_configs(model: LlavaForConditionalGeneration) -> None:

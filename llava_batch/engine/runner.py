@@ -1,23 +1,31 @@
 """Device work: sequences in, logits out. The only file that runs the model.
 
-Legend: B rows, Q their left-padded length, C hidden size, T tokens an image, V vocabulary.
+Legend: B rows, Q their left-padded length, T their new tokens in all, C hidden size, V vocabulary, S slots.
+Without kernels (`Llava.kernels`) a prefill is left-padded `[B, Q]` and a decode step takes the rows
+that are at work; with kernels a prefill is packed `[1, T]` and a decode step takes a prefix of the slots.
 """
 
+import logging
 from bisect import bisect_left
-from collections import OrderedDict
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 
 from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.checks import images_of
+from llava_batch.engine.decode_batch import DecodeBatch
+from llava_batch.engine.encoder import Encoder
 from llava_batch.engine.llava import Llava
+from llava_batch.engine.passes import Packed, on_device
+from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 
-MIN_KEPT_FEATURES = 16
-"""Image features kept for requests that share an image but not the text before it."""
+log = logging.getLogger(__name__)
+
+MAX_IMAGES = {"cpu": 1, "cuda": 64}
+"""Images of one pass of the vision tower; one group's images always go together."""
+
 
 Prefilled = tuple[list[Sequence], torch.Tensor | None]
 
@@ -31,103 +39,105 @@ class Runner:
         cache: SlotCache,
         stats: Stats,
         *,
+        num_slots: int,
         max_prefill_tokens: int,
         reuse: bool,
+        graphs: bool,
     ) -> None:
         self.llava, self.cache, self.stats = llava, cache, stats
         self.max_prefill_tokens = max_prefill_tokens
-        self.num_kept_features = MIN_KEPT_FEATURES if reuse else 0
-        self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
+        self.encoder = Encoder(llava, stats, max_images=MAX_IMAGES[llava.device.type], reuse=reuse)
+        self.batch: DecodeBatch | None = None
+        if llava.kernels is not None:
+            self.batch = DecodeBatch(llava, cache, stats, num_slots=num_slots, graphs=graphs)
 
     def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
         """Feed all pending tokens, group by group; logits are None for a row that found no memory.
 
         Logits are `[sum K, V]`, one row's last K = `num_scores` positions after the other's.
         """
-        for group in groups(sequences, self.max_prefill_tokens):
-            yield from self._prefill(group)
+        packed = self.llava.kernels is not None
+        waiting = groups(sequences, self.max_prefill_tokens, padded=not packed)
+        while waiting:
+            try:
+                self.encoder.ahead(waiting)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.encoder.back_off(error)  # the group encodes its own, or is halved
+            yield from self._prefill(waiting.pop(0))
+        self.encoder.trim()
 
     def _prefill(self, group: list[Sequence]) -> Iterator[Prefilled]:
-        """One group, halved when memory runs out."""
+        """One group, halved when memory runs out, as are then the groups to come."""
         try:
             logits = self._prefill_group(group)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
+            log.warning("out of memory in prefill of %d prompts: %s", len(group), error)
+            self.stats.memory_backoffs += 1
             logits = None
         if logits is not None or len(group) == 1:
             yield group, logits
             return
+        fed = sum(sequence.num_pending for sequence in group)
+        self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, fed // 2))
         half = len(group) // 2
         yield from self._prefill(group[:half])
         yield from self._prefill(group[half:])
 
     def _prefill_group(self, group: list[Sequence]) -> torch.Tensor:
+        """One pass over a group's pending tokens -> logits `[sum K, V]`."""
+        features = self.encoder.features(group)
         rows = rows_of(group)
-        features = self._encode(group)
-        ids, positions, image_places = left_padded(group, rows)
-        embeds = self.llava.embed(torch.from_numpy(ids).to(self.llava.device))
-        for row, found in enumerate(features):
-            if found is not None:
-                embeds[row, torch.from_numpy(image_places[row])] = found
-        positions_on_device = torch.from_numpy(positions).to(self.llava.device)
-        hidden = self.llava.forward(embeds, positions_on_device, self.cache, rows)
+        shape, ids, positions, places, last = (
+            left_padded(group, rows) if self.llava.kernels is None else in_a_row(group, rows)
+        )
+        device = self.llava.device
+        sent = on_device(np.concatenate([ids, positions, places, last]), device)
+        parts = sent.split([len(ids), len(positions), len(places), len(last)])
+        embeds = self.llava.embed(parts[0].view(shape))
+        if features is not None:
+            embeds.view(-1, embeds.shape[-1]).index_copy_(0, parts[2], features)
+        work = rows if self.llava.kernels is None else Packed.of(rows, device)
+        hidden = self.llava.forward(embeds, parts[1].view(shape), self.cache, work)
         self.stats.tokens_prefilled += sum(rows.new)
-        self.stats.tokens_padded += len(group) * rows.length - sum(rows.new)
-        counts = [sequence.num_scores for sequence in group]
-        last = torch.cat([hidden[row, -count:] for row, count in enumerate(counts)])
-        return self.llava.logits(last)
+        self.stats.tokens_padded += len(ids) - sum(rows.new)
+        return self.llava.logits(hidden.flatten(0, 1).index_select(0, parts[3]))
 
-    def decode(self, sequences: list[Sequence]) -> torch.Tensor:
-        """Feed the one pending token of every row -> logits `[B, V]`."""
-        rows = rows_of(sequences)
+    def decode(self, sequences: list[Sequence]) -> Scored:
+        """Feed the one pending token of every row."""
+        self.stats.tokens_decoded += len(sequences)
+        if self.batch is not None:
+            logits, best, logprobs = self.batch.step(sequences)
+            rows = [sequence.slot for sequence in sequences]
+            return Scored(logits=logits, best=best, logprobs=logprobs, rows=rows)
+        places = rows_of(sequences)
         device = self.llava.device
         ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=device)
-        positions = torch.tensor(rows.past, device=device)[:, None]
-        hidden = self.llava.forward(self.llava.embed(ids), positions, self.cache, rows)
-        self.stats.tokens_decoded += len(sequences)
-        return self.llava.logits(hidden[:, 0])
+        positions = torch.tensor(places.past, device=device)[:, None]
+        hidden = self.llava.forward(self.llava.embed(ids), positions, self.cache, places)
+        return self.score(self.llava.logits(hidden[:, 0]))
 
-    def _encode(self, group: list[Sequence]) -> list[torch.Tensor | None]:
-        """The features `[n, C]` for each row's pending image tokens, every image encoded once."""
-        spans = [self._image_span(sequence) for sequence in group]
-        missing: dict[bytes, np.ndarray] = {}
-        for sequence, (begin, end) in zip(group, spans, strict=True):
-            for number in self._images(begin, end):
-                key = sequence.images[number]
-                if key not in self._features:
-                    missing[key] = images_of(sequence.request)[number]
-        if missing:
-            pixels = torch.from_numpy(np.stack(list(missing.values())))
-            encoded = self.llava.encode(pixels)
-            self._features.update(zip(missing, encoded, strict=True))
-            self.stats.images_encoded += len(missing)
-        found = [
-            self._span_features(sequence, *span)
-            for sequence, span in zip(group, spans, strict=True)
-        ]
-        while len(self._features) > self.num_kept_features:
-            self._features.popitem(last=False)
-        return found
+    def keep(
+        self, tokens: torch.Tensor, sequences: list[Sequence], rows: list[int], *, by_slot: bool
+    ) -> None:
+        """Have the next step feed these tokens `[N]`, without asking the host.
 
-    def _image_span(self, sequence: Sequence) -> tuple[int, int]:
-        """Pending image tokens, counted through all of the sequence's images: [begin, end)."""
-        return bisect_left(sequence.image_places, sequence.num_cached), len(sequence.image_places)
+        rows: which is whose; with `by_slot` row n is slot n's, as a decode step returns them.
+        """
+        if self.batch is None:
+            raise RuntimeError("a step without kernels takes its tokens from the host")
+        if by_slot:
+            self.batch.keep(tokens)
+        else:
+            self.batch.keep(tokens, rows, [sequence.slot for sequence in sequences])
 
-    def _images(self, begin: int, end: int) -> range:
-        """Numbers of the images that the image tokens [begin, end) belong to."""
-        per_image = self.llava.tokens_per_image
-        return range(begin // per_image, -(-end // per_image)) if end > begin else range(0)
-
-    def _span_features(self, sequence: Sequence, begin: int, end: int) -> torch.Tensor | None:
-        numbers = self._images(begin, end)
-        if not numbers:
-            return None
-        for number in numbers:
-            self._features.move_to_end(sequence.images[number])
-        together = torch.cat([self._features[sequence.images[number]] for number in numbers])
-        first = numbers[0] * self.llava.tokens_per_image
-        return together[begin - first : end - first]
+    def score(self, logits: torch.Tensor) -> Scored:
+        """The most likely token of every row of `[N, V]`, the rows in the sequences' order."""
+        best, logprobs = self.llava.best_token(logits)
+        return Scored(logits=logits, best=best, logprobs=logprobs, rows=list(range(len(logits))))
 
 
 def rows_of(sequences: list[Sequence]) -> Rows:
@@ -139,36 +149,70 @@ def rows_of(sequences: list[Sequence]) -> Rows:
     )
 
 
-def groups(sequences: list[Sequence], max_tokens: int) -> list[list[Sequence]]:
-    """Sequences of like length together, at most `max_tokens` a group with its padding."""
+def groups(
+    sequences: list[Sequence], max_tokens: int, *, padded: bool = True
+) -> list[list[Sequence]]:
+    """Sequences of like length together, at most `max_tokens` a group, its padding counted."""
     made: list[list[Sequence]] = []
+    fed = 0
     for sequence in sorted(sequences, key=lambda s: s.num_pending, reverse=True):
         # The first of a group is its longest: it sets the padded length.
-        if made and made[-1][0].num_pending * (len(made[-1]) + 1) <= max_tokens:
+        size = made[-1][0].num_pending if made and padded else sequence.num_pending
+        if made and fed + size <= max_tokens:
             made[-1].append(sequence)
+            fed += size
         else:
             made.append([sequence])
+            fed = sequence.num_pending
     return made
 
 
-def left_padded(
-    group: list[Sequence], rows: Rows
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-    """Ids and positions int64 `[B, Q]`, and where each row's image tokens stand.
+Fed = tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Shape of the pass; flat int64: ids, positions, where image tokens stand, which places are scored."""
 
-    Padding has id 0 and position 0; image tokens have id 0, their embedding is replaced anyway.
+
+def left_padded(group: list[Sequence], rows: Rows) -> Fed:
+    """A pass of `[B, Q]`: padding stands on the left, with id 0 and position 0.
+
+    Image tokens have id 0 too, their embedding is replaced anyway.
     """
-    ids = np.zeros((len(group), rows.length), dtype=np.int64)
+    shape = (len(group), rows.length)
+    ids = np.zeros(shape, dtype=np.int64)
     positions = np.zeros_like(ids)
-    places = []
+    places, last = [], []
     for row, sequence in enumerate(group):
         begin = rows.length - rows.new[row]
         ids[row, begin:] = sequence.pending
         positions[row, begin:] = np.arange(rows.past[row], rows.past[row] + rows.new[row])
-        pending = sequence.image_places[bisect_left(sequence.image_places, rows.past[row]) :]
-        places.append(np.asarray(pending, dtype=np.int64) - rows.past[row] + begin)
-        ids[row, places[-1]] = 0
-    return ids, positions, places
+        found = pending_images(sequence) + begin
+        ids[row, found] = 0
+        places.append(found + row * rows.length)
+        end = (row + 1) * rows.length
+        last.append(np.arange(end - sequence.num_scores, end))
+    return shape, ids.ravel(), positions.ravel(), np.concatenate(places), np.concatenate(last)
+
+
+def in_a_row(group: list[Sequence], rows: Rows) -> Fed:
+    """A pass of `[1, T]`: the rows one behind the other."""
+    ids, positions, places, last = [], [], [], []
+    end = 0
+    for sequence, past, new in zip(group, rows.past, rows.new, strict=True):
+        found = pending_images(sequence)
+        pending = np.asarray(sequence.pending, dtype=np.int64)
+        pending[found] = 0
+        ids.append(pending)
+        positions.append(np.arange(past, past + new))
+        places.append(found + end)
+        end += new
+        last.append(np.arange(end - sequence.num_scores, end))
+    parts = (np.concatenate(part) for part in (ids, positions, places, last))
+    return ((1, end), *parts)  # type: ignore[return-value]
+
+
+def pending_images(sequence: Sequence) -> np.ndarray:
+    """int64: where image tokens stand in what is pending, counted from its beginning."""
+    first = bisect_left(sequence.image_places, sequence.num_cached)
+    return np.asarray(sequence.image_places[first:], dtype=np.int64) - sequence.num_cached
 
 
 def is_out_of_memory(error: Exception) -> bool:

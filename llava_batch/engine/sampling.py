@@ -1,39 +1,128 @@
-"""From logits to the next token: greedy or sampled, each row by its own rules.
+"""From logits to the next token: greedy or sampled, each row by its own rules, on the logits' device.
 
-Legend: B rows, V vocabulary. The rules and their order are transformers': repetition penalty,
-`min_new_tokens`, the request's own processor, temperature, top-k, top-p. What is drawn is decided by
-the row's logits and its own generator alone, never by its neighbours.
+Legend: B rows, R those of them whose token is not simply the most likely one, V vocabulary. The rules
+and their order are transformers': repetition penalty, `min_new_tokens`, the request's own processor,
+temperature, top-k, top-p. What is drawn is decided by the row's logits and its own generator alone,
+never by its neighbours. Nothing here waits for the device, unless a request's own processor does.
 """
 
-import math
-from collections.abc import Callable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 
+from llava_batch.engine.passes import on_device
 from llava_batch.engine.sequence import Sequence
 
-BestToken = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scored:
+    """Logits `[N, V]`, each row's most likely token and that token's log-probability `[N]`.
 
-def next_tokens(
-    logits: torch.Tensor,
-    sequences: list[Sequence],
-    end_tokens: frozenset[int],
-    best_token: BestToken,
-) -> tuple[list[int], list[float]]:
-    """Logits `[B, V]` -> each row's next token and its log-probability under the model.
-
-    `best_token` says both for the most likely token. A row whose logits are not finite gets a
-    log-probability that is not finite either.
+    rows: each sequence's last row, in the sequences' order. The tensors may be a graph's own, overwritten by the
+    next step.
     """
-    best, logprobs = best_token(logits)
-    chosen, scores = best.tolist(), logprobs.tolist()
-    for row, sequence in enumerate(sequences):
-        if not is_plain(sequence) and math.isfinite(scores[row]):
-            plain = logits[row].float()
-            chosen[row] = pick(plain.clone(), sequence, end_tokens)
-            scores[row] = float(torch.log_softmax(plain, dim=-1)[chosen[row]])
-    return chosen, scores
+
+    logits: torch.Tensor
+    best: torch.Tensor
+    logprobs: torch.Tensor
+    rows: list[int]
+
+
+class Sampler:
+    """The rules, and which tokens each slot's row has seen."""
+
+    def __init__(self, end_tokens: frozenset[int], num_slots: int, device: torch.device) -> None:
+        self._ends = on_device(np.array(sorted(end_tokens), dtype=np.int64), device)
+        self._device = device
+        self._seen: torch.Tensor | None = None
+        """bool `[S, V]`, made when a request first has a repetition penalty."""
+        self._seen_by: list[tuple[Sequence, int] | None] = [None] * num_slots
+        """Whose tokens, and of which turn, a slot's row of `_seen` holds."""
+
+    def pick(
+        self, scored: Scored, sequences: list[Sequence], rows: list[int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Every row's next token and its log-probability under the model, `[N]`.
+
+        rows: which row is whose; for the others the token is the most likely one. A row whose logits
+        are not finite gets a log-probability that is not finite either.
+        """
+        special = [(r, s) for r, s in zip(rows, sequences, strict=True) if not is_plain(s)]
+        if not special:
+            return scored.best, scored.logprobs
+        index = self._send([row for row, _ in special])
+        plain = scored.logits.index_select(0, index).float()
+        chosen = self._choose(plain.clone(), [sequence for _, sequence in special])
+        scores = torch.log_softmax(plain, dim=-1).gather(1, chosen[:, None])[:, 0]
+        best = scored.best.index_copy(0, index, chosen)
+        return best, scored.logprobs.index_copy(0, index, scores)
+
+    def _choose(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+        """Logits `[R, V]`, which are overwritten -> tokens `[R]`."""
+        requests = [sequence.request for sequence in sequences]
+        penalised = [n for n, request in enumerate(requests) if request.repetition_penalty != 1]
+        if penalised:
+            self._penalise(logits, sequences, penalised)
+        banned = [n for n, s in enumerate(sequences) if s.num_picked < s.request.min_new_tokens]
+        if banned and len(self._ends):
+            index = self._send(banned)
+            without = logits.index_select(0, index).index_fill_(1, self._ends, float("-inf"))
+            logits.index_copy_(0, index, without)
+        for row, sequence in enumerate(sequences):
+            if sequence.request.logits_processor is not None:
+                logits[row] = sequence.request.logits_processor(sequence.answer, logits[row])
+        chosen = logits.argmax(dim=-1)
+        drawn = [n for n, request in enumerate(requests) if request.temperature > 0]
+        if drawn:
+            index = self._send(drawn)
+            picked = self._draw(logits.index_select(0, index), [sequences[n] for n in drawn])
+            chosen = chosen.index_copy(0, index, picked)
+        if penalised and self._seen is not None:
+            places = self._send([sequences[n].slot * logits.shape[-1] for n in penalised])
+            places += chosen.index_select(0, self._send(penalised))
+            self._seen.view(-1).index_fill_(0, places, True)
+        return chosen
+
+    def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
+        rules = np.array(
+            [
+                (s.request.temperature, s.request.top_k, s.request.top_p, s.next_point())
+                for s in sequences
+            ],
+            dtype=np.float64,
+        )
+        return draw(logits, *on_device(np.ascontiguousarray(rules.T), self._device))
+
+    def _penalise(self, logits: torch.Tensor, sequences: list[Sequence], rows: list[int]) -> None:
+        """Make what `rows` have seen less likely, in place."""
+        if self._seen is None:
+            shape = (len(self._seen_by), logits.shape[-1])
+            self._seen = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        for row in rows:
+            self._mark_all(self._seen, sequences[row])
+        index = self._send(rows)
+        seen = self._seen.index_select(0, self._send([sequences[row].slot for row in rows]))
+        penalties = np.array([sequences[row].request.repetition_penalty for row in rows])
+        penalty = on_device(penalties.astype(np.float32), self._device)[:, None]
+        values = logits.index_select(0, index)
+        less = torch.where(values < 0, values * penalty, values / penalty)
+        logits.index_copy_(0, index, torch.where(seen, less, values))
+
+    def _mark_all(self, seen: torch.Tensor, sequence: Sequence) -> None:
+        """Set a slot's row anew where it holds another sequence's tokens, or an earlier turn's."""
+        owner = self._seen_by[sequence.slot]
+        if owner is not None and owner[0] is sequence and owner[1] == sequence.turn:
+            return
+        self._seen_by[sequence.slot] = (sequence, sequence.turn)
+        known = np.unique(np.asarray(sequence.ids, dtype=np.int64))
+        seen[sequence.slot] = False
+        seen[sequence.slot].index_fill_(
+            0, on_device(known[known < seen.shape[1]], self._device), True
+        )
+
+    def _send(self, numbers: list[int]) -> torch.Tensor:
+        return on_device(np.asarray(numbers, dtype=np.int64), self._device)
 
 
 def is_plain(sequence: Sequence) -> bool:
@@ -43,37 +132,32 @@ def is_plain(sequence: Sequence) -> bool:
         request.temperature == 0
         and request.repetition_penalty == 1
         and request.logits_processor is None
-        and sequence.num_answered >= request.min_new_tokens
+        and sequence.num_picked >= request.min_new_tokens
     )
 
 
-def pick(logits: torch.Tensor, sequence: Sequence, end_tokens: frozenset[int]) -> int:
-    """One row's next token, by all its rules; `logits` `[V]` is the caller's copy."""
-    request = sequence.request
-    if request.repetition_penalty != 1:
-        seen = torch.tensor(sorted(set(sequence.ids)), device=logits.device)
-        values = logits[seen]
-        penalty = request.repetition_penalty
-        logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
-    if sequence.num_answered < request.min_new_tokens and end_tokens:
-        logits[sorted(end_tokens)] = float("-inf")
-    if request.logits_processor is not None:
-        logits = request.logits_processor(sequence.answer, logits)
-    if sequence.rng is None:
-        return int(logits.argmax())
-    return draw(logits, request.temperature, request.top_k, request.top_p, sequence.rng.random())
+def draw(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    point: torch.Tensor,
+) -> torch.Tensor:
+    """Sample every row of `[R, V]` by inverting its cumulative distribution at `point`, in [0, 1).
 
-
-def draw(logits: torch.Tensor, temperature: float, top_k: int, top_p: float, point: float) -> int:
-    """Sample by inverting the cumulative distribution at `point`, in [0, 1)."""
-    ordered, order = torch.sort(logits / temperature, descending=True, stable=True)
-    if top_k:
-        ordered = ordered[:top_k]
+    The rules are float64 `[R]`; a top_k of 0 and a top_p of 1 switch those filters off.
+    """
+    scaled = logits / temperature.float()[:, None]
+    ordered, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    size = logits.shape[-1]
+    places = torch.arange(size, device=logits.device)
+    limit = torch.where(top_k > 0, top_k, size)[:, None]
+    ordered = ordered.masked_fill(places >= limit, float("-inf"))
     probabilities = torch.softmax(ordered.double(), dim=-1)
     total = probabilities.cumsum(dim=-1)
-    if top_p < 1:
-        # The smallest set whose mass reaches top_p: a token stays if the mass before it is less.
-        probabilities = probabilities[total - probabilities < top_p]
-        total = probabilities.cumsum(dim=-1)
-    place = torch.searchsorted(total, point * float(total[-1]), right=True)
-    return int(order[min(int(place), len(probabilities) - 1)])
+    # The smallest set whose mass reaches top_p: a token stays if the mass before it is less.
+    kept = (places < limit) & ((total - probabilities < top_p[:, None]) | (top_p[:, None] >= 1))
+    # What is not finite keeps nothing, and must still name a token that exists.
+    last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    place = torch.searchsorted(total, point[:, None] * total.gather(1, last), right=True)
+    return order.gather(1, torch.minimum(place, last))[:, 0]

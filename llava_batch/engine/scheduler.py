@@ -29,8 +29,9 @@ class Admission:
 class Scheduler:
     """The waiting queue, the slot table, and what each slot holds."""
 
-    def __init__(self, num_slots: int, *, reuse: bool) -> None:
-        self.slots = SlotTable(num_slots)
+    def __init__(self, num_slots: int, *, reuse: bool, lowest: bool = False) -> None:
+        """reuse: fork prompts that begin alike. lowest: as in `SlotTable`."""
+        self.slots = SlotTable(num_slots, lowest=lowest)
         self.reuse = reuse
         self.waiting: deque[Sequence] = deque()
         self.active: dict[int, Sequence] = {}

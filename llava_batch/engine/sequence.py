@@ -2,10 +2,12 @@
 
 State is a few integers: `ids[:num_cached]` are in the slot's K/V cache, `ids[num_cached:]` are still
 to be fed, `ids[answer_start:]` is the current turn's answer. One pending token means decode, more
-mean prefill. Plain Python and numpy.
+mean prefill. `in_flight` tokens more have been picked on the device and not been read by the host; with
+some in flight none is pending. Plain Python and numpy.
 """
 
 import hashlib
+from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -42,6 +44,9 @@ class Sequence:
     answer_start: int = 0
     logprobs: list[float] = field(default_factory=list)
     rng: np.random.Generator | None = None
+    in_flight: int = 0
+    points: deque[float] = field(default_factory=deque)
+    """Drawn from `rng` ahead of the tokens that they are for."""
 
     @property
     def pending(self) -> list[int]:
@@ -64,12 +69,45 @@ class Sequence:
         return len(self.ids) - self.answer_start
 
     @property
+    def num_picked(self) -> int:
+        """How many tokens the current turn's answer will have once all in flight have landed."""
+        return self.num_answered + self.in_flight
+
+    @property
+    def can_decode(self) -> bool:
+        """Whether it wants a decode step: not if what is in flight brings it to its end."""
+        if self.ballot is not None:
+            return self.num_pending == 1
+        return self.num_picked < self.request.max_new_tokens
+
+    @property
     def num_scores(self) -> int:
         """How many of the last pending positions need logits: one, or one per choice token."""
         return 1 if self.choice < 0 else len(self.ids) - self.prompt_len + 1
 
+    def next_point(self) -> float:
+        """The random number in [0, 1) for the token that is picked next.
+
+        The n-th token of a sample has the n-th number, also where tokens picked ahead were given up.
+        """
+        while len(self.points) <= self.in_flight:
+            assert self.rng is not None, "a greedy sequence draws nothing"
+            self.points.append(self.rng.random())
+        return self.points[self.in_flight]
+
+    def append(self, token: int, logprob: float) -> None:
+        """Take the answer's next token, which has landed."""
+        self.ids.append(token)
+        self.logprobs.append(logprob)
+        if self.points:
+            self.points.popleft()
+
     def next_turn(self) -> bool:
-        """Append the next turn's prompt behind the answer; False when there is none."""
+        """Append the next turn's prompt behind the answer; False when there is none.
+
+        What is still in flight was picked for the answer that has ended, and is given up.
+        """
+        self.in_flight = 0
         if self.turn == len(self.turns):
             return False
         turn = self.turns[self.turn]

@@ -1,17 +1,19 @@
 """The slot table: which slot of the K/V cache belongs to whom. Plain Python, no torch.
 
 A released slot keeps its contents until it is taken again, so that a later request with the same
-prefix can fork from it; the slot that was released first is therefore given out first.
+prefix can fork from it; the slot that was released first is therefore given out first. Where a decode
+step works on the first slots up to the highest taken, the lowest free one is given out instead.
 """
 
 
 class SlotTable:
     """A free list over `num_slots` slots, with their owners."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, *, lowest: bool = False) -> None:
+        """lowest: give out the lowest free slot, not the one that has been free for longest."""
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}, must be at least 1")
-        self.num_slots = num_slots
+        self.num_slots, self.lowest = num_slots, lowest
         self._free: dict[int, None] = dict.fromkeys(range(num_slots))
         self._owner: dict[int, object] = {}
 
@@ -25,10 +27,12 @@ class SlotTable:
         return slot in self._free
 
     def take(self, owner: object, slot: int | None = None) -> int:
-        """Give `owner` the slot asked for, or the one that has been free for longest."""
+        """Give `owner` the slot asked for, or the next one."""
         if not self._free:
             raise RuntimeError(f"all {self.num_slots} slots are taken")
-        chosen = next(iter(self._free)) if slot is None else slot
+        chosen = slot
+        if chosen is None:
+            chosen = min(self._free) if self.lowest else next(iter(self._free))
         if chosen not in self._free:
             raise RuntimeError(f"slot {chosen} is not free")
         del self._free[chosen]

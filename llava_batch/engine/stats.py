@@ -8,7 +8,9 @@ class Stats:
     """Counters since the engine was made; they only grow.
 
     A slot-step is one slot in one decode step. `slot_steps - occupied_slot_steps` is what refill
-    saves. `tokens_reused` counts prompt tokens whose K/V was forked instead of computed.
+    saves. `tokens_reused` counts prompt tokens whose K/V was forked instead of computed,
+    `tokens_wasted` those that were picked behind an answer's end before the host knew of it.
+    `memory_backoffs` counts how often memory ran out and a smaller pass was taken.
     """
 
     requests: int = 0
@@ -19,9 +21,11 @@ class Stats:
     tokens_padded: int = 0
     tokens_reused: int = 0
     tokens_decoded: int = 0
+    tokens_wasted: int = 0
     steps: int = 0
     slot_steps: int = 0
     occupied_slot_steps: int = 0
+    memory_backoffs: int = 0
 
     @property
     def occupancy(self) -> float:

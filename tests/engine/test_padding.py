@@ -95,8 +95,8 @@ def test_padding_read_as_text_is_noticed(monkeypatch):
     whole = runner.left_padded
 
     def broken(group, rows):
-        ids, positions, places = whole(group, rows)
-        return np.roll(ids, -1, axis=1), positions, [place - 1 for place in places]
+        shape, ids, positions, places, last = whole(group, rows)
+        return shape, np.roll(ids.reshape(shape), -1, axis=1).ravel(), positions, places - 1, last
 
     monkeypatch.setattr(runner, "left_padded", broken)
     given = requests(5, max_new_tokens=12, ignore_eos=True)

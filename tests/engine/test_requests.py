@@ -247,7 +247,7 @@ def test_many_requests_leave_nothing_behind():
         assert pulled - done <= 3 * made.num_slots, "requests are pulled faster than answered"
     assert done == 300
     assert not made.has_work
-    assert len(made._runner._features) <= 16
+    assert made._runner.encoder.num_features <= 16
     made._scheduler.check()
 
 

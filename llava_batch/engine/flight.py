@@ -1,0 +1,93 @@
+"""Results on their way from the device to the host: whose they are, and when they are there."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from llava_batch.engine.choices import scores
+from llava_batch.engine.sampling import Sampler, Scored
+from llava_batch.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Flight:
+    """One token and one score for each sequence, on the host once `ready` has come to pass.
+
+    turns: each sequence's turn when it departed; what arrives for a sequence that has gone on to
+    another turn, or has left its slot, is of no use.
+    """
+
+    sequences: list[Sequence]
+    turns: list[int]
+    rows: list[int]
+    tokens: torch.Tensor
+    scores: torch.Tensor
+    ready: torch.cuda.Event | None
+
+    @classmethod
+    def depart(
+        cls,
+        sequences: list[Sequence],
+        rows: list[int],
+        tokens: torch.Tensor,
+        scores: torch.Tensor,
+    ) -> "Flight":
+        """Send int64 and float `[N]` to the host; row `rows[i]` is the i-th sequence's."""
+        ready = None
+        if tokens.is_cuda:
+            tokens, scores = _to_host(tokens), _to_host(scores)
+            ready = torch.cuda.Event()
+            ready.record()
+        else:
+            tokens, scores = tokens.clone(), scores.clone()
+        for sequence in sequences:
+            sequence.in_flight += 1
+        return cls(
+            sequences=sequences,
+            turns=[sequence.turn for sequence in sequences],
+            rows=rows,
+            tokens=tokens,
+            scores=scores,
+            ready=ready,
+        )
+
+    def land(self) -> Iterator[tuple[Sequence, int, float]]:
+        """Wait, then give every sequence that still wants it its token and score."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        tokens, scores = self.tokens.tolist(), self.scores.tolist()
+        for sequence, turn, row in zip(self.sequences, self.turns, self.rows, strict=True):
+            if sequence.slot >= 0 and sequence.turn == turn:
+                sequence.in_flight -= 1
+                yield sequence, tokens[row], scores[row]
+
+
+def pick(
+    group: list[Sequence], scored: Scored, sampler: Sampler
+) -> tuple[list[Flight], torch.Tensor]:
+    """Send off each answer's next token and each choice's score; the tokens `[N]` are returned too.
+
+    A choice's `num_scores` rows end with its last one, which `scored.rows` names.
+    """
+    pairs = list(zip(group, scored.rows, strict=True))
+    flights = []
+    votes = [(s, row) for s, row in pairs if s.ballot is not None]
+    if votes:
+        results = scores([(s, scored.logits[row + 1 - s.num_scores : row + 1]) for s, row in votes])
+        no_tokens = torch.zeros_like(results, dtype=torch.int64)
+        voters = [sequence for sequence, _ in votes]
+        flights.append(Flight.depart(voters, list(range(len(votes))), no_tokens, results))
+    going = [(s, row) for s, row in pairs if s.ballot is None]
+    answering, rows = [sequence for sequence, _ in going], [row for _, row in going]
+    tokens, logprobs = sampler.pick(scored, answering, rows)
+    if going:
+        flights.append(Flight.depart(answering, rows, tokens, logprobs))
+    return flights, tokens
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, which is complete only once the stream has come to it."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
+        tensor, non_blocking=True
+    )

@@ -1,0 +1,170 @@
+"""What one forward pass of the packed path works on: a prefill without padding, or one decode step.
+
+Legend: B rows, T their new tokens one behind the other, S slots, b the slots of a bucket, L slot length,
+H K/V heads, D head size. All tensors lie on the device before the pass begins, so that nothing in it
+waits for the host. The left-padded pass is `cache.Rows`.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+
+KV = tuple[torch.Tensor, torch.Tensor]
+
+
+def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A copy on `device`; to CUDA from pinned memory, so that the host does not wait for it."""
+    tensor = torch.from_numpy(array)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Places(Protocol):
+    """Which slots a pass works on, and where in them; `cache.Rows` says what each is."""
+
+    @property
+    def slots(self) -> tuple[int, ...]: ...
+    @property
+    def past(self) -> tuple[int, ...]: ...
+    @property
+    def new(self) -> tuple[int, ...]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Packed:
+    """A prefill pass of `[1, T]` tokens: each row's new tokens, one row behind the other.
+
+    slots, past, new: as in `cache.Rows`. token_slots, positions: int64 `[T]`, where each token goes.
+    q_offsets, k_offsets: int32 `[B + 1]`, where each row's queries and keys begin.
+    """
+
+    slots: tuple[int, ...]
+    past: tuple[int, ...]
+    new: tuple[int, ...]
+    token_slots: torch.Tensor
+    positions: torch.Tensor
+    q_offsets: torch.Tensor
+    k_offsets: torch.Tensor
+    _known: dict[object, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rows: Places, device: torch.device) -> "Packed":
+        """Send one pass's places to the device, in one copy."""
+        slots, past, new = rows.slots, rows.past, rows.new
+        places = [np.arange(p, p + n, dtype=np.int64) for p, n in zip(past, new, strict=True)]
+        parts = [
+            np.repeat(np.asarray(slots, dtype=np.int64), new),
+            np.concatenate(places),
+            np.cumsum([0, *new], dtype=np.int64),
+            np.cumsum([0, *(p + n for p, n in zip(past, new, strict=True))], dtype=np.int64),
+        ]
+        sent = on_device(np.concatenate(parts), device).split([len(part) for part in parts])
+        return cls(
+            slots=slots,
+            past=past,
+            new=new,
+            token_slots=sent[0],
+            positions=sent[1],
+            q_offsets=sent[2].int(),
+            k_offsets=sent[3].int(),
+        )
+
+    @property
+    def max_keys(self) -> int:
+        """Keys of the row that sees most."""
+        return max(p + n for p, n in zip(self.past, self.new, strict=True))
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether no row holds anything yet: the pass's own keys are then all there are."""
+        return not any(self.past)
+
+    def store(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        new_keys: torch.Tensor,
+        new_values: torch.Tensor,
+    ) -> KV:
+        """Write `[1, H, T, D]` to slots `[S, H, L, D]`.
+
+        Returns the pass's own keys and values where these are all that a row sees, else the slots.
+        """
+        keys[self.token_slots, :, self.positions] = new_keys[0].transpose(0, 1)
+        values[self.token_slots, :, self.positions] = new_values[0].transpose(0, 1)
+        return (new_keys, new_values) if self.is_fresh else (keys, values)
+
+    def packed(self, slots: torch.Tensor) -> torch.Tensor:
+        """What `store` returned, as `[sum of past and new, H, D]`, row behind row."""
+        if self.is_fresh:
+            return slots[0].transpose(0, 1)
+        if "keys" not in self._known:
+            lengths = [p + n for p, n in zip(self.past, self.new, strict=True)]
+            parts = [
+                np.repeat(np.asarray(self.slots, dtype=np.int64), lengths),
+                np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+            ]
+            self._known["keys"] = on_device(np.stack(parts), slots.device)
+        key_slots, key_positions = self._known["keys"]
+        return slots[key_slots, :, key_positions]
+
+    def mask(self, row: int, window: int | None, device: torch.device) -> torch.Tensor:
+        """bool `[new, past + new]`: which keys each of the row's queries sees."""
+        key = (row, window)
+        if key not in self._known:
+            past, new = self.past[row], self.new[row]
+            keys = torch.arange(past + new, device=device)[None]
+            queries = torch.arange(past, past + new, device=device)[:, None]
+            seen = keys <= queries
+            if window is not None:
+                seen &= keys > queries - window
+            self._known[key] = seen
+        return self._known[key]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prefix:
+    """A decode step over the slots `[0, b)`, one token each; idle slots compute and are not read.
+
+    positions: int64 `[b]`, where each slot's token goes. lengths: int32 `[b]`, how many of its keys
+    the token sees, itself included. span: no row of interest sees more keys than this.
+    """
+
+    positions: torch.Tensor
+    lengths: torch.Tensor
+    span: int
+    _known: dict[object, torch.Tensor] = field(default_factory=dict)
+
+    def store(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        new_keys: torch.Tensor,
+        new_values: torch.Tensor,
+    ) -> KV:
+        """Write `[b, H, 1, D]` to slots `[S, H, L, D]`; return the first b of them, as views."""
+        size = len(self.positions)
+        every = torch.arange(size, device=keys.device)
+        keys[every, :, self.positions] = new_keys[:, :, 0]
+        values[every, :, self.positions] = new_values[:, :, 0]
+        return keys[:size], values[:size]
+
+    @property
+    def q_offsets(self) -> torch.Tensor:
+        """int32 `[b + 1]`: where each slot's query begins."""
+        return torch.arange(len(self.lengths) + 1, dtype=torch.int32, device=self.lengths.device)
+
+    def bias(self, window: int | None, dtype: torch.dtype) -> torch.Tensor:
+        """`[b, 1, 1, span]`: 0 where a key is seen, minus infinity elsewhere; made once a pass."""
+        key = (window, dtype)
+        if key not in self._known:
+            places = torch.arange(self.span, device=self.lengths.device)[None]
+            seen = places < self.lengths[:, None]
+            if window is not None:
+                seen &= places >= self.lengths[:, None] - window
+            zero = torch.zeros((), dtype=dtype, device=self.lengths.device)
+            self._known[key] = torch.where(seen, zero, float("-inf"))[:, None, None]
+        return self._known[key]
