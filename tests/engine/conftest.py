@@ -1,5 +1,14 @@
 """Engine tests use one thread: the models are tiny, and other work may share the machine."""
 
+import pytest
+import tiny_llava
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(params=tiny_llava.PATHS)
+def path(request, monkeypatch):
+    """Runs a test once along each of the engine's paths."""
+    monkeypatch.setattr(tiny_llava, "on_path", request.param)
+    return request.param

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_llava import by_key
+from tiny_llava import PATHS, by_key
 from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 import llava_batch
@@ -79,11 +79,12 @@ def alone(request: Request) -> tuple[int, ...]:
     return tuple(out[:-1] if out[-1] == model.generation_config.eos_token_id else out)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("path", [*PATHS, "torch"])
 @pytest.mark.parametrize("slots", [1, 2, 3, 8, 16])
-def test_the_demo_model_answers_as_transformers(slots, kernels):
+def test_the_demo_model_answers_as_transformers(slots, path):
     given = questions(10)
-    made = Engine.load(FOLDER, slots=slots, max_tokens=256, attention=kernels)
+    options = PATHS.get(path, {"attention": path})
+    made = Engine.load(FOLDER, slots=slots, max_tokens=256, **options)
     found = by_key(list(made.generate(given)))
     for request in given:
         assert found[(request.id, 0, 0)].token_ids == _alone(int(request.id))

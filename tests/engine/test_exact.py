@@ -7,6 +7,8 @@ from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, request
 
 from llava_batch.engine import Request
 
+pytestmark = pytest.mark.usefixtures("path")
+
 
 def expect_reference(shape, given, **options):
     made = engine(shape, **options)

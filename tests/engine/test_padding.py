@@ -103,7 +103,7 @@ def test_padding_read_as_text_is_noticed(monkeypatch):
     assert answers(engine(slots=5), given) != expected(given)
 
 
-@pytest.mark.parametrize("kernels", ["auto", "torch"])
+@pytest.mark.parametrize("kernels", ["auto", "torch", "sdpa"])
 def test_a_row_beside_one_much_longer_is_finite(kernels):
     """Rows that are nearly all padding: a fully masked row must give neither NaN nor a neighbour's."""
     short = Request(id="short", prompt_ids=[1], max_new_tokens=6, ignore_eos=True)

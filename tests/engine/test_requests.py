@@ -17,9 +17,12 @@ from tiny_llava import (
     reference_ids,
     requests,
     tiny,
+    wrapped,
 )
 
-from llava_batch.engine import Engine, Request
+from llava_batch.engine import Request
+
+pytestmark = pytest.mark.usefixtures("path")
 
 
 def run(given, **options):
@@ -204,7 +207,7 @@ def test_scores_that_are_not_finite_are_an_error_of_that_row():
     ids = [token if token != poison else 3 for token in prompt(0, 5)]
     good = Request(id="good", pixels=image(0), prompt_ids=ids, max_new_tokens=6)
     bad = Request(id="bad", pixels=image(1), prompt_ids=[*ids, poison], max_new_tokens=6)
-    found = by_key(list(Engine(model, slots=1, max_tokens=128).generate([bad, good])))
+    found = by_key(list(wrapped(model, slots=1, max_tokens=128).generate([bad, good])))
     assert found[("bad", 0, 0)].error_code == "non_finite"
     assert found[("good", 0, 0)].token_ids == tuple(reference_ids(tiny("multi-head"), good, ids))
 
@@ -251,7 +254,7 @@ def test_many_requests_leave_nothing_behind():
     made._scheduler.check()
 
 
-def test_the_engine_stays_full_over_many_small_batches():
+def test_the_engine_stays_full_over_many_small_batches(path):
     made = engine(slots=4)
     waiting = [requests(3, max_new_tokens=8, ignore_eos=True)[n % 3] for n in range(24)]
     waiting = [
@@ -270,4 +273,5 @@ def test_the_engine_stays_full_over_many_small_batches():
             made.submit(waiting.pop(0))
         done += made.step()
     assert len(done) == 24
-    assert made.stats.occupancy > 0.85
+    # With lag a slot is given on one step after its row has ended.
+    assert made.stats.occupancy > (0.75 if path == "lagging" else 0.85)

@@ -73,10 +73,27 @@ def tiny(shape: str = "multi-head", seed: int = 0) -> LlavaForConditionalGenerat
     return model
 
 
+PATHS: dict[str, dict] = {
+    "padded": {},
+    "packed": {"attention": "sdpa"},
+    "lagging": {"attention": "sdpa", "lag": True},
+}
+"""The engine's ways to the same answers: on CPU the first is the default, on CUDA the last."""
+
+
 def engine(shape: str = "multi-head", **options) -> Engine:
     """An engine on a copy of the tiny model."""
-    options = {"slots": 3, "max_tokens": 160, **options}
-    return Engine(copy.deepcopy(tiny(shape)), **options)
+    return wrapped(copy.deepcopy(tiny(shape)), **options)
+
+
+def wrapped(model: LlavaForConditionalGeneration, **options) -> Engine:
+    """An engine on this model, along the path that the test runs on, unless the test names one."""
+    path = {} if "attention" in options else PATHS[on_path]
+    return Engine(model, **{"slots": 3, "max_tokens": 160, **path, **options})
+
+
+on_path = "padded"
+"""Set by the fixture `path`."""
 
 
 def image(seed: int) -> np.ndarray:
