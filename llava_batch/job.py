@@ -63,8 +63,9 @@ class Job:
         answers=True,
     )  # fmt: skip
     attention: str = _flag(
-        "auto", "native (fused CPU kernels), torch, or auto (native where it can be had).", "Model"
-    )
+        "auto", "native (fused CPU kernels); flash, varlen or sdpa (CUDA); torch (plain); or auto, "
+        "the first of them that can be had.", "Model",
+    )  # fmt: skip
     trust_remote_code: bool = _flag(
         False, "Let the checkpoint's own Python run. Off unless you mean it.", "Model", answers=True
     )
@@ -222,7 +223,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
     "format": ("parquet", "arrow"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
     "quantization": (None, "nf4", "fp4", "int8"),
-    "attention": ("auto", "native", "torch"),
+    "attention": ("auto", "native", "torch", "flash", "varlen", "sdpa"),
     "image_aspect": ("auto", "pad", "crop"),
 }
 _LEAST: dict[str, float] = {

@@ -120,7 +120,16 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
 def _refuse_what_is_missing(job: Job, *, on_gpu: bool) -> None:
     """Kernels and packages that the engine would ask for, and fail to find, in every worker."""
     if on_gpu and job.attention == "native":
-        raise bad_flag("attention", "native", "its kernels are for CPUs, give auto or torch")
+        raise bad_flag("attention", "native", "its kernels are for CPUs, give auto")
+    if job.attention in ("flash", "varlen"):
+        if not on_gpu:
+            raise bad_flag("attention", job.attention, "it needs a CUDA device, give auto")
+        if job.dtype == "float32":
+            raise bad_flag("attention", job.attention, "it computes in bfloat16 or float16, give "
+                           "auto or another --dtype")  # fmt: skip
+    if job.attention == "flash" and importlib.util.find_spec("flash_attn") is None:
+        needs = "needs flash-attn; pip install 'llava-batch[flash]'"
+        raise bad_flag("attention", "flash", needs)
     if job.quantization:
         wanted = ("bitsandbytes", "accelerate")
         missing = [name for name in wanted if importlib.util.find_spec(name) is None]

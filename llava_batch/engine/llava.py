@@ -8,6 +8,7 @@ the slots' and the vision layers behind the one that LLaVA reads are dropped.
 import copy
 import json
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,19 @@ class Llava:
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 `[N, 3, H, W]` -> image features `[N, T, C]`."""
         pixel_values = self.normalise(pixels)
-        if not self._cut:
-            return torch.stack(list(self.model.get_image_features(pixel_values).pooler_output))
-        hidden = self.model.model.vision_tower(pixel_values).last_hidden_state
+        with self._no_tf32():
+            if not self._cut:
+                return torch.stack(list(self.model.get_image_features(pixel_values).pooler_output))
+            hidden = self.model.model.vision_tower(pixel_values).last_hidden_state
         if self.config.vision_feature_select_strategy == "default":
             hidden = hidden[:, 1:].contiguous()
         return self.model.model.multi_modal_projector(hidden)
+
+    def _no_tf32(self) -> AbstractContextManager[None]:
+        """float32 means float32: cuDNN would take the tower's convolution in TF32."""
+        if self.dtype == torch.float32 and self.device.type == "cuda":
+            return torch.backends.cudnn.flags(enabled=False, allow_tf32=False)
+        return nullcontext()
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, Q]` -> embeddings `[B, Q, C]`; image tokens still hold their own."""

@@ -13,6 +13,9 @@ from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, request
 from llava_batch.engine import Request, attention, kernels, llava, trial
 from llava_batch.engine.cache import Rows
 from llava_batch.engine.passes import Prefix
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
+from llava_batch.plan import make_plan
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 VARLENS = {"varlen": stand_in.varlen_attn, "old varlen": stand_in.varlen_attn_without_lengths}
@@ -173,6 +176,28 @@ def test_an_unknown_kernel_names_those_that_are_known():
 def test_the_kernels_of_a_card_are_refused_on_cpu(name):
     with pytest.raises(ValueError, match=f"'{name}' cannot be had: it needs a CUDA device"):
         engine(attention=name)
+
+
+@pytest.mark.parametrize(
+    ("job", "on_gpu", "said"),
+    [
+        (Job(attention="flash"), True, "--attention flash: needs flash-attn; pip install"),
+        (Job(attention="flash"), False, "--attention flash: it needs a CUDA device"),
+        (Job(attention="varlen"), False, "--attention varlen: it needs a CUDA device"),
+        (Job(attention="varlen", dtype="float32"), True, "computes in bfloat16 or float16"),
+    ],
+)
+def test_the_driver_refuses_kernels_before_any_worker_starts(monkeypatch, job, on_gpu, said):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=said):
+        make_plan(job, on_gpu=on_gpu)
+
+
+def test_the_flag_offers_what_the_engine_has():
+    for name in llava.ATTENTIONS:
+        assert Job(attention=name).attention == name
+    with pytest.raises(UsageError, match=", ".join(sorted(llava.ATTENTIONS)[:1])):
+        Job(attention="eager")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
