@@ -129,7 +129,7 @@ class SlotCache(Cache):
             return made.transpose(1, 2) if token_major else made
 
         num_layers = config.num_hidden_layers
-        self.max_tokens = max_tokens
+        self.num_slots, self.max_tokens = num_slots, max_tokens
         self.slot_layers = [SlotLayer(slots(), slots()) for _ in range(num_layers)]
         super().__init__(layers=list(self.slot_layers))
         self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`

@@ -32,12 +32,11 @@ FROM_DEVICE = -1
 class DecodeBatch:
     """Static buffers, buckets, and the step over them, captured in graphs or run as it is."""
 
-    def __init__(
-        self, llava: Llava, cache: SlotCache, stats: Stats, *, num_slots: int, graphs: bool
-    ) -> None:
+    def __init__(self, llava: Llava, cache: SlotCache, stats: Stats, *, graphs: bool) -> None:
         if llava.kernels is None:
             raise ValueError(f"attention {llava.attention!r} has no decode over a prefix of slots")
         self.llava, self.cache = llava, cache
+        num_slots = cache.num_slots
         self.sizes = slot_buckets(num_slots)
         self.spans = span_buckets(cache.max_tokens, bucketed=llava.kernels.reads_span)
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=llava.device)

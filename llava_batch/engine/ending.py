@@ -1,4 +1,4 @@
-"""Why an answer ends, and how much of it stays. Plain Python.
+"""Why an answer ends, how much of it stays, and the completion that it leaves as. Plain Python.
 
 A stop string may begin in the middle of a token: `token_ids` then ends before that token, while
 `text` keeps the part of it that stands before the stop string.
@@ -7,6 +7,8 @@ A stop string may begin in the middle of a token: `token_ids` then ends before t
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from llava_batch.engine.checks import errors
+from llava_batch.engine.request import Completion
 from llava_batch.engine.sequence import Sequence
 
 Decode = Callable[[list[int]], str]
@@ -55,3 +57,26 @@ def stop_string(answer: list[int], strings: list[str], decode: Decode) -> Ending
     while kept > 0 and len(decode(answer[:kept])) > begin:
         kept -= 1
     return Ending(reason="stop", num_tokens=kept, text=whole[:begin])
+
+
+def answered(sequence: Sequence, end: Ending) -> Completion:
+    """The current turn's answer, which has been cut to its end."""
+    logprobs = sequence.logprobs
+    return Completion(
+        id=sequence.request.id,
+        turn=sequence.turn,
+        sample=sequence.sample,
+        token_ids=tuple(sequence.answer),
+        finish_reason=end.reason,
+        mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
+        text=end.text,
+    )
+
+
+def failed(sequence: Sequence, code: str, message: str) -> list[Completion]:
+    """The current turn, and those that were still to come, in error."""
+    return [
+        completion
+        for completion in errors(sequence.request, code, message)
+        if completion.sample == sequence.sample and completion.turn >= sequence.turn
+    ]

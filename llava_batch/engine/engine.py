@@ -8,7 +8,6 @@ The engine takes its model over and is driven from one thread. It knows nothing 
 Ray or other processes.
 """
 
-import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -21,26 +20,34 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from llava_batch.engine import load
-from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.checks import Limits, errors, images_of, refusal
 from llava_batch.engine.choices import Ballot
-from llava_batch.engine.ending import Decode, Ending, ending
+from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
 from llava_batch.engine.flight import Flight, pick
 from llava_batch.engine.llava import Llava, Normalisation, end_tokens
 from llava_batch.engine.request import Completion, Request
-from llava_batch.engine.runner import Runner
+from llava_batch.engine.runner import Runner, device_option
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
 
-log = logging.getLogger(__name__)
-
 NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
 class Engine:
-    """In-flight batched generation over a fixed number of slots."""
+    """In-flight batched generation over a fixed number of slots.
+
+    slots: requests decoded at once, or "auto" for as many as memory holds.
+    max_tokens: what a slot holds, prompt and answers of a whole dialogue together.
+    attention: `native` (fused kernels for CPU, compiled once), `flash`, `varlen`, `sdpa`, the plain
+        `torch`, or `auto` for the first that can be had: `native` on CPU, `flash` and on on CUDA.
+    reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
+    prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
+    decode: token ids to text; needed only for stop strings.
+    lag: read a step's tokens while the next runs. graphs: capture the decode step in CUDA graphs.
+        Both need `flash`, `varlen` or `sdpa`, and are by default on on CUDA and off elsewhere.
+    """
 
     def __init__(
         self,
@@ -58,15 +65,8 @@ class Engine:
     ) -> None:
         """Take over a model that is in memory; see `load` for one on disk.
 
-        slots: requests decoded at once, or "auto" for as many as memory holds.
-        max_tokens: what a slot holds, prompt and answers of a whole dialogue together.
-        attention: `native` (fused kernels for CPU, compiled once), `flash`, `varlen`, `sdpa`, the
-            plain `torch`, or `auto` for the first that can be had: on CUDA from `flash` on.
-        reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
-        prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
-        decode: token ids to text; needed only for stop strings.
-        lag: read a step's tokens while the next runs. graphs: capture the decode step in CUDA
-            graphs. Both need `flash`, `varlen` or `sdpa`, and are by default on on CUDA, else off.
+        Raises:
+            ValueError: an option that cannot be had here.
         """
         self.llava = llava = Llava(model, normalisation or Normalisation(), attention)
         plan = load.plan(llava, slots=slots, max_tokens=max_tokens)
@@ -75,25 +75,12 @@ class Engine:
         self._decode_text, self._end_tokens = decode, end_tokens(model)
         self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
         self._lag = device_option("lag", lag, llava)
-        self.cache = SlotCache(
-            llava.text_config,
-            num_slots=plan.num_slots,
-            max_tokens=plan.max_tokens,
-            dtype=llava.dtype,
-            device=llava.device,
-            token_major=llava.kernels is not None,
-        )
-        log.info(
-            "%d slots of %d tokens: %.2f GB of K/V cache in %s on %s, attention %s",
-            *(plan.num_slots, plan.max_tokens, self.cache.num_bytes / 1e9),
-            *(llava.dtype, llava.device, llava.attention),
-        )
+        self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
         self._scheduler = Scheduler(plan.num_slots, reuse=reuse, lowest=llava.kernels is not None)
         self._runner = Runner(
             llava,
             self.cache,
             self.stats,
-            num_slots=plan.num_slots,
             max_prefill_tokens=load.prefill_tokens(llava, prefill_tokens),
             reuse=reuse,
             graphs=device_option("graphs", graphs, llava),
@@ -237,18 +224,7 @@ class Engine:
     def _finish(self, sequence: Sequence, end: Ending) -> None:
         """The current turn's answer is complete; go on to the next turn or leave the slot."""
         sequence.cut(end.num_tokens)
-        logprobs = sequence.logprobs
-        self._done.append(
-            Completion(
-                id=sequence.request.id,
-                turn=sequence.turn,
-                sample=sequence.sample,
-                token_ids=tuple(sequence.answer),
-                finish_reason=end.reason,
-                mean_logprob=sum(logprobs) / len(logprobs) if logprobs else None,
-                text=end.text,
-            )
-        )
+        self._done.append(answered(sequence, end))
         if not sequence.next_turn():
             self._scheduler.release(sequence)
 
@@ -268,11 +244,7 @@ class Engine:
             self._scheduler.release(sequence)
             if sequence.ballot is not None and not sequence.ballot.close():
                 continue
-            self._done += [
-                completion
-                for completion in errors(sequence.request, code, message)
-                if completion.sample == sequence.sample and completion.turn >= sequence.turn
-            ]
+            self._done += failed(sequence, code, message)
 
     def _collect(self, *, still_up: int) -> list[Completion]:
         """Hand out what has ended since the last step."""
@@ -283,18 +255,3 @@ class Engine:
         self.stats.completions += len(done)
         self.stats.errors += sum(completion.finish_reason == "error" for completion in done)
         return done
-
-
-def device_option(name: str, asked: bool | None, llava: Llava) -> bool:
-    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA with kernels of ours.
-
-    Raises:
-        ValueError: asked for where it cannot be had.
-    """
-    if asked is None:
-        return llava.kernels is not None and llava.device.type == "cuda"
-    if asked and llava.kernels is None:
-        raise ValueError(f"{name} cannot be had with attention {llava.attention!r}; give sdpa")
-    if asked and name == "graphs" and llava.device.type != "cuda":
-        raise ValueError(f"graphs are CUDA's, the device is {llava.device.type}; leave them off")
-    return asked

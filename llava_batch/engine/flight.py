@@ -37,7 +37,7 @@ class Flight:
         ready = None
         if tokens.is_cuda:
             tokens, scores = _to_host(tokens), _to_host(scores)
-            ready = torch.cuda.Event()
+            ready = torch.cuda.Event(blocking=True)  # waiting must not cost a core
             ready.record()
         else:
             tokens, scores = tokens.clone(), scores.clone()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from llava_batch.engine.out_of_memory import is_out_of_memory
 from llava_batch.engine.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -63,14 +64,13 @@ class Graphs:
         self._captured[key] = None
         try:
             self._captured[key] = self._capture(key)
-        except torch.OutOfMemoryError as error:
-            self._stats.memory_backoffs += 1
-            log.warning(
-                "no memory for the graph of %d slots, they decode without: %s", key[0], error
-            )
         except RuntimeError as error:
-            self._gave_up = True
-            log.warning("the decode step cannot be captured, going on without graphs: %s", error)
+            if is_out_of_memory(error):
+                self._stats.memory_backoffs += 1
+                log.warning("no memory for a graph of %d slots, they decode without", key[0])
+            else:
+                self._gave_up = True
+                log.warning("the decode step cannot be captured, none is from here on: %s", error)
 
     def run(self, key: Key) -> Outputs:
         """One step of a bucket, replayed where it was captured."""

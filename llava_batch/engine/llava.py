@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine import attention, fused, kernels, native, trial
-from llava_batch.engine.cache import Rows, SlotCache, head_dim, kv_heads
+from llava_batch.engine import attention, fused, kernels, native
+from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine.choose import choose_attention
 from llava_batch.engine.passes import Packed, Prefix
 
 log = logging.getLogger(__name__)
 
-ATTENTIONS = ("auto", "native", "torch", *kernels.NAMES)
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -45,7 +45,7 @@ class Llava:
         normalisation: Normalisation,
         attention_name: str = "auto",
     ) -> None:
-        """attention_name: one of ATTENTIONS; `auto` is the best that can be had here."""
+        """attention_name: one of `choose.ATTENTIONS`; `auto` is the best that can be had here."""
         model.eval().requires_grad_(False)
         own_configs(model)
         attention.register()
@@ -79,6 +79,23 @@ class Llava:
         shape = (1, 3, 1, 1)
         self._mean = torch.tensor(normalisation.image_mean, device=self.device).view(shape)
         self._std = torch.tensor(normalisation.image_std, device=self.device).view(shape)
+
+    def allocate(self, *, num_slots: int, max_tokens: int) -> SlotCache:
+        """The K/V cache, in the layout that this attention reads."""
+        cache = SlotCache(
+            self.text_config,
+            num_slots=num_slots,
+            max_tokens=max_tokens,
+            dtype=self.dtype,
+            device=self.device,
+            token_major=self.kernels is not None,
+        )
+        log.info(
+            "%d slots of %d tokens: %.2f GB of K/V cache in %s on %s, attention %s",
+            *(num_slots, max_tokens, cache.num_bytes / 1e9, self.dtype, self.device),
+            self.attention,
+        )
+        return cache
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 `[N, 3, H, W]` -> the model's dtype, in the order of the reference processor."""
@@ -135,44 +152,6 @@ class Llava:
         logits = logits.float()
         value, best = logits.max(dim=-1)
         return best, value - torch.logsumexp(logits, dim=-1)
-
-
-def choose_attention(asked: str, dtype: torch.dtype, device: torch.device, config: Any) -> str:
-    """One of ATTENTIONS but `auto`; asked for and not there is an error that says what is missing.
-
-    config: the language model's; a kernel that must be tried is tried in its shape.
-    """
-    if asked not in ATTENTIONS:
-        raise ValueError(f"attention is {asked!r}, must be one of {', '.join(ATTENTIONS)}")
-    if asked == "torch":
-        return asked
-    best_first = ("native",) if device.type == "cpu" else kernels.NAMES
-    for name in best_first if asked == "auto" else (asked,):
-        missing = unavailable(name, dtype, device, config)
-        if missing is None:
-            return name
-        if asked != "auto":
-            raise ValueError(f"attention {asked!r} cannot be had: {missing}; or give auto")
-        log.info("attention %s cannot be had: %s", name, missing)
-    return "torch"
-
-
-def unavailable(name: str, dtype: torch.dtype, device: torch.device, config: Any) -> str | None:
-    """Why an attention cannot be had here, or None."""
-    if name == "native":
-        return f"the device is {device.type}" if device.type != "cpu" else native.unavailable(dtype)
-    missing = kernels.unavailable(name, dtype, device)
-    if missing is not None or device.type == "cpu":
-        return missing
-    return trial.fault(
-        kernels.kernels(name),
-        num_heads=config.num_attention_heads,
-        kv_heads=kv_heads(config),
-        head_dim=head_dim(config),
-        window=getattr(config, "sliding_window", None),
-        dtype=dtype,
-        device=device,
-    )
 
 
 def own_configs(model: LlavaForConditionalGeneration) -> None:

@@ -16,6 +16,7 @@ from llava_batch.engine.cache import Rows, SlotCache
 from llava_batch.engine.decode_batch import DecodeBatch
 from llava_batch.engine.encoder import Encoder
 from llava_batch.engine.llava import Llava
+from llava_batch.engine.out_of_memory import is_out_of_memory
 from llava_batch.engine.passes import Packed, on_device
 from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
@@ -39,7 +40,6 @@ class Runner:
         cache: SlotCache,
         stats: Stats,
         *,
-        num_slots: int,
         max_prefill_tokens: int,
         reuse: bool,
         graphs: bool,
@@ -49,30 +49,35 @@ class Runner:
         self.encoder = Encoder(llava, stats, max_images=MAX_IMAGES[llava.device.type], reuse=reuse)
         self.batch: DecodeBatch | None = None
         if llava.kernels is not None:
-            self.batch = DecodeBatch(llava, cache, stats, num_slots=num_slots, graphs=graphs)
+            self.batch = DecodeBatch(llava, cache, stats, graphs=graphs)
 
     def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
         """Feed all pending tokens, group by group; logits are None for a row that found no memory.
 
         Logits are `[sum K, V]`, one row's last K = `num_scores` positions after the other's.
         """
-        packed = self.llava.kernels is not None
-        waiting = groups(sequences, self.max_prefill_tokens, padded=not packed)
+        waiting, budget = self._groups(sequences), self.max_prefill_tokens
         while waiting:
             try:
                 self.encoder.ahead(waiting)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
                 self.encoder.back_off(error)  # the group encodes its own, or is halved
             yield from self._prefill(waiting.pop(0))
+            if self.max_prefill_tokens < budget:
+                waiting = self._groups([sequence for group in waiting for sequence in group])
+                budget = self.max_prefill_tokens
         self.encoder.trim()
+
+    def _groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
+        return groups(sequences, self.max_prefill_tokens, padded=self.llava.kernels is None)
 
     def _prefill(self, group: list[Sequence]) -> Iterator[Prefilled]:
         """One group, halved when memory runs out, as are then the groups to come."""
         try:
             logits = self._prefill_group(group)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+        except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             log.warning("out of memory in prefill of %d prompts: %s", len(group), error)
@@ -138,6 +143,21 @@ class Runner:
         """The most likely token of every row of `[N, V]`, the rows in the sequences' order."""
         best, logprobs = self.llava.best_token(logits)
         return Scored(logits=logits, best=best, logprobs=logprobs, rows=list(range(len(logits))))
+
+
+def device_option(name: str, asked: bool | None, llava: Llava) -> bool:
+    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA with kernels of ours.
+
+    Raises:
+        ValueError: asked for where it cannot be had.
+    """
+    if asked is None:
+        return llava.kernels is not None and llava.device.type == "cuda"
+    if asked and llava.kernels is None:
+        raise ValueError(f"{name} cannot be had with attention {llava.attention!r}; give sdpa")
+    if asked and name == "graphs" and llava.device.type != "cuda":
+        raise ValueError(f"graphs are CUDA's, the device is {llava.device.type}; leave them off")
+    return asked
 
 
 def rows_of(sequences: list[Sequence]) -> Rows:
@@ -213,8 +233,3 @@ def pending_images(sequence: Sequence) -> np.ndarray:
     """int64: where image tokens stand in what is pending, counted from its beginning."""
     first = bisect_left(sequence.image_places, sequence.num_cached)
     return np.asarray(sequence.image_places[first:], dtype=np.int64) - sequence.num_cached
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether torch says that memory ran out, on a device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error)

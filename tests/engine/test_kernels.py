@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests
 
-from llava_batch.engine import Request, attention, kernels, llava, trial
+from llava_batch.engine import Request, attention, kernels, trial
 from llava_batch.engine.cache import Rows
+from llava_batch.engine.choose import ATTENTIONS, choose_attention
 from llava_batch.engine.passes import Prefix
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
@@ -128,7 +129,7 @@ class Config:
 
 
 def choose(asked, dtype=torch.bfloat16, device=CUDA):
-    return llava.choose_attention(asked, dtype, device, Config())
+    return choose_attention(asked, dtype, device, Config())
 
 
 @pytest.mark.parametrize(
@@ -194,9 +195,9 @@ def test_the_driver_refuses_kernels_before_any_worker_starts(monkeypatch, job, o
 
 
 def test_the_flag_offers_what_the_engine_has():
-    for name in llava.ATTENTIONS:
+    for name in ATTENTIONS:
         assert Job(attention=name).attention == name
-    with pytest.raises(UsageError, match=", ".join(sorted(llava.ATTENTIONS)[:1])):
+    with pytest.raises(UsageError, match=", ".join(sorted(ATTENTIONS)[:1])):
         Job(attention="eager")
 
 

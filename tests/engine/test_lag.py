@@ -186,6 +186,23 @@ def test_out_of_memory_in_prefill_is_counted_and_later_groups_are_smaller(monkey
     assert sizes == [4, 2, 2, 2, 2, 2, 2]
 
 
+def test_groups_that_wait_behind_one_without_memory_are_made_smaller_too(monkeypatch):
+    made = engine(slots=8, prefill_tokens=120, **PATHS["lagging"])
+    whole, sizes = made._runner._prefill_group, []
+
+    def tight(group):
+        sizes.append(len(group))
+        if len(group) > 2:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate")
+        return whole(group)
+
+    monkeypatch.setattr(made._runner, "_prefill_group", tight)
+    given = requests(8, lengths=(9,), max_new_tokens=3, ignore_eos=True)
+    assert len(list(made.generate(given))) == 8
+    assert made.stats.errors == 0
+    assert sizes == [4, 2, 2, 2, 2]
+
+
 def test_out_of_memory_in_the_tower_halves_its_budget(monkeypatch):
     made = engine(slots=8, prefill_tokens=60, **PATHS["lagging"])
     made._runner.encoder.max_images = 8
