@@ -32,6 +32,8 @@ from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
 
+ADMITTED_SHARE = {"cpu": 1 << 30, "cuda": 16}
+"""On a card one slot in so many is let run empty before waiting prompts are prefilled together."""
 NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
@@ -76,7 +78,12 @@ class Engine:
         self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
         self._lag = device_option("lag", lag, llava)
         self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
-        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, lowest=llava.kernels is not None)
+        self._scheduler = Scheduler(
+            plan.num_slots,
+            reuse=reuse,
+            lowest=llava.kernels is not None,
+            together=max(1, plan.num_slots // ADMITTED_SHARE[llava.device.type]),
+        )
         self._runner = Runner(
             llava,
             self.cache,
@@ -126,8 +133,9 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[Completion]:
         """Fill the free slots, decode every active slot by one token, return what has ended."""
+        is_time = self._scheduler.is_time()
         # In waves: what was prefilled in one can be forked in the next.
-        while self._admit():
+        while self._admit(is_time):
             self._prefill()
         num_flights = self._decode()
         return self._collect(still_up=num_flights if self._lag else 0)
@@ -145,9 +153,9 @@ class Engine:
                     self.submit(request)
             yield from self.step()
 
-    def _admit(self) -> bool:
+    def _admit(self, is_time: bool) -> bool:
         """Give free slots to waiting sequences; whether any sequence is to be prefilled."""
-        for admission in self._scheduler.admit():
+        for admission in self._scheduler.admit() if is_time else ():
             sequence = admission.sequence
             if admission.num_shared and admission.donor != sequence.slot:
                 self.cache.copy(admission.donor, sequence.slot, admission.num_shared)

@@ -29,9 +29,12 @@ class Admission:
 class Scheduler:
     """The waiting queue, the slot table, and what each slot holds."""
 
-    def __init__(self, num_slots: int, *, reuse: bool, lowest: bool = False) -> None:
-        """reuse: fork prompts that begin alike. lowest: as in `SlotTable`."""
+    def __init__(
+        self, num_slots: int, *, reuse: bool, lowest: bool = False, together: int = 1
+    ) -> None:
+        """reuse: fork prompts that begin alike. lowest: as in `SlotTable`. together: see `is_time`."""
         self.slots = SlotTable(num_slots, lowest=lowest)
+        self.together = together
         self.reuse = reuse
         self.waiting: deque[Sequence] = deque()
         self.active: dict[int, Sequence] = {}
@@ -40,6 +43,14 @@ class Scheduler:
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences at the end."""
         self.waiting.extend(sequences)
+
+    def is_time(self) -> bool:
+        """Whether to admit now: once `together` slots are free, or room for all that wait.
+
+        A prefill of one prompt reads all weights for it; of several together, once for all.
+        """
+        wanted = min(self.together, len(self.waiting))
+        return not self.active or self.slots.num_free >= wanted
 
     def admit(self) -> list[Admission]:
         """Move waiting sequences to free slots; call again once these are prefilled."""

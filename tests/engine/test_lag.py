@@ -7,6 +7,7 @@ import torch
 from tiny_llava import EOS, PATHS, SHAPES, engine, image, prompt, requests
 
 from llava_batch.engine import Request
+from llava_batch.engine.engine import ADMITTED_SHARE
 from llava_batch.engine.flight import Flight
 
 
@@ -91,6 +92,11 @@ def test_every_kind_of_request_answers_as_alone_on_the_plain_path(path, slots):
     given = mixture()
     random.Random(slots).shuffle(given)
     assert answers(given, slots=slots, **PATHS[path]) == alone("multi-head")
+
+
+def test_admitted_several_at_a_time_the_answers_are_the_same(monkeypatch):
+    monkeypatch.setitem(ADMITTED_SHARE, "cpu", 2)
+    assert answers(mixture(), slots=8, **PATHS["lagging"]) == alone("multi-head")
 
 
 @pytest.mark.parametrize("shape", SHAPES[1:])

@@ -32,16 +32,45 @@ def test_the_check_sees_a_lost_slot():
         table.check()
 
 
+def test_the_lowest_free_slot_or_the_one_that_is_free_for_longest_is_given():
+    for lowest, expected in ((True, [0, 2]), (False, [2, 0])):
+        table = SlotTable(3, lowest=lowest)
+        for _ in range(3):
+            table.take("a")
+        table.release(2)
+        table.release(0)
+        assert [table.take("b"), table.take("c")] == expected
+
+
+def queue(count):
+    return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, 1)[0] for n in range(count)]
+
+
+def test_prompts_are_admitted_together_once_slots_for_them_are_free():
+    scheduler = Scheduler(8, reuse=False, together=3)
+    scheduler.add(queue(10))
+    assert scheduler.is_time(), "nothing is at work"
+    scheduler.admit()
+    for ended, is_time in ((0, False), (1, False), (2, True)):
+        scheduler.release(scheduler.active[ended])
+        assert scheduler.is_time() == is_time, f"{ended + 1} of 8 slots are free"
+    scheduler.waiting.clear()
+    scheduler.add(queue(1))
+    scheduler.slots.take("other"), scheduler.slots.take("other")
+    assert scheduler.is_time(), "all that wait have room"
+
+
 @settings(max_examples=200, deadline=None)
 @given(
     num_slots=st.integers(1, 7),
     reuse=st.booleans(),
+    lowest=st.booleans(),
     arrivals=st.lists(
         st.tuples(st.integers(0, 3), st.integers(34, 60), st.integers(1, 6)), max_size=40
     ),
 )
-def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, arrivals):
-    scheduler = Scheduler(num_slots, reuse=reuse)
+def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, lowest, arrivals):
+    scheduler = Scheduler(num_slots, reuse=reuse, lowest=lowest)
     waiting = [
         (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, 1)[0], stay)
         for n, (image, length, stay) in enumerate(arrivals)
