@@ -32,8 +32,8 @@ from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
 
-ADMITTED_SHARE = {"cpu": 1 << 30, "cuda": 16}
-"""On a card one slot in so many is let run empty before waiting prompts are prefilled together."""
+ADMITTED_SHARE = {"cpu": 0.0, "cuda": 1 / 16}
+"""This share of the slots is let run empty before waiting prompts are prefilled together."""
 NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
@@ -82,7 +82,7 @@ class Engine:
             plan.num_slots,
             reuse=reuse,
             lowest=llava.kernels is not None,
-            together=max(1, plan.num_slots // ADMITTED_SHARE[llava.device.type]),
+            together=max(1, int(plan.num_slots * ADMITTED_SHARE[llava.device.type])),
         )
         self._runner = Runner(
             llava,

@@ -95,7 +95,7 @@ def test_every_kind_of_request_answers_as_alone_on_the_plain_path(path, slots):
 
 
 def test_admitted_several_at_a_time_the_answers_are_the_same(monkeypatch):
-    monkeypatch.setitem(ADMITTED_SHARE, "cpu", 2)
+    monkeypatch.setitem(ADMITTED_SHARE, "cpu", 0.5)
     assert answers(mixture(), slots=8, **PATHS["lagging"]) == alone("multi-head")
 
 

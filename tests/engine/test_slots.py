@@ -48,7 +48,7 @@ def queue(count):
 
 def test_prompts_are_admitted_together_once_slots_for_them_are_free():
     scheduler = Scheduler(8, reuse=False, together=3)
-    scheduler.add(queue(10))
+    scheduler.add(queue(20))
     assert scheduler.is_time(), "nothing is at work"
     scheduler.admit()
     for ended, is_time in ((0, False), (1, False), (2, True)):
