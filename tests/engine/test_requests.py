@@ -45,6 +45,15 @@ def test_min_new_tokens_and_repetition_penalty_answer_as_transformers():
         assert found[(request.id, 0, 0)].token_ids == reference("multi-head", request)[0]
 
 
+def test_a_repetition_penalty_is_over_the_whole_dialogue():
+    turns = (tuple(range(3, 30)), tuple(range(30, 58)))
+    given = requests(4, turns=turns, repetition_penalty=1.6, max_new_tokens=12, ignore_eos=True)
+    found = run(given, slots=2)
+    for request in given:
+        for turn, answer in enumerate(reference("multi-head", request)):
+            assert found[(request.id, turn, 0)].token_ids == answer
+
+
 def test_an_answer_ends_at_its_end_token_and_leaves_it_out():
     given = requests(12)
     found = run(given)
