@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine import load
+from llava_batch.engine import load, sizing
 from llava_batch.engine.cache import SlotCache, head_dim, kv_heads
 from llava_batch.engine.checks import Limits, errors, images_of, refusal
 from llava_batch.engine.choices import Ballot, score
@@ -26,6 +26,7 @@ from llava_batch.engine.runner import Runner
 from llava_batch.engine.sampling import next_tokens
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
+from llava_batch.engine.startup import Startup
 from llava_batch.engine.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -57,8 +58,12 @@ class Engine:
         prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
         decode: token ids to text; needed only for stop strings.
         """
+        startup = Startup()
         self.llava = Llava(model, normalisation or Normalisation(), attention)
-        plan = load.plan(self.llava, slots=slots, max_tokens=max_tokens)
+        startup.end("kernels")
+        plan = sizing.plan(
+            self.llava, slots=slots, max_tokens=max_tokens, prefill_tokens=prefill_tokens
+        )
         self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
         self.stats = Stats()
         self._decode_text = decode
@@ -91,10 +96,12 @@ class Engine:
             self.llava,
             self.cache,
             self.stats,
-            max_prefill_tokens=load.prefill_tokens(self.llava, prefill_tokens),
+            max_prefill_tokens=plan.prefill_tokens,
             reuse=reuse,
         )
         self._done: list[Completion] = []
+        startup.end("cache")
+        self.load_seconds = startup.seconds
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> "Engine":
