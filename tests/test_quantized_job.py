@@ -1,6 +1,8 @@
 """A whole job with 4-bit weights: the flag reaches the workers' engines and the record of the run."""
 
 import json
+import subprocess
+import sys
 
 import pyarrow.dataset as ds
 import pytest
@@ -35,6 +37,9 @@ def test_a_job_with_4_bit_weights_captions_scenes_and_says_so(local_ray, tmp_pat
     assert said["settings"]["quantization"] == "nf4"
     with pytest.raises(UsageError, match="quantization"):
         run(job.but(quantization=None))
+    run(job.but(quantization=None, output=str(tmp_path / "plain")))
+    plain = {row["id"]: row for row in ds.dataset(tmp_path / "plain").to_table().to_pylist()}
+    assert all(row["mean_logprob"] != plain[row["id"]]["mean_logprob"] for row in rows)
 
 
 def test_a_dry_run_counts_the_weights_as_they_are_quantized(local_ray, tmp_path) -> None:
@@ -45,3 +50,16 @@ def test_a_dry_run_counts_the_weights_as_they_are_quantized(local_ray, tmp_path)
     saved = 4 * (4 * 128**2 + 3 * 128 * 384) * (4 - 0.5 - 4 / 64)
     assert told[None] - told["nf4"] == saved
     assert not (tmp_path / "out").exists()
+
+
+def test_an_installed_torchao_does_not_speak_in_the_driver() -> None:
+    pytest.importorskip("torchao")
+    code = (
+        "import sys\n"
+        "from llava_batch.checkpoint import Checkpoint\n"
+        "from llava_batch.job import Job\n"
+        "Checkpoint.find(Job()).renderer('auto')\n"
+        "assert 'torchao' in sys.modules\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stderr == ""

@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,19 +57,30 @@ def num_slots(device: Device, size: str, quantization: str | None, max_tokens: i
     return wants.num_slots(device, weights)
 
 
-@pytest.mark.parametrize(
-    ("size", "quantization", "expected"),
-    [
-        ("7b", None, (5, 20, 58)),
-        ("7b", "int8", (11, 26, 64)),
-        ("7b", "nf4", (14, 29, 66)),
-        ("13b", None, (-4, 5, 29)),
-        ("13b", "int8", (3, 12, 36)),
-        ("13b", "nf4", (7, 16, 40)),
-    ],
-)
-def test_slots_of_2048_tokens_on_cards_of_24_40_and_80_gb(size, quantization, expected) -> None:
-    assert tuple(num_slots(card(gb), size, quantization) for gb in CARDS_GB) == expected
+TABLE = {
+    ("7b", None): (5, 20, 58),
+    ("7b", "int8"): (11, 26, 64),
+    ("7b", "nf4"): (14, 29, 66),
+    ("13b", None): (-4, 5, 29),
+    ("13b", "int8"): (3, 12, 36),
+    ("13b", "nf4"): (7, 16, 40),
+}
+
+
+@pytest.mark.parametrize(("size", "quantization"), TABLE)
+def test_slots_of_2048_tokens_on_cards_of_24_40_and_80_gb(size, quantization) -> None:
+    found = tuple(num_slots(card(gb), size, quantization) for gb in CARDS_GB)
+    assert found == TABLE[size, quantization]
+
+
+def test_the_table_in_the_documentation_is_this_one() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "memory.md").read_text()
+    for (size, how), slots in TABLE.items():
+        weights = memory.weights_bytes(tensors(size), torch.bfloat16, how) / GIB
+        cells = [f"{n}" if n > 0 else "refused" for n in slots]
+        called = ", ".join(filter(None, (size.upper(), how)))
+        row = f"| {called} | {weights:.1f} GiB | {' | '.join(cells)} |"
+        assert row in text.replace(" slots |", " |")
 
 
 @given(st.integers(4, 200), st.sampled_from(sorted(SHAPES)), st.sampled_from([None, "nf4", "int8"]),
