@@ -133,6 +133,8 @@ def test_only_the_decoders_linears_are_quantized(
     weight = model.get_submodule("model.language_model.layers.0.mlp.up_proj").weight
     held = getattr(weight, "qdata", weight)
     assert held.numel() * held.element_size() == 128 * 384 * bytes_each
+    if quantization in ("nf4", "fp4"):
+        assert weight.quant_state.quant_type == quantization
     assert model.lm_head.weight.dtype == engine.llava.dtype
 
 
