@@ -92,13 +92,15 @@ def told(summary: Summary) -> list[str]:
 def outlook(summary: Summary) -> list[str]:
     """What a dry run found, in a few lines of text."""
     ahead, machine, settings = summary.outlook, summary.machine, summary.settings
+    dtype = ", ".join(filter(None, (settings["dtype"], settings["quantization"])))
+    card = f" ({ahead['card']})" if ahead["card"] else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in ahead["units_todo"].items()) or "none"
     named = f" ({', '.join(ahead['first_units'])}, …)" if ahead["first_units"] else ""
     lines = [
         f"Units to answer: {kinds}{named}; answered before: {summary.run['units_done_before']}.",
         f"Output: {summary.output}, {settings['format']}, fingerprint {summary.fingerprint}.",
-        f"Model: {summary.model}, {settings['dtype']}; {machine['workers']} generating actor(s) of "
-        f"{machine['gpus_per_worker']:g} GPU and {machine['threads_per_worker']} threads, "
+        f"Model: {summary.model}, {dtype}; {machine['workers']} generating actor(s) of "
+        f"{machine['gpus_per_worker']:g} GPU{card} and {machine['threads_per_worker']} threads, "
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
         f"{machine['prepare_workers']} preparing actor(s).",
     ]

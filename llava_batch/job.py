@@ -55,12 +55,12 @@ class Job:
     )  # fmt: skip
     revision: str | None = _flag(None, "Revision of a hub model.", "Model", answers=True)
     dtype: str = _flag(
-        "auto", "float32, bfloat16, float16 or auto (bfloat16 on CUDA, float32 on CPU).", "Model",
-        answers=True,
+        "auto", "float32, bfloat16, float16 or auto (bfloat16 on a card that has it, float16 on an "
+        "older one, float32 on CPU).", "Model", answers=True,
     )  # fmt: skip
     quantization: str | None = _flag(
-        None, "Weights of the language model as nf4, fp4 or int8 (needs the `quant` extra).", "Model",
-        answers=True,
+        None, "Weights of the language model as nf4, fp4, int8, int8wo or fp8 (a card's; compute "
+        "capability 8.9). Needs the `quant` extra.", "Model", answers=True,
     )  # fmt: skip
     attention: str = _flag(
         "auto", "native (fused CPU kernels); flash, varlen or sdpa (CUDA); torch (plain); or auto, "
@@ -222,7 +222,7 @@ class Job:
 _ALLOWED: dict[str, tuple[str | None, ...]] = {
     "format": ("parquet", "arrow"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
-    "quantization": (None, "nf4", "fp4", "int8"),
+    "quantization": (None, "nf4", "fp4", "int8", "int8wo", "fp8"),
     "attention": ("auto", "native", "torch", "flash", "varlen", "sdpa"),
     "image_aspect": ("auto", "pad", "crop"),
 }

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llava_batch import board, cluster
+from llava_batch import board, cards, cluster
 from llava_batch.cluster import Sizing
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.generate import Generate
@@ -42,8 +42,9 @@ def run(job: Job) -> Summary:
     with cluster.connected():
         cluster.refuse_local_paths(job)
         sizing = cluster.size_up(job)
+        card = cards.look() if sizing.on_gpu else None
         try:
-            plan = make_plan(job, on_gpu=sizing.on_gpu)
+            plan = make_plan(job, on_gpu=sizing.on_gpu, card=card)
         except OSError as error:
             raise UsageError(
                 f"the storage refused: {error}; check the paths, the credentials and the endpoint"

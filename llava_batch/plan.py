@@ -4,7 +4,6 @@ Everything that can be refused is refused here: inputs, model, template, columns
 """
 
 import hashlib
-import importlib.util
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -16,10 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava_batch.asking import Lookup, prompt_columns
+from llava_batch.cards import Card
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.constrained import read_schema
 from llava_batch.errors import UsageError
-from llava_batch.job import Job, bad_flag, flag_name
+from llava_batch.feasible import refuse_what_does_not_fit, refuse_what_is_missing
+from llava_batch.job import Job, flag_name
 from llava_batch.ledger import Ledger
 from llava_batch.presets import preset
 from llava_batch.questions import Questions, read_questions
@@ -28,6 +29,9 @@ from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.units import Unit, find_units
 from llava_batch.recipes import Recipe, load_recipe
 from llava_batch.storage import locate, read_bytes
+
+_BFLOAT16_CAPABILITY = (8, 0)
+"""Of the first cards that compute in bfloat16; older ones emulate it."""
 
 _FIRST_UNITS = 16
 """Units looked into for the columns that prompts and `--keep` name."""
@@ -48,6 +52,8 @@ class Plan:
 
     questions: Questions | None = None
     recipe: Recipe | None = None
+    card: Card | None = None
+    """The least card of the cluster; None without one, or where none could be looked at."""
 
     def lookup(self) -> Lookup | None:
         """How a worker finds an image's questions, where they come from a file."""
@@ -59,12 +65,14 @@ class Plan:
 
     @property
     def weights_bytes(self) -> int:
-        """Bytes of the checkpoint's weights in the job's dtype, from its files' sizes."""
-        files = [*Path(self.checkpoint.folder).glob("*.safetensors")]
-        stored = str(getattr(self.checkpoint.config, "dtype", None) or "float32")
-        wide = {"float32": 4, "float16": 2, "bfloat16": 2}
-        ratio = wide[self.job.dtype] / wide.get(stored.removeprefix("torch."), 4)
-        return int(sum(map(os.path.getsize, files)) * ratio)
+        """Bytes that the weights take on a worker's device, as its headers say, in the job's dtype and
+        quantization."""
+        import torch
+
+        from llava_batch.engine import memory
+
+        tensors = memory.headers(self.checkpoint.folder)
+        return memory.weights_bytes(tensors, getattr(torch, self.job.dtype), self.job.quantization)
 
     def outlook(self) -> dict[str, Any]:
         """What `--dry-run` tells of the work ahead."""
@@ -75,21 +83,23 @@ class Plan:
             "loose_images": sum(len(unit.members) for unit in self.todo),
             "rows_to_retry": sum(len(unit.retry or ()) for unit in self.todo),
             "weights_bytes": self.weights_bytes,
+            "card": self.card and self.card.name,
             "notes": [] if self.questions is None else list(self.questions.notes),
         }
 
 
-def make_plan(job: Job, *, on_gpu: bool) -> Plan:
-    """Check `job` and settle what is to be done.
+def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
+    """Check `job` and settle what is to be done; `card` is what the workers have, if it is known.
 
     Raises:
         UsageError: anything that keeps the job from running as asked.
     """
-    _refuse_what_is_missing(job, on_gpu=on_gpu)
     recipe = load_recipe(job.recipe) if job.recipe else None
-    job = settled(job, recipe, on_gpu=on_gpu)
+    job = settled(job, recipe, on_gpu=on_gpu, card=card)
+    refuse_what_is_missing(job, on_gpu=on_gpu, card=card)
     columns = prompt_columns(job, recipe)
     checkpoint = Checkpoint.find(job)
+    refuse_what_does_not_fit(job, checkpoint, card)
     checkpoint.renderer(job.template)(["<image>\nq"], job.system)
     job = job.but(revision=checkpoint.commit or job.revision)  # the same on every node
     out = locate(job.output)
@@ -114,28 +124,8 @@ def make_plan(job: Job, *, on_gpu: bool) -> Plan:
         num_changed=len(changed),
         questions=read_questions(job.questions) if job.questions else None,
         recipe=recipe,
+        card=card,
     )
-
-
-def _refuse_what_is_missing(job: Job, *, on_gpu: bool) -> None:
-    """Kernels and packages that the engine would ask for, and fail to find, in every worker."""
-    if on_gpu and job.attention == "native":
-        raise bad_flag("attention", "native", "its kernels are for CPUs, give auto")
-    if job.attention in ("flash", "varlen"):
-        if not on_gpu:
-            raise bad_flag("attention", job.attention, "it needs a CUDA device, give auto")
-        if job.dtype == "float32":
-            raise bad_flag("attention", job.attention, "it computes in bfloat16 or float16, give "
-                           "auto or another --dtype")  # fmt: skip
-    if job.attention == "flash" and importlib.util.find_spec("flash_attn") is None:
-        needs = "needs flash-attn; pip install 'llava-batch[flash]'"
-        raise bad_flag("attention", "flash", needs)
-    if job.quantization:
-        wanted = ("bitsandbytes", "accelerate")
-        missing = [name for name in wanted if importlib.util.find_spec(name) is None]
-        if missing:
-            needs = f"needs {' and '.join(missing)}; pip install 'llava-batch[quant]'"
-            raise bad_flag("quantization", job.quantization, needs)
 
 
 def _questions_of(
@@ -144,11 +134,12 @@ def _questions_of(
     return [(q.question_id, q.text) for q in questions.of(unit=unit, key=key, sha256=sha256)]
 
 
-def settled(job: Job, recipe: Recipe | None, *, on_gpu: bool) -> Job:
+def settled(job: Job, recipe: Recipe | None, *, on_gpu: bool, card: Card | None = None) -> Job:
     """The job with every `auto` that changes answers put in, and what its preset and recipe say of
     flags that were not given; of a schema its text, since workers may not see the file."""
     if job.dtype == "auto":
-        job = job.but(dtype="bfloat16" if on_gpu else "float32")
+        half = "float16" if card and card.capability < _BFLOAT16_CAPABILITY else "bfloat16"
+        job = job.but(dtype=half if on_gpu else "float32")
     if job.json_schema:
         job = job.but(json_schema=read_schema(job.json_schema))
     if job.preset is not None:

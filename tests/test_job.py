@@ -30,7 +30,7 @@ CHANGES_NO_ANSWER = {
     [
         ({"format": "csv"}, "--format csv: give one of parquet, arrow"),
         ({"dtype": "fp8"}, "--dtype fp8: give one of auto, float32, bfloat16, float16"),
-        ({"quantization": "int2"}, "--quantization int2: give one of nf4, fp4, int8"),
+        ({"quantization": "int2"}, "--quantization int2: give one of nf4, fp4, int8, int8wo, fp8"),
         ({"attention": "eager"}, "--attention eager: give one of auto, native, torch, flash, varlen, sdpa"),
         ({"image_aspect": "anyres"}, "--image-aspect anyres: give one of auto, pad, crop"),
         ({"limit": 0}, "--limit 0: give at least 1"),

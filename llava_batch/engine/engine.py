@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine import load
+from llava_batch.engine import load, sizing
 from llava_batch.engine.checks import Limits, errors, images_of, refusal
 from llava_batch.engine.choices import Ballot
 from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
@@ -30,6 +30,7 @@ from llava_batch.engine.runner import Runner, device_option
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
+from llava_batch.engine.startup import Startup
 from llava_batch.engine.stats import Stats
 
 ADMITTED_SHARE = {"cpu": 0.0, "cuda": 1 / 16}
@@ -70,8 +71,10 @@ class Engine:
         Raises:
             ValueError: an option that cannot be had here.
         """
+        startup = Startup()
         self.llava = llava = Llava(model, normalisation or Normalisation(), attention)
-        plan = load.plan(llava, slots=slots, max_tokens=max_tokens)
+        startup.end("kernels")
+        plan = sizing.plan(llava, slots=slots, max_tokens=max_tokens, prefill_tokens=prefill_tokens)
         self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
         self.stats = Stats()
         self._decode_text, self._end_tokens = decode, end_tokens(model)
@@ -88,13 +91,15 @@ class Engine:
             llava,
             self.cache,
             self.stats,
-            max_prefill_tokens=load.prefill_tokens(llava, prefill_tokens),
+            max_prefill_tokens=plan.prefill_tokens,
             reuse=reuse,
             graphs=device_option("graphs", graphs, llava),
         )
         self._sampler = Sampler(self._end_tokens, plan.num_slots, llava.device)
         self._flights: deque[Flight] = deque()
         self._done: list[Completion] = []
+        startup.end("cache")
+        self.load_seconds = startup.seconds
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> "Engine":

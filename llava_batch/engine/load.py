@@ -1,36 +1,25 @@
-"""From a folder or hub id to an engine: device, dtype, quantization, slots, and what fits."""
+"""From a folder or hub id to an engine: device, dtype, quantization, weights."""
 
-import os
+import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache as remember
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoTokenizer, LlavaForConditionalGeneration
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
 
-from llava_batch.engine import quantize
-from llava_batch.engine.cache import slot_bytes
-from llava_batch.engine.llava import Llava, read_normalisation
+from llava_batch.engine import memory, quantize
+from llava_batch.engine.llava import read_normalisation
+from llava_batch.engine.sizing import card, choose_max_tokens, is_quantized
+from llava_batch.engine.startup import Startup, told
 
 if TYPE_CHECKING:
     from llava_batch.engine.engine import Engine
 
-MAX_AUTO_TOKENS = 2048
-MAX_AUTO_SLOTS = {"cpu": 32, "cuda": 256}
-MEMORY_SHARE = {"cpu": 0.5, "cuda": 0.85}
-"""How much of the free memory "auto" gives to the cache; the rest is for activations and others."""
-PREFILL_TOKENS = {"cpu": 1280, "cuda": 16384}
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The cache's size: slots, and tokens in each."""
-
-    num_slots: int
-    max_tokens: int
+BFLOAT16_CAPABILITY = (8, 0)
 
 
 def load(
@@ -40,6 +29,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device: str = "auto",
     slots: int | str = "auto",
+    max_tokens: int | str = "auto",
     attention: str = "auto",
     quantization: str | None = None,
     revision: str | None = None,
@@ -47,31 +37,99 @@ def load(
 ) -> "Engine":
     """Load `model` (a folder or a hub id) and make an engine of it.
 
-    dtype "auto" is float32 on CPU and bfloat16 on CUDA. quantization is None, `nf4`, `fp4` or `int8`
-    (see `quantize`) and leaves the fused kernels out. `options` are `Engine`'s own.
+    dtype "auto": see `choose_dtype`. quantization is None or one of `quantize.NAMES`, and leaves the
+    fused kernels out. `options` are `Engine`'s own. How long each phase took is logged in one line
+    and kept as the engine's `load_seconds`.
 
     Raises:
-        ValueError: an option that is unknown, or that cannot be had here.
+        ValueError: an option that is unknown, or that cannot be had here; a model that does not fit
+            the card, with what would.
+        OSError: no such folder, or a hub id that is not to be had.
     """
+    startup = Startup()
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
-    how: dict[str, Any] = {}
     if quantization is not None:
-        quantize.check(quantization, attention)
-        how, attention = quantize.loading(quantization, kind, place), "torch"
-    loaded = LlavaForConditionalGeneration.from_pretrained(
-        model, revision=revision or "main", dtype=kind, **how
-    )
-    if quantization is None:  # else it is there already, and bitsandbytes' weights do not move
-        loaded.to(torch.device(place))
-    return engine(
+        quantize.check(quantization, attention, kind, capability(place))
+    folder = find(model, revision)
+    config: Any = AutoConfig.from_pretrained(folder)
+    if quantization is not None and is_quantized(config):
+        raise ValueError(f"quantization is {quantization!r}: {model} is quantized already, drop it")
+    if place != "cpu":
+        refuse_what_does_not_fit(folder, config, kind, card(place), quantization, max_tokens)
+    startup.end("find_files")
+    loaded = read_weights(folder, kind, place, quantization)
+    startup.end("read_weights")
+    if attention == "auto" and place == "cpu" and is_quantized(loaded.config):
+        attention = "torch"  # the fused kernels read float weights
+    made = engine(
         loaded,
         slots=slots,
+        max_tokens=max_tokens,
         attention=attention,
-        normalisation=read_normalisation(processor_files(model, revision)),
-        decode=decoder(model, revision),
+        normalisation=read_normalisation(processor_files(folder)),
+        decode=decoder(folder),
         **options,
     )
+    made.load_seconds = startup.seconds | made.load_seconds
+    log.info("started in %s", told(made.load_seconds))
+    return made
+
+
+def find(model: str | Path, revision: str | None) -> Path:
+    """The folder that holds the checkpoint; a hub id is downloaded unless it is there already."""
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import snapshot_download
+
+    return Path(
+        snapshot_download(
+            str(model), revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf"]
+        )
+    )
+
+
+def read_weights(
+    folder: Path, dtype: torch.dtype, device: str, quantization: str | None
+) -> LlavaForConditionalGeneration:
+    """The model on the device in `dtype`, its decoder quantized while it is read.
+
+    safetensors files are mapped, not read: the pages are the kernel's, so that a node's disk gives them
+    once however many workers load them. On CPU, weights that are stored in `dtype` stay such pages
+    and all workers share them (the fused kernels make packed copies of their own); others are
+    converted, one tensor after the other. On a card each tensor goes from its pages to the device,
+    in `dtype`, before the next: the host never holds the model a second time.
+    """
+    how: dict[str, Any] = {}
+    if quantization is not None:
+        how["quantization_config"] = quantize.config(quantization, dtype)
+    if quantization is not None or device != "cpu":  # a map asks for accelerate
+        how["device_map"] = {"": torch.device(device)}
+    loaded = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, **how)
+    if device != "cpu":
+        torch.cuda.synchronize(device)  # so that the time is this phase's and not the next one's
+    return loaded
+
+
+def refuse_what_does_not_fit(
+    folder: Path,
+    config: Any,
+    dtype: torch.dtype,
+    device: memory.Device,
+    quantization: str | None,
+    max_tokens: int | str,
+) -> None:
+    """Raise ValueError, before any weight is read, where weights and one slot exceed the card."""
+    found = memory.refusal(
+        config,
+        list(memory.headers(folder)),
+        device,
+        dtype=dtype,
+        quantization=quantization,
+        max_tokens=choose_max_tokens(config.text_config, max_tokens),
+    )
+    if found:
+        raise ValueError(f"{folder}: {found}")
 
 
 def choose_device(device: str) -> str:
@@ -82,74 +140,37 @@ def choose_device(device: str) -> str:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: str) -> torch.dtype:
-    """ "auto": float32 on CPU, bfloat16 elsewhere."""
+    """ "auto": float32 on CPU; bfloat16 on cards that compute in it (compute capability 8.0, Ampere,
+    and newer), float16 on older ones, where bfloat16 is emulated."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype == "auto":
-        return torch.float32 if device == "cpu" else torch.bfloat16
+        found = capability(device)
+        if found is None:
+            return torch.float32
+        return torch.bfloat16 if found >= BFLOAT16_CAPABILITY else torch.float16
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype not in known:
         raise ValueError(f"dtype is {dtype!r}, must be auto or one of {', '.join(known)}")
     return known[dtype]
 
 
-def processor_files(model: str | Path, revision: str | None) -> list[Path]:
+def capability(device: str) -> tuple[int, int] | None:
+    """The CUDA compute capability; None for a CPU."""
+    return None if device == "cpu" else torch.cuda.get_device_capability(device)
+
+
+def processor_files(folder: Path) -> list[Path]:
     """The processor's settings that are there, the newer form first."""
     names = ("processor_config.json", "preprocessor_config.json")
-    if Path(model).is_dir():
-        return [path for name in names if (path := Path(model) / name).is_file()]
-    found = (
-        cached_file(
-            str(model),
-            name,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        for name in names
-    )
-    return [Path(path) for path in found if path]
+    return [path for name in names if (path := folder / name).is_file()]
 
 
-def decoder(model: str | Path, revision: str | None) -> Callable[[list[int]], str]:
+def decoder(folder: Path) -> Callable[[list[int]], str]:
     """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed."""
 
     @remember
     def tokenizer():
-        return AutoTokenizer.from_pretrained(model, revision=revision)
+        return AutoTokenizer.from_pretrained(folder)
 
     return lambda ids: tokenizer().decode(ids, skip_special_tokens=True)
-
-
-def plan(llava: Llava, *, slots: int | str, max_tokens: int | str) -> Plan:
-    """Slots and their length: as asked for, or by what the model and free memory allow."""
-    limit = getattr(llava.text_config, "max_position_embeddings", None) or MAX_AUTO_TOKENS
-    if isinstance(max_tokens, str):
-        max_tokens = min(limit, MAX_AUTO_TOKENS)
-    if max_tokens > limit:
-        raise ValueError(f"max_tokens is {max_tokens}, the model has {limit} positions")
-    if isinstance(slots, str):
-        slots = auto_slots(llava, max_tokens)
-    if slots < 1:
-        raise ValueError(f"slots is {slots}, must be at least 1")
-    return Plan(num_slots=slots, max_tokens=max_tokens)
-
-
-def auto_slots(llava: Llava, max_tokens: int) -> int:
-    """floor(share x free bytes / bytes of a slot), at most MAX_AUTO_SLOTS, at least one."""
-    kind = llava.device.type
-    one = slot_bytes(llava.text_config, max_tokens, llava.dtype)
-    fit = int(free_bytes(llava.device) * MEMORY_SHARE[kind] / one)
-    return max(1, min(MAX_AUTO_SLOTS[kind], fit))
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that is free on the device; on CPU what the system calls available."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def prefill_tokens(llava: Llava, asked: int | str) -> int:
-    """Tokens of one prefill group."""
-    return PREFILL_TOKENS[llava.device.type] if isinstance(asked, str) else asked

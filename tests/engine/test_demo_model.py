@@ -64,7 +64,7 @@ def questions(count: int) -> list[Request]:
 @torch.inference_mode()
 def alone(request: Request) -> tuple[int, ...]:
     model, _ = parts()
-    settings = read_normalisation(processor_files(FOLDER, None))
+    settings = read_normalisation(processor_files(FOLDER))
     mean = torch.tensor(settings.image_mean).view(1, 3, 1, 1)
     std = torch.tensor(settings.image_std).view(1, 3, 1, 1)
     pixels = (torch.from_numpy(request.pixels).float() * settings.rescale_factor - mean) / std
@@ -112,7 +112,7 @@ def test_the_default_on_cpu_is_float32_and_the_folders_normalisation():
     parts()
     made = Engine.load(FOLDER, device="cpu", slots=1, max_tokens=128)
     assert made.llava.dtype == torch.float32
-    settings = read_normalisation(processor_files(FOLDER, None))
+    settings = read_normalisation(processor_files(FOLDER))
     assert made.llava._mean.flatten().tolist() == pytest.approx(settings.image_mean)
 
 
