@@ -33,8 +33,6 @@ from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.startup import Startup
 from llava_batch.engine.stats import Stats
 
-ADMITTED_SHARE = {"cpu": 0.0, "cuda": 1 / 16}
-"""This share of the slots is let run empty before waiting prompts are prefilled together."""
 NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
@@ -81,12 +79,7 @@ class Engine:
         self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
         self._lag = device_option("lag", lag, llava)
         self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
-        self._scheduler = Scheduler(
-            plan.num_slots,
-            reuse=reuse,
-            lowest=llava.kernels is not None,
-            together=max(1, int(plan.num_slots * ADMITTED_SHARE[llava.device.type])),
-        )
+        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, packed=llava.kernels is not None)
         self._runner = Runner(
             llava,
             self.cache,

@@ -16,6 +16,9 @@ from llava_batch.engine.slots import SlotTable
 MIN_SHARED_TOKENS = 32
 """A shorter common prefix is not worth a copy."""
 
+TOGETHER = 16
+"""One slot in so many is let run empty before prompts are prefilled together. Not measured."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
@@ -29,12 +32,14 @@ class Admission:
 class Scheduler:
     """The waiting queue, the slot table, and what each slot holds."""
 
-    def __init__(
-        self, num_slots: int, *, reuse: bool, lowest: bool = False, together: int = 1
-    ) -> None:
-        """reuse: fork prompts that begin alike. lowest: as in `SlotTable`. together: see `is_time`."""
-        self.slots = SlotTable(num_slots, lowest=lowest)
-        self.together = together
+    def __init__(self, num_slots: int, *, reuse: bool, packed: bool = False) -> None:
+        """reuse: fork prompts that begin alike.
+
+        packed: give out the lowest free slot, since decode works on a prefix of the slots, and let
+        some slots run empty before prompts are admitted, since one prefilled alone reads all weights.
+        """
+        self.slots = SlotTable(num_slots, lowest=packed)
+        self.together = max(1, num_slots // TOGETHER) if packed else 1
         self.reuse = reuse
         self.waiting: deque[Sequence] = deque()
         self.active: dict[int, Sequence] = {}
@@ -45,10 +50,7 @@ class Scheduler:
         self.waiting.extend(sequences)
 
     def is_time(self) -> bool:
-        """Whether to admit now: once `together` slots are free, or room for all that wait.
-
-        A prefill of one prompt reads all weights for it; of several together, once for all.
-        """
+        """Whether to admit now: once `together` slots are free, or room for all that wait."""
         wanted = min(self.together, len(self.waiting))
         return not self.active or self.slots.num_free >= wanted
 

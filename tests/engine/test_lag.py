@@ -6,8 +6,7 @@ import pytest
 import torch
 from tiny_llava import EOS, PATHS, SHAPES, engine, image, prompt, requests
 
-from llava_batch.engine import Request
-from llava_batch.engine.engine import ADMITTED_SHARE
+from llava_batch.engine import Request, scheduler
 from llava_batch.engine.flight import Flight
 
 
@@ -95,7 +94,7 @@ def test_every_kind_of_request_answers_as_alone_on_the_plain_path(path, slots):
 
 
 def test_admitted_several_at_a_time_the_answers_are_the_same(monkeypatch):
-    monkeypatch.setitem(ADMITTED_SHARE, "cpu", 0.5)
+    monkeypatch.setattr(scheduler, "TOGETHER", 2)
     assert answers(mixture(), slots=8, **PATHS["lagging"]) == alone("multi-head")
 
 

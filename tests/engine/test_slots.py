@@ -47,7 +47,8 @@ def queue(count):
 
 
 def test_prompts_are_admitted_together_once_slots_for_them_are_free():
-    scheduler = Scheduler(8, reuse=False, together=3)
+    scheduler = Scheduler(8, reuse=False, packed=True)
+    scheduler.together = 3
     scheduler.add(queue(20))
     assert scheduler.is_time(), "nothing is at work"
     scheduler.admit()
@@ -64,13 +65,13 @@ def test_prompts_are_admitted_together_once_slots_for_them_are_free():
 @given(
     num_slots=st.integers(1, 7),
     reuse=st.booleans(),
-    lowest=st.booleans(),
+    packed=st.booleans(),
     arrivals=st.lists(
         st.tuples(st.integers(0, 3), st.integers(34, 60), st.integers(1, 6)), max_size=40
     ),
 )
-def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, lowest, arrivals):
-    scheduler = Scheduler(num_slots, reuse=reuse, lowest=lowest)
+def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, packed, arrivals):
+    scheduler = Scheduler(num_slots, reuse=reuse, packed=packed)
     waiting = [
         (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, 1)[0], stay)
         for n, (image, length, stay) in enumerate(arrivals)
