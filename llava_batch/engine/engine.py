@@ -37,7 +37,7 @@ NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
 class Engine:
-    """In-flight batched generation over a fixed number of slots.
+    """In-flight batched generation over a fixed number of slots; `load` makes one of files.
 
     slots: requests decoded at once, or "auto" for as many as memory holds.
     max_tokens: what a slot holds, prompt and answers of a whole dialogue together.
@@ -64,11 +64,7 @@ class Engine:
         lag: bool | None = None,
         graphs: bool | None = None,
     ) -> None:
-        """Take over a model that is in memory; see `load` for one on disk.
-
-        Raises:
-            ValueError: an option that cannot be had here.
-        """
+        """Take over a model that is in memory; ValueError for an option that cannot be had here."""
         startup = Startup()
         self.llava = llava = Llava(model, normalisation or Normalisation(), attention)
         startup.end("kernels")
