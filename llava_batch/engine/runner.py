@@ -24,10 +24,6 @@ from llava_batch.engine.stats import Stats
 
 log = logging.getLogger(__name__)
 
-MAX_IMAGES = {"cpu": 1, "cuda": 64}
-"""Images of one pass of the vision tower; one group's images always go together."""
-
-
 Prefilled = tuple[list[Sequence], torch.Tensor | None]
 
 
@@ -46,7 +42,9 @@ class Runner:
     ) -> None:
         self.llava, self.cache, self.stats = llava, cache, stats
         self.max_prefill_tokens = max_prefill_tokens
-        self.encoder = Encoder(llava, stats, max_images=MAX_IMAGES[llava.device.type], reuse=reuse)
+        # Ahead of need only on a card, and no more than one group holds: the memory is planned for it.
+        together = 1 if llava.device.type == "cpu" else max_prefill_tokens // llava.tokens_per_image
+        self.encoder = Encoder(llava, stats, max_images=max(1, together), reuse=reuse)
         self.batch: DecodeBatch | None = None
         if llava.kernels is not None:
             self.batch = DecodeBatch(llava, cache, stats, graphs=graphs)
