@@ -5,8 +5,8 @@
 
 Ceiling: the engine alone, fed from memory with the very same requests, already decoded and
 tokenised. What the job loses against it goes to reading, decoding, Ray and writing on the same
-cores. Both rates are taken from the first full set of slots to the last answer, so that neither
-start-up counts. The last line is JSON.
+cores. Both sides are timed from the first request that reaches the engine to the last answer (the
+job's: in the driver's hands), so that neither start-up counts. The last line is JSON.
 """
 
 import argparse
@@ -85,25 +85,19 @@ def settings(model: Path, shard: Path, output: Path, dtype: str):
     )
 
 
-def rate(points: list[tuple[float, int]]) -> float:
-    """Images a second between the first point with a set of slots done and the last."""
-    first = next(p for p in points if p[1] >= SLOTS)
-    last = next(p for p in points if p[1] == points[-1][1])
-    return (last[1] - first[1]) / (last[0] - first[0])
-
-
 def engine_alone(job) -> dict:
     """The engine over the job's requests, held in memory."""
     import torch
 
     from llava_batch.checkpoint import Checkpoint
     from llava_batch.engine import Engine, Request
-    from llava_batch.pixels import decode
+    from llava_batch.pixels import configure_pillow, decode
     from llava_batch.prompts import llava_15
     from llava_batch.read import Reading, read_rows
     from llava_batch.read.units import find_units
 
     torch.set_num_threads(len(_cores()))
+    configure_pillow(max_pixels=job.max_pixels, allow_truncated=False)
     checkpoint = Checkpoint.find(job)
     (unit,) = find_units(job.input)
     (segment,) = llava_15([f"<image>\n{job.prompt}"], None)
@@ -124,21 +118,40 @@ def engine_alone(job) -> dict:
         for row in rows
     ]
     engine = Engine.load(checkpoint.folder, dtype=job.dtype, slots=SLOTS)
-    points = []
-    for done, _ in enumerate(engine.generate(requests), start=1):
-        points.append((time.perf_counter(), done))
-    return {"images_per_s": rate(points)}
+    begin = time.time()
+    num_answers = sum(1 for _ in engine.generate(requests))
+    return {"images_per_s": num_answers / (time.time() - begin)}
 
 
 def whole_job(job) -> dict:
     """The job through Ray, as a user runs it."""
-    from llava_batch.pipeline import run
+    from llava_batch import pipeline
 
-    summary = run(job)
-    assert summary.run["ok"] == summary.run["rows"], summary.run
+    begun = Path(job.output).with_suffix(".begun")
+    ended = 0.0
+    as_they_come = pipeline.answers
+
+    class TimedGenerate(pipeline.Generate):
+        """Notes when the first rows reach it."""
+
+        async def __call__(self, table):
+            if not begun.exists():
+                begun.write_text(str(time.time()))
+            return await super().__call__(table)
+
+    def timed_answers(*arguments):
+        nonlocal ended
+        for batch in as_they_come(*arguments):
+            ended = time.time()
+            yield batch
+
+    pipeline.Generate, pipeline.answers = TimedGenerate, timed_answers
+    summary = pipeline.run(job)
+    if summary.run["ok"] != summary.run["rows"]:
+        raise RuntimeError(f"not every row was answered: {summary.run}")
     stages = summary.throughput["stages"]
     return {
-        "images_per_s": rate([tuple(p) for p in summary.throughput["over_time"]]),
+        "images_per_s": summary.run["rows"] / (ended - float(begun.read_text())),
         "bottleneck": summary.throughput["bottleneck"],
         "slot_occupancy": summary.throughput["slot_occupancy"],
         "stage_images_per_busy_s": {
@@ -158,7 +171,7 @@ def _side(name: str, folder: Path, number: int, dtype: str) -> dict:
     """One side in a process of its own; its last line is its result."""
     command = [sys.executable, __file__, "--side", name, "--folder", str(folder),
                "--number", str(number), "--dtype", dtype]  # fmt: skip
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 

@@ -10,6 +10,8 @@ import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from llava_batch.engine import Completion, Engine, Request
@@ -31,14 +33,22 @@ class EngineLoop:
     what the device holds then is not to be trusted, and Ray starts the actor anew.
     """
 
-    def __init__(self, engine: Engine, *, stall_timeout_s: float) -> None:
-        self.engine = engine
+    def __init__(self, load: Callable[[], Engine], *, stall_timeout_s: float) -> None:
+        """Load the engine and start to step it, both in the loop's thread.
+
+        OpenMP keeps threads for every thread that computed once, and stops to spin for work when
+        they are more than the cores: loading elsewhere made every step a fifth slower.
+        """
+        self.engine: Engine
         self.busy_s = 0.0
+        self._load = load
         self._stall_timeout_s = stall_timeout_s
         self._inbox: deque[Request] = deque()
         self._waiting: dict[str, _Waiting] = {}
         self._wake = threading.Event()
-        threading.Thread(target=self._run, name="engine", daemon=True).start()
+        loaded: Future[None] = Future()
+        threading.Thread(target=self._run, args=(loaded,), name="engine", daemon=True).start()
+        loaded.result()
 
     async def answer(self, request: Request) -> list[Completion]:
         """All completions of `request`; one of an id that is in flight waits for that one's."""
@@ -50,7 +60,16 @@ class EngineLoop:
             self._wake.set()
         return await asyncio.shield(self._waiting[request.id].future)
 
-    def _run(self) -> None:
+    def _run(self, loaded: Future[None]) -> None:
+        try:
+            self.engine = self._load()
+        except Exception as error:  # noqa: BLE001 it is the constructor's to raise
+            loaded.set_exception(error)
+            return
+        loaded.set_result(None)
+        self._step_for_ever()
+
+    def _step_for_ever(self) -> None:
         try:
             while True:
                 if not self._inbox and not self.engine.has_work:

@@ -29,19 +29,12 @@ class Generate:
     """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
 
     def __init__(self, job: Job, board: Any, num_threads: int) -> None:
-        import torch
-
-        torch.set_num_threads(num_threads)
         self._job = job
+        self._num_threads = num_threads
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._choices = tuple(self._choice_ids(choice) for choice in job.choices)
-        engine = Engine.load(
-            checkpoint.folder,
-            dtype=job.dtype,
-            slots=job.slots or "auto",
-            attention=job.attention,
-            quantization=job.quantization,
-        )
+        self._loop = EngineLoop(self._load, stall_timeout_s=job.stall_timeout_s)
+        engine = self._loop.engine
         self._constraint = (
             Constraint(
                 job.json_schema,
@@ -52,10 +45,22 @@ class Generate:
             if job.json_schema
             else None
         )
-        self._loop = EngineLoop(engine, stall_timeout_s=job.stall_timeout_s)
         self._attempts = Attempts(board, "generate", job.max_tries)
         self._reporter = Reporter(board, "generate")
         self._gate = Gate()
+
+    def _load(self) -> Engine:
+        import torch
+
+        torch.set_num_threads(self._num_threads)
+        job = self._job
+        return Engine.load(
+            self._checkpoint.folder,
+            dtype=job.dtype,
+            slots=job.slots or "auto",
+            attention=job.attention,
+            quantization=job.quantization,
+        )
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         kept = [f for f in table.schema if f.name.startswith(KEEP)]

@@ -26,9 +26,10 @@ BATCHES_IN_FLIGHT = 4
 BLOCK_BYTES = 16 * 2**20
 """Blocks between stages: small, so that the first answers come soon and memory stays bounded."""
 
-_WAITING = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Beside decoding workers on the same cores, OpenMP threads that spin while they wait for a late one
-cost all the others (benchmarks/LOG.md); read when torch is loaded."""
+_WAITING = {"GOMP_SPINCOUNT": "10000"}
+"""Some 0.1 ms: an OpenMP thread that finds no work spins over the gap between two products, and sleeps
+where another process, a decoding worker say, holds up its neighbour (benchmarks/LOG.md). Read when
+torch is loaded."""
 
 
 def run(job: Job) -> Summary:
