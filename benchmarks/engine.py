@@ -20,6 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import bench_model
+import rivals
 import torch
 from agreement import agreement, told
 from transformers import LlavaForConditionalGeneration
@@ -44,6 +45,7 @@ def main() -> None:
     print(f"ceiling: {result['roofline_images_per_s']:.2f} images/s")
     result |= captions(options, dtype, clock)
     result |= questions(options, dtype, clock)
+    result |= compare_rivals(options, result)
     result["roofline_fraction"] = result["images_per_s"] / result["roofline_images_per_s"]
     print(f"engine: {100 * result['roofline_fraction']:.0f} % of the ceiling")
     if options.dtype != "float32":
@@ -64,6 +66,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batches", type=int, nargs="+", help="transformers' static batch sizes")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", default="wall", choices=("wall", "cpu"))
+    for name in rivals.SCRIPTS:
+        parser.add_argument(f"--{name}-python", help=f"a Python that has {name}, to compare with")
     parser.add_argument("--quick", action="store_true", help="within five minutes on two cores")
     options = parser.parse_args()
     for name, quick, full in (
@@ -74,6 +78,20 @@ def arguments() -> argparse.Namespace:
         if getattr(options, name) is None:
             setattr(options, name, quick if options.quick else full)
     return options
+
+
+def compare_rivals(options: argparse.Namespace, ours: dict[str, Any]) -> dict[str, Any]:
+    """The other engines whose Python was given, on the same work, beside our figures."""
+    pythons = {name: getattr(options, f"{name}_python") for name in rivals.SCRIPTS}
+    found = rivals.compare(options, {name: path for name, path in pythons.items() if path})
+    for name, rival in found.items():
+        for rate in rivals.RATES.values():
+            rival[f"ratio_{rate}"] = ours[rate] / rival[rate]
+        captions, asked = (rival[f"ratio_{rate}"] for rate in rivals.RATES.values())
+        print(
+            f"  {name}: ours is {captions:.2f} times as fast in captions, {asked:.2f} in questions"
+        )
+    return found
 
 
 def timed(clock: Callable[[], float], work: Callable[[], Any]) -> float:

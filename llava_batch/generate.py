@@ -104,6 +104,7 @@ class Generate:
             occupied_slot_steps=stats.occupied_slot_steps,
             images_encoded=stats.images_encoded,
             tokens_prefilled=stats.tokens_prefilled,
+            memory_backoffs=stats.memory_backoffs,
         )
 
     async def _answer(self, row: Row, pixels: np.ndarray | None) -> list[Row]:

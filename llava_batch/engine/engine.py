@@ -8,6 +8,7 @@ The engine takes its model over and is driven from one thread. It knows nothing 
 Ray or other processes.
 """
 
+import logging
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ from llava_batch.engine.choices import Ballot
 from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
 from llava_batch.engine.flight import Flight, pick
 from llava_batch.engine.llava import Llava, Normalisation, end_tokens
+from llava_batch.engine.out_of_memory import is_out_of_memory
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.runner import Runner, device_option
 from llava_batch.engine.sampling import Sampler, Scored
@@ -32,6 +34,8 @@ from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.startup import Startup
 from llava_batch.engine.stats import Stats
+
+log = logging.getLogger(__name__)
 
 NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
@@ -180,12 +184,29 @@ class Engine:
             decoding = [s for s in decoding if s.num_pending <= 1]
         if not decoding:
             return 0
-        scored = self._runner.decode(decoding)
+        try:
+            scored = self._runner.decode(decoding)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            self._back_off(error)
+            return 0
         self._note_cached(decoding)
         self.stats.steps += 1
         self.stats.slot_steps += self.num_slots
         self.stats.occupied_slot_steps += len(decoding)
         return self._pick(decoding, scored, by_slot=True)
+
+    def _back_off(self, error: RuntimeError) -> None:
+        """A decode step found no memory: go on with half as many rows, or end the only one in error."""
+        self._land(still_up=0)
+        active = list(self._scheduler.active.values())
+        log.warning("out of memory in a decode step of %d rows: %s", len(active), error)
+        self.stats.memory_backoffs += 1
+        if len(active) == 1:
+            self._fail(active, "out_of_memory", "out of memory in a decode step of this row alone")
+        elif active:
+            self._scheduler.back_off()
 
     def _note_cached(self, group: list[Sequence]) -> None:
         """All that was pending is in the slots, or will be before anything else is done there."""

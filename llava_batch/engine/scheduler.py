@@ -39,6 +39,7 @@ class Scheduler:
         some slots run empty before prompts are admitted, since one prefilled alone reads all weights.
         """
         self.slots = SlotTable(num_slots, lowest=packed)
+        self.most = num_slots
         self.together = max(1, num_slots // TOGETHER) if packed else 1
         self.reuse = reuse
         self.waiting: deque[Sequence] = deque()
@@ -52,13 +53,13 @@ class Scheduler:
     def is_time(self) -> bool:
         """Whether to admit now: once `together` slots are free, or room for all that wait."""
         wanted = min(self.together, len(self.waiting))
-        return not self.active or self.slots.num_free >= wanted
+        return not self.active or self.most - len(self.active) >= wanted
 
     def admit(self) -> list[Admission]:
         """Move waiting sequences to free slots; call again once these are prefilled."""
         admitted: list[Admission] = []
         passed: list[Sequence] = []
-        while self.waiting and self.slots.num_free:
+        while self.waiting and len(self.active) < self.most:
             sequence = self.waiting.popleft()
             if self._should_wait(sequence):
                 passed.append(sequence)
@@ -76,6 +77,19 @@ class Scheduler:
         del self.active[sequence.slot]
         self.slots.release(sequence.slot)
         sequence.slot = -1
+
+    def back_off(self) -> None:
+        """Half as many slots from now on: the upper half of the active sequences wait once more.
+
+        They keep what they have answered, and feed it again when they get a slot.
+        """
+        keep = max(1, len(self.active) // 2)
+        self.most = keep
+        for slot in sorted(self.active)[keep:][::-1]:
+            sequence = self.active[slot]
+            self.release(sequence)
+            sequence.num_cached = 0
+            self.waiting.appendleft(sequence)
 
     def forget(self, slot: int) -> None:
         """Never fork from what `slot` holds now."""
