@@ -88,7 +88,6 @@ class Scheduler:
         for slot in sorted(self.active)[keep:][::-1]:
             sequence = self.active[slot]
             self.release(sequence)
-            sequence.num_cached = 0
             self.waiting.appendleft(sequence)
 
     def forget(self, slot: int) -> None:
