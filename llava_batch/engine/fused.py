@@ -37,9 +37,14 @@ class PackedLinear(nn.Module):
             ]
             self.bias = torch.cat(given).detach()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., out]`."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
+        """`[..., C]` -> `[..., out]`; `then` is done in the same pass: `none`, or `swish` for SiLU."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "")
+
+    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., out]`, each multiplied by `factor` `[..., out]` in the same pass."""
+        multiplied = torch.ops.mkldnn._linear_pointwise.binary
+        return multiplied(x, factor, self.packed, self.bias, "mul")
 
 
 class FusedNorm(nn.Module):
@@ -55,16 +60,16 @@ class FusedNorm(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """Gate and up in one product, SiLU and the product of both in one pass."""
+    """SiLU and the product of gate and up within the products that make them."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.gate_up = PackedLinear(mlp.gate_proj, mlp.up_proj)
+        self.gate, self.up = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
         self.down = PackedLinear(mlp.down_proj)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return self.down(native.silu_mul(self.gate_up(x)))
+        return self.down(self.up.times(x, self.gate(x, "swish")))
 
 
 class FusedAttention(nn.Module):

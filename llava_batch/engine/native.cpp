@@ -521,21 +521,6 @@ void rms_norm(const T* in, const T* weight, T* out, int64_t rows, int64_t dim, d
   }
 }
 
-// in [rows, 2 width]: out = silu(left half) * right half.
-template <typename T>
-void silu_mul(const T* in, T* out, int64_t rows, int64_t width) {
-#pragma omp parallel for if (rows * width > 16384)
-  for (int64_t row = 0; row < rows; row++) {
-    const T* gate = in + 2 * row * width;
-    for (int64_t d = 0; d < width; d += 16) {
-      const __mmask16 m = head_mask(width - d);
-      const __m512 g = load16(gate + d, m);
-      const __m512 silu = round_as(gate, _mm512_mul_ps(g, sigmoid512(g)));
-      store16(out + row * width + d, _mm512_mul_ps(silu, load16(gate + width + d, m)), m);
-    }
-  }
-}
-
 // x * sigmoid(1.702 x), in place.
 template <typename T>
 void quick_gelu(T* x, int64_t count) {
@@ -596,9 +581,6 @@ void best_token(const T* logits, int64_t rows, int64_t size, int64_t* best, floa
   }                                                                                               \
   void rms_norm_##NAME(const T* x, const T* w, T* o, int64_t rows, int64_t dim, double epsilon) { \
     rms_norm(x, w, o, rows, dim, epsilon);                                                        \
-  }                                                                                               \
-  void silu_mul_##NAME(const T* x, T* o, int64_t rows, int64_t width) {                           \
-    silu_mul(x, o, rows, width);                                                                  \
   }                                                                                               \
   void quick_gelu_##NAME(T* x, int64_t count) { quick_gelu(x, count); }                           \
   void best_token_##NAME(const T* x, int64_t rows, int64_t size, int64_t* best, float* value,     \

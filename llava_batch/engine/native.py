@@ -179,15 +179,6 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Ten
     return out
 
 
-def silu_mul(x: torch.Tensor) -> torch.Tensor:
-    """`[..., 2 W]` -> silu(left half) * right half `[..., W]`."""
-    width = x.shape[-1] // 2
-    out = x.new_empty(*x.shape[:-1], width)
-    sizes = (ctypes.c_int64(out.numel() // width), ctypes.c_int64(width))
-    _call("silu_mul", x, _pointer(x), _pointer(out), *sizes)
-    return out
-
-
 def quick_gelu_(x: torch.Tensor) -> torch.Tensor:
     """x * sigmoid(1.702 x), in place."""
     _call("quick_gelu", x, _pointer(x), ctypes.c_int64(x.numel()))
