@@ -1,8 +1,9 @@
 """vLLM's CPU build over a file of work; rivals.py runs it in a Python that has vLLM.
 
-Its best setting found on two cores: compiled (not eager), OpenMP threads bound to the cores, blocks
-of 32 tokens, so that an image's questions share all but 5 tokens of their prefix (with its default
-of 128 they share 512 of 581), prefix caching on. Nothing of one caption serves another.
+As set here: compiled, its OpenMP threads bound to the cores (left unbound it was a quarter slower
+on two), prefix caching on, blocks of 32 tokens, so that an image's questions can share 576 of their
+581 tokens of prefix where its default blocks of 128 would share 512. Preloading libiomp5, alone or
+with tcmalloc, changed nothing that repeats could tell. Nothing of one caption serves another.
 
 An image's own preprocessing happens as the requests are handed over and is not timed; `handover_s`
 says how long that took. vLLM may begin to answer meanwhile, which the clock forgives it.
