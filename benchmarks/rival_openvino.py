@@ -3,7 +3,7 @@
 Its best setting found on two cores: the dtype as inference precision; for captions no prefix
 caching; for questions prefix caching, and an image's further questions handed over only once its
 first one has a token, because it looks for a cached prefix when a request enters (all at once, it
-finds none and answers fewer than half as many). It encodes the image again for each question all the same.
+finds none and answers fewer than half as many). It still encodes the image for each question.
 In bfloat16 the K/V cache stays at its default of 8-bit integers, which favours it; in float32 the
 cache is float32.
 
