@@ -46,7 +46,7 @@ class Llava:
         attention_name: str = "auto",
     ) -> None:
         """attention_name: one of `choose.ATTENTIONS`; `auto` is the best that can be had here."""
-        model.eval().requires_grad_(False)
+        take_over(model)
         own_configs(model)
         attention.register()
         self.model = model
@@ -152,6 +152,20 @@ class Llava:
         logits = logits.float()
         value, best = logits.max(dim=-1)
         return best, value - torch.logsumexp(logits, dim=-1)
+
+
+def take_over(model: LlavaForConditionalGeneration) -> None:
+    """Make a model the engine's own; a second engine would cut its tower and pack its weights again.
+
+    Raises:
+        ValueError: it is another engine's already.
+    """
+    if getattr(model, "_is_an_engines", False):
+        raise ValueError(
+            "this model belongs to another engine, which has changed it: load it again"
+        )
+    model.eval().requires_grad_(False)
+    setattr(model, "_is_an_engines", True)  # noqa: B010 transformers declares no such attribute
 
 
 def own_configs(model: LlavaForConditionalGeneration) -> None:

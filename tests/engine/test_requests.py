@@ -20,7 +20,7 @@ from tiny_llava import (
     wrapped,
 )
 
-from llava_batch.engine import Request
+from llava_batch.engine import Engine, Request
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -284,3 +284,9 @@ def test_the_engine_stays_full_over_many_small_batches(path):
     assert len(done) == 24
     # With lag a slot is given on one step after its row has ended.
     assert made.stats.occupancy > (0.75 if path == "lagging" else 0.85)
+
+
+def test_a_model_that_is_another_engines_is_refused():
+    made = engine(slots=1)
+    with pytest.raises(ValueError, match="belongs to another engine"):
+        Engine(made.llava.model, slots=1)
