@@ -3,7 +3,6 @@
 Loads no weights. Used by the driver (to refuse early) and by the actors that prepare and generate.
 """
 
-import logging
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+import llava_batch.hush  # noqa: F401 before transformers is
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts import (
@@ -40,7 +40,6 @@ class Checkpoint:
         Raises:
             UsageError: no such folder, or a hub id that is not to be had.
         """
-        _hush_torchao()
         folder = _folder(job.model, job.revision)
         found = cls(folder=folder, name=job.model, trust_remote_code=job.trust_remote_code)
         if found.config.model_type != "llava":
@@ -226,18 +225,6 @@ def _folder(model: str, revision: str | None) -> str:
         raise UsageError(
             f"--model {model}: neither a local folder nor to be had from the hub ({_line(error)})"
         ) from None
-
-
-def _hush_torchao() -> None:
-    """transformers imports torchao wherever it is installed, which warns of kernels for other machines
-    and of a call that torch has come to deprecate: nothing that a user of ours can act on."""
-    for name in ("torchao", "torch.utils._pytree"):
-        logging.getLogger(name).addFilter(_is_of_use)
-
-
-def _is_of_use(record: logging.LogRecord) -> bool:
-    text = record.getMessage()
-    return not text.startswith("Failed to load /") and "register_constant()" not in text
 
 
 def _line(error: Exception) -> str:
