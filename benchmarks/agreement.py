@@ -1,14 +1,9 @@
-"""What a dtype costs: the demo model's held-out scenes through the engine in float32 and in another.
+"""The demo model's held-out scenes through the engine, for engine.py and quantization.py.
 
-    python benchmarks/agreement.py                 bfloat16, 100 scenes
-    python benchmarks/agreement.py --dtype float16 --scenes 400 --device cuda
-
-Captions, questions and dialogues of scenes that no training drew. It counts the answers that are
-letter for letter those of float32, and how many are right in each. The last line is JSON.
+Captions, questions and dialogues of scenes that no training drew: the answers that are letter for
+letter those of float32, and how many are right in each dtype.
 """
 
-import argparse
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,20 +69,3 @@ def told(found: dict[str, Any]) -> str:
         f"{found['agreement_answers']} answers as in float32; {100 * found['accuracy']:.1f} % right "
         f"against {100 * found['accuracy_float32']:.1f} %"
     )
-
-
-def main() -> None:
-    """Measure, print a line, end with JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--scenes", type=int, default=100)
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--slots", type=int, default=16)
-    args = parser.parse_args()
-    found = agreement(args.dtype, args.scenes, device=args.device, slots=args.slots)
-    print(told(found))
-    print(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main()

@@ -48,7 +48,8 @@ def main() -> None:
         sys.exit("the undisturbed run failed; its log is in " + str(folder))
     undisturbed_s = time.monotonic() - started
     said = {"victims": flags.victims, "images": flags.images, "units": flags.units, "kills": 0,
-            "rounds": 0, "undisturbed_s": round(undisturbed_s, 1), "problems": []}  # fmt: skip
+            "rounds": 0, "committed_before_a_kill": 0, "of_these_written_again": 0,
+            "undisturbed_s": round(undisturbed_s, 1), "problems": []}  # fmt: skip
     disturb = kill_driver if flags.victims == "driver" else kill_workers
     while said["kills"] < flags.kills and not said["problems"]:
         said["rounds"] += 1
@@ -143,6 +144,7 @@ def kill_driver(flags, folder, out, full_s: float, chance: random.Random, said: 
             reap(family)
             said["kills"] += 1
             remember(folder / out, tables, said)
+            said["committed_before_a_kill"] += len(tables) - known
             if len(tables) == known:
                 full_s *= 1.2  # nothing was committed: the machine is slower than it was
             continue
@@ -180,6 +182,7 @@ def remember(out: Path, tables: dict[str, tuple[int, int]], said: dict) -> None:
         facts = (out / name).stat()
         now = (facts.st_ino, facts.st_mtime_ns)
         if tables.setdefault(name, now) != now:
+            said["of_these_written_again"] += 1
             said["problems"].append(f"{name} was committed and then written again")
 
 

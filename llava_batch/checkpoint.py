@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-import llava_batch.hush  # noqa: F401 before transformers is
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts import (
@@ -40,6 +39,8 @@ class Checkpoint:
         Raises:
             UsageError: no such folder, or a hub id that is not to be had.
         """
+        import llava_batch.engine.hush  # noqa: F401 before transformers is
+
         folder = _folder(job.model, job.revision)
         found = cls(folder=folder, name=job.model, trust_remote_code=job.trust_remote_code)
         if found.config.model_type != "llava":

@@ -135,21 +135,18 @@ def _wait_for_growth(job: Job, limit: Mapping[str, float]) -> None:
 
     now = ray.cluster_resources()
     most = {name: max(limit.get(name, 0), now.get(name, 0)) for name in ("CPU", "GPU")}
-    fit(job, most)  # refuses what no growth can help
-    gpus = min(job.workers or 1, int(most["GPU"]))
-    waited = 0.0
-    while not _is_enough(job, gpus, ray.cluster_resources()):
-        if waited % GROWTH_TOLD_S == 0:
-            cpus = _cpus_for(job, gpus)
-            print(_waiting_line(ray.cluster_resources(), cpus, gpus), file=sys.stderr, flush=True)
+    workers = job.workers or 1
+    fit(job.but(workers=workers), most)  # refuses what no growth can help
+    gpus = min(workers, int(most["GPU"]))
+    cpus = _cpus_for(job, gpus)
+    told = -math.inf
+    while now.get("GPU", 0) < gpus or now.get("CPU", 0.0) < cpus:
+        if time.monotonic() - told >= GROWTH_TOLD_S:
+            told = time.monotonic()
+            print(_waiting_line(now, cpus, gpus), file=sys.stderr, flush=True)
             request_resources(bundles=[{"CPU": 0.25}] * math.ceil(4 * cpus) + [{"GPU": 1}] * gpus)
         time.sleep(GROWTH_LOOK_S)
-        waited += GROWTH_LOOK_S
-
-
-def _is_enough(job: Job, gpus: int, have: Mapping[str, float]) -> bool:
-    """Whether the job's actors find room now, and as many GPUs as they are to have."""
-    return have.get("GPU", 0) >= gpus and have.get("CPU", 0.0) >= _cpus_for(job, gpus)
+        now = ray.cluster_resources()
 
 
 def _cpus_for(job: Job, gpus: int) -> float:

@@ -30,9 +30,6 @@ from llava_batch.read.units import Unit, find_units
 from llava_batch.recipes import Recipe, load_recipe
 from llava_batch.storage import locate, read_bytes
 
-_BFLOAT16_CAPABILITY = (8, 0)
-"""Of the first cards that compute in bfloat16; older ones emulate it."""
-
 _FIRST_UNITS = 16
 """Units looked into for the columns that prompts and `--keep` name."""
 
@@ -138,7 +135,9 @@ def settled(job: Job, recipe: Recipe | None, *, on_gpu: bool, card: Card | None 
     """The job with every `auto` that changes answers put in, and what its preset and recipe say of
     flags that were not given; of a schema its text, since workers may not see the file."""
     if job.dtype == "auto":
-        half = "float16" if card and card.capability < _BFLOAT16_CAPABILITY else "bfloat16"
+        from llava_batch.engine.load import BFLOAT16_CAPABILITY
+
+        half = "float16" if card and card.capability < BFLOAT16_CAPABILITY else "bfloat16"
         job = job.but(dtype=half if on_gpu else "float32")
     if job.json_schema:
         job = job.but(json_schema=read_schema(job.json_schema))

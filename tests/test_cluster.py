@@ -58,6 +58,11 @@ def test_a_gpu_that_the_cluster_can_have_is_waited_for(growing, monkeypatch, cap
     assert "0 GPUs, the job needs 0.75 CPUs and 1 GPUs" in capsys.readouterr().err
 
 
+def test_more_cards_than_cpus_in_reach_do_not_keep_one_worker_from_starting(growing, monkeypatch):
+    monkeypatch.setattr(cluster, "_growth_limit", lambda: {"CPU": 2.0, "GPU": 64.0})
+    assert cluster.size_up(Job()).workers == 1
+
+
 def test_what_no_growth_can_help_is_refused_without_waiting(growing, monkeypatch):
     monkeypatch.setattr(cluster, "_growth_limit", lambda: {"CPU": 4.0})
     with pytest.raises(UsageError, match=r"--workers 50: .* the cluster has 4; give at most 7"):

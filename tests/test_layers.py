@@ -32,7 +32,7 @@ def _imports(source: str) -> set[str]:
 
 
 IMPORTS = {_name(p): _imports(p.read_text("utf-8")) for p in sorted(PACKAGE.rglob("*.py"))}
-ENGINE = {name for name in IMPORTS if name.startswith("llava_batch.engine.")}
+ENGINE = {name for name in IMPORTS if f"{name}.".startswith("llava_batch.engine.")}
 
 
 def _takes(module: str, package: str) -> bool:

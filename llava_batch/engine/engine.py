@@ -192,6 +192,7 @@ class Engine:
             self._back_off(error)
             return 0
         self._note_cached(decoding)
+        self.stats.tokens_decoded += len(decoding)
         self.stats.steps += 1
         self.stats.slot_steps += self.num_slots
         self.stats.occupied_slot_steps += len(decoding)
@@ -207,6 +208,7 @@ class Engine:
             self._fail(active, "out_of_memory", "out of memory in a decode step of this row alone")
         elif active:
             self._scheduler.back_off()
+            self._sampler.forget()
 
     def _note_cached(self, group: list[Sequence]) -> None:
         """All that was pending is in the slots, or will be before anything else is done there."""

@@ -52,11 +52,7 @@ def load(
     if quantization is not None:
         quantize.check(quantization, attention, kind, capability(place))
     folder = find(model, revision)
-    config: Any = AutoConfig.from_pretrained(folder)
-    if quantization is not None and is_quantized(config):
-        raise ValueError(f"quantization is {quantization!r}: {model} is quantized already, drop it")
-    if place != "cpu":
-        refuse_what_does_not_fit(folder, config, kind, card(place), quantization, max_tokens)
+    refuse_what_cannot_be_loaded(folder, kind, place, quantization, max_tokens)
     startup.end("find_files")
     loaded = read_weights(folder, kind, place, quantization)
     startup.end("read_weights")
@@ -111,19 +107,26 @@ def read_weights(
     return loaded
 
 
-def refuse_what_does_not_fit(
+def refuse_what_cannot_be_loaded(
     folder: Path,
-    config: Any,
     dtype: torch.dtype,
-    device: memory.Device,
+    device: str,
     quantization: str | None,
     max_tokens: int | str,
 ) -> None:
-    """Raise ValueError, before any weight is read, where weights and one slot exceed the card."""
+    """Raise ValueError, before any weight is read, where a quantized checkpoint is to be quantized again,
+    or where weights and one slot exceed the card."""
+    config: Any = AutoConfig.from_pretrained(folder)
+    if quantization is not None and is_quantized(config):
+        raise ValueError(
+            f"quantization is {quantization!r}: {folder} is quantized already, drop it"
+        )
+    if device == "cpu":
+        return
     found = memory.refusal(
         config,
         list(memory.headers(folder)),
-        device,
+        card(device),
         dtype=dtype,
         quantization=quantization,
         max_tokens=choose_max_tokens(config.text_config, max_tokens),

@@ -111,7 +111,6 @@ class Runner:
 
     def decode(self, sequences: list[Sequence]) -> Scored:
         """Feed the one pending token of every row."""
-        self.stats.tokens_decoded += len(sequences)
         if self.batch is not None:
             logits, best, logprobs = self.batch.step(sequences)
             rows = [sequence.slot for sequence in sequences]

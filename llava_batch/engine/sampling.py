@@ -40,6 +40,10 @@ class Sampler:
         self._seen_by: list[tuple[Sequence, int] | None] = [None] * num_slots
         """Whose tokens, and of which turn, a slot's row of `_seen` holds."""
 
+    def forget(self) -> None:
+        """Rows have left their slots unfinished, and may come back to where they were."""
+        self._seen_by = [None] * len(self._seen_by)
+
     def pick(
         self, scored: Scored, sequences: list[Sequence], rows: list[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:

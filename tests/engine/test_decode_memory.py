@@ -25,7 +25,13 @@ def short_of(monkeypatch, most: int) -> None:
 @pytest.mark.parametrize("most", [1, 3])
 def test_a_step_without_memory_goes_on_with_fewer_rows_and_the_same_answers(monkeypatch, most):
     turns = (tuple(range(3, 20)),)
-    given = [*requests(9), *requests(4, turns=turns, max_new_tokens=7, ignore_eos=True)]
+    penalised = {"repetition_penalty": 1.5, "max_new_tokens": 9, "ignore_eos": True}
+    given = [
+        *requests(9),
+        *requests(4, turns=turns, max_new_tokens=7, ignore_eos=True),
+        *requests(4, turns=turns, **penalised),
+        *requests(4, temperature=0.8, seed=3, **penalised),
+    ]
     given = [type(r)(**{**vars(r), "id": f"{n}"}) for n, r in enumerate(given)]
     wanted = by_key(list(engine(slots=8).generate(given)))
     short_of(monkeypatch, most)

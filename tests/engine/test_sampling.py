@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.engine import Request
-from llava_batch.engine.sampling import draw
+from llava_batch.engine.sampling import Sampler, Scored, draw
 from llava_batch.engine.sequence import sequences
 
 RULES = st.tuples(
@@ -89,3 +89,17 @@ def test_the_nth_token_has_the_nth_number_also_behind_tokens_that_were_given_up(
             ahead.in_flight += 1
             ahead.next_turn()
     assert found == expected
+
+
+def test_a_row_that_comes_back_to_a_slot_is_penalised_for_what_it_said_elsewhere():
+    (row,) = sequences(Request(id="a", prompt_ids=[1], repetition_penalty=2.0), [], -1, 1)
+    sampler = Sampler(frozenset(), 2, torch.device("cpu"))
+    logits = torch.tensor([[0.0, 0.0, 3.0, 2.9, 2.8]])
+    scored = Scored(logits=logits, best=torch.tensor([2]), logprobs=torch.zeros(1), rows=[0])
+    said = []
+    for slot in (0, 1, 0):
+        row.slot = slot
+        sampler.forget()
+        said.append(int(sampler.pick(scored, [row], [0])[0]))
+        row.append(said[-1], 0.0)
+    assert said == [2, 3, 4]
