@@ -1,10 +1,15 @@
-"""Engine tests use one thread: the models are tiny, and other work may share the machine."""
+"""Engine tests use one thread, since the models are tiny, and draw the same numbers in every run."""
 
 import pytest
 import tiny_llava
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
 
 
 @pytest.fixture(params=tiny_llava.PATHS)

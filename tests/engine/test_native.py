@@ -1,5 +1,7 @@
 """The fused CPU kernels compute what torch computes; without them the engine still runs."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,15 +83,21 @@ def test_elementwise_kernels_equal_torch(dtype, width):
     torch.testing.assert_close(native.rms_norm(x, weight, 1e-5), norm, **close)
 
 
+def rms(values):
+    return values.pow(2).mean().sqrt().item()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 16, 131])
 def test_the_fused_feed_forward_equals_transformers(dtype, rows):
+    """In double precision: in bfloat16 the two round at other places, and neither is the other's truth."""
     kernels(dtype)
     plain = LlamaMLP(LlamaConfig(hidden_size=64, intermediate_size=176)).to(dtype)
     plain.requires_grad_(False)
     x = torch.randn(2, rows, 64).to(dtype)
-    close = {"rtol": 2e-2, "atol": 2e-3} if dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(FusedMLP(plain)(x), plain(x), **close)
+    exact = copy.deepcopy(plain).double()(x.double())
+    error = rms(FusedMLP(plain)(x).double() - exact) / rms(exact)
+    assert error < (6e-3 if dtype == torch.bfloat16 else 1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
