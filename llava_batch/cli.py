@@ -3,10 +3,11 @@
 `caption` and `vqa` are the same run; each shows the flags that belong to it first.
 """
 
+import gc
 import inspect
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer import Abort, BadParameter
@@ -130,12 +131,17 @@ app.add_typer(cli_tools.app)
 
 def main() -> None:
     """The console script `llava-batch`."""
-    sys.exit(exit_status(app, sys.argv[1:], "llava-batch"))
+    _exit(exit_status(app, sys.argv[1:], "llava-batch"))
 
 
 def job_main(name: str) -> None:
     """One command as a script of its own: what `jobs/caption.py` and its like call."""
-    sys.exit(exit_status(_app([name]), sys.argv[1:], f"jobs/{name}.py"))
+    _exit(exit_status(_app([name]), sys.argv[1:], f"jobs/{name}.py"))
+
+
+def _exit(status: int) -> NoReturn:
+    gc.freeze()  # the interpreter's end is then 0.2 s instead of 1.2 s
+    sys.exit(status)
 
 
 def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:

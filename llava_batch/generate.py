@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llava_batch import heap
 from llava_batch.answering import Row, body, failed, generated_schema, head, row_id, without_asks
 from llava_batch.attempts import Attempts
 from llava_batch.checkpoint import Checkpoint
@@ -48,6 +49,7 @@ class Generate:
         self._attempts = Attempts(board, "generate", job.max_tries)
         self._reporter = Reporter(board, "generate")
         self._gate = Gate()
+        heap.freeze()
 
     def _load(self) -> Engine:
         import torch

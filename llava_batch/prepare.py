@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from llava_batch import heap
 from llava_batch.answering import row_id
 from llava_batch.asking import Ask, Lookup, asks_of
 from llava_batch.attempts import Attempts
@@ -82,6 +83,7 @@ class Prepare:
         self._pad = job.image_aspect == "pad" or (job.image_aspect == "auto" and checkpoint.pads)
         size = checkpoint.image_processor.size
         self._shortest_edge = size.get("shortest_edge")
+        heap.freeze()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
