@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image, ImageOps
+from PIL import Image
 
 from llava_batch.board import NUM_THUMBNAILS
 from llava_batch.storage import Location, read_bytes, write_whole
@@ -56,9 +56,9 @@ class Thumbnails:
 
 def _shrunk(image: Image.Image) -> Image.Image:
     """Its longer side SIDE at most. The mean of each box takes a third of Pillow's default filter."""
-    if max(image.size) <= SIDE:
-        return image
-    return ImageOps.contain(image, (SIDE, SIDE), Image.Resampling.BOX)
+    small = image.copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
+    return small
 
 
 def save(out: Location, fresh: list[Thumbnail]) -> None:

@@ -1,5 +1,6 @@
 """Shared by the tests: shards of fresh scenes, and one local Ray for those that run whole jobs."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -14,6 +15,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 SEED = 4_242
 NUM_SCENES = 24
 """In each of the two demo shards."""
+
+
+def pytest_sessionfinish() -> None:
+    # A worker's class froze the heap of this process; duckdb complains of what is never collected.
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
