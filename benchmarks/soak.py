@@ -41,6 +41,8 @@ BROKEN_SHARE = 0.03
 def main() -> None:
     flags = parse()
     chance = random.Random(flags.seed)
+    if flags.folder:
+        Path(flags.folder).mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="soak-", dir=flags.folder))
     draw_corpus(folder / "in", flags.images, flags.units, chance)
     started = time.monotonic()
