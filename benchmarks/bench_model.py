@@ -5,11 +5,15 @@ checkpoint's shape with random weights. Prompts are 576 image tokens and 11 of t
 log-normal lengths, median 25, between 9 and 96, with the end token ignored.
 """
 
+from llava_batch.engine import Request  # isort: skip before transformers, whose warnings it hushes
+
 import numpy as np
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers.utils import logging
 
-from llava_batch.engine import Request
+logging.set_verbosity_error()  # an end token of -1 is meant: every answer has its own length
+logging.disable_progress_bar()
 
 IMAGE_TOKEN, NUM_IMAGE_TOKENS, IMAGE_SIZE = 31999, 576, 336
 SHAPES = ("small", "llava-1.5-7b")

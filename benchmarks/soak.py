@@ -50,8 +50,9 @@ def main() -> None:
         sys.exit("the undisturbed run failed; its log is in " + str(folder))
     undisturbed_s = time.monotonic() - started
     said = {"victims": flags.victims, "images": flags.images, "units": flags.units, "kills": 0,
-            "rounds": 0, "committed_before_a_kill": 0, "of_these_written_again": 0,
-            "undisturbed_s": round(undisturbed_s, 1), "problems": []}  # fmt: skip
+            "rounds": 0, "undisturbed_s": round(undisturbed_s, 1), "problems": []}  # fmt: skip
+    if flags.victims == "driver":
+        said |= {"committed_before_a_kill": 0, "of_these_written_again": 0}
     disturb = kill_driver if flags.victims == "driver" else kill_workers
     while said["kills"] < flags.kills and not said["problems"]:
         said["rounds"] += 1
