@@ -6,7 +6,7 @@ READY := .venv/.ready
 .PHONY: demo test lint clean
 
 demo: $(READY)
-	$(BIN)/python -m llava_batch.demo.tour
+	$(BIN)/python -m llava_batch.cli.tour
 
 test: lint
 	$(BIN)/python -m pytest

@@ -20,11 +20,11 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from llava_batch import Job, run
-from llava_batch.cluster import connected
-from llava_batch.demo.evaluate import held_out
 from llava_batch.demo.questions import dialogue, questions
 from llava_batch.demo.scenes import draw
 from llava_batch.demo.scoring import score_answer, score_caption
+from llava_batch.demo.training.evaluate import held_out
+from llava_batch.driver.cluster import connected
 
 
 def write_shard(path: Path, scenes: list, turns: list[list[str]]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from llava_batch.demo import model_path
-from llava_batch.demo.evaluate import evaluate, held_out, overall
+from llava_batch.demo.training.evaluate import evaluate, held_out, overall
 from llava_batch.engine import Engine, Request
 
 MAX_NEW_TOKENS = 48

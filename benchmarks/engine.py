@@ -25,8 +25,8 @@ from agreement import agreement, told
 from transformers import LlavaForConditionalGeneration
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.fused import PackedLinear
-from llava_batch.engine.llava import Normalisation
+from llava_batch.engine.kernels.cpu_layers import PackedLinear
+from llava_batch.engine.model.llava import Normalisation
 
 PREFIX_TOKENS = 587
 RIVALS = ("vllm", "openvino")

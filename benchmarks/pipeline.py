@@ -91,10 +91,10 @@ def engine_alone(job) -> dict:
 
     from llava_batch.checkpoint import Checkpoint
     from llava_batch.engine import Engine, Request
-    from llava_batch.pixels import configure_pillow, decode
-    from llava_batch.prompts import llava_15
-    from llava_batch.read import Reading, read_rows
-    from llava_batch.read.units import find_units
+    from llava_batch.prepare.pixels import configure_pillow, decode
+    from llava_batch.prompts.templates import llava_15
+    from llava_batch.read.find import find_units
+    from llava_batch.read.source import Reading, read_rows
 
     torch.set_num_threads(len(_cores()))
     configure_pillow(max_pixels=job.max_pixels, allow_truncated=False)

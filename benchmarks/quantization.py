@@ -19,9 +19,9 @@ import torch
 from agreement import Answers
 
 from llava_batch.demo import model_path
-from llava_batch.demo.evaluate import evaluate, held_out, overall
-from llava_batch.engine import memory
-from llava_batch.engine.quantize import NAMES
+from llava_batch.demo.training.evaluate import evaluate, held_out, overall
+from llava_batch.engine.model import memory
+from llava_batch.engine.model.quantize import NAMES
 
 DTYPES = ("float32", "bfloat16")
 

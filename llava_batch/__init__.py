@@ -5,6 +5,7 @@ Importing this package is cheap: neither torch nor ray is loaded until a run sta
 
 from typing import TYPE_CHECKING
 
+import llava_batch.quiet  # noqa: F401 before anything imports transformers
 from llava_batch.errors import LlavaBatchError
 from llava_batch.job import Job
 

@@ -14,14 +14,8 @@ from PIL import Image
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
-from llava_batch.prompts import (
-    IMAGE,
-    Guards,
-    Render,
-    from_chat_template,
-    llava_15,
-)
-from llava_batch.tokens import Encoder
+from llava_batch.prompts.templates import IMAGE, Guards, Render, from_chat_template, llava_15
+from llava_batch.prompts.tokens import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +33,6 @@ class Checkpoint:
         Raises:
             UsageError: no such folder, or a hub id that is not to be had.
         """
-        import llava_batch.engine.hush  # noqa: F401 before transformers is
-
         folder = _folder(job.model, job.revision)
         found = cls(folder=folder, name=job.model, trust_remote_code=job.trust_remote_code)
         if found.config.model_type != "llava":

@@ -6,20 +6,22 @@ from typing import Any
 
 import pyarrow as pa
 
-from llava_batch import board, cards, cluster
-from llava_batch.cluster import Sizing
+from llava_batch.driver import cluster
+from llava_batch.driver import gpus as cards
+from llava_batch.driver.cluster import Sizing
+from llava_batch.driver.plan import Plan, make_plan
+from llava_batch.driver.progress import Progress
+from llava_batch.driver.signals import Stop
+from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError
-from llava_batch.generate import Generate
+from llava_batch.generate.actor import Generate
 from llava_batch.job import Job
-from llava_batch.metrics import RunMetrics
-from llava_batch.ownership import Ownership
-from llava_batch.plan import Plan, make_plan
-from llava_batch.prepare import Prepare
-from llava_batch.progress import Progress
-from llava_batch.read import UnitSource
-from llava_batch.stopping import Stop
-from llava_batch.summary import Summary, provenance, summarise
-from llava_batch.write import Committer
+from llava_batch.prepare.actor import Prepare
+from llava_batch.read.source import UnitSource
+from llava_batch.workers import shared_state as board
+from llava_batch.workers.prometheus import RunMetrics
+from llava_batch.write.committer import Committer
+from llava_batch.write.owner import Ownership
 
 BATCH_ROWS = 32
 BATCHES_IN_FLIGHT = 4

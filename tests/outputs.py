@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from llava_batch.answering import generated_schema
-from llava_batch.ledger import Ledger
-from llava_batch.read.units import Unit
+from llava_batch.generate.answer_rows import generated_schema
+from llava_batch.read.find import Unit
 from llava_batch.storage import locate
+from llava_batch.write.ledger import Ledger
 
 EMPTY = pa.schema([])
 SETTINGS = {"prompt": "x"}

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from llava_batch.job import Job
-from llava_batch.read import Reading, read_blocks
-from llava_batch.read.units import Unit, find_units
+from llava_batch.read.find import Unit, find_units
+from llava_batch.read.source import Reading, read_blocks
 
 
 @cache

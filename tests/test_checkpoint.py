@@ -17,8 +17,8 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.demo import model_path
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
-from llava_batch.prompts import Guards, llava_15, unguarded
-from llava_batch.tokens import Encoder
+from llava_batch.prompts.templates import Guards, llava_15, unguarded
+from llava_batch.prompts.tokens import Encoder
 
 VICUNA_ON_THE_HUB = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ m.content[0].text }} {% else %}"

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.checkpoint import Checkpoint
+from llava_batch.driver.plan import fingerprint_settings, settled
 from llava_batch.errors import UsageError
 from llava_batch.job import Job, fingerprint, flag_name, job_fields
-from llava_batch.plan import fingerprint_settings, settled
-from llava_batch.presets import preset
-from llava_batch.recipes import load_recipe
+from llava_batch.prompts.presets import preset
+from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
     "input", "output", "format", "limit", "attention", "slots", "workers", "prepare_workers",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llava_batch.cli import COMMANDS, app, exit_status
+from llava_batch.cli.jobs import COMMANDS, app, exit_status
 from llava_batch.demo.scenes import draw
 from llava_batch.demo.shards import shard_scenes
 

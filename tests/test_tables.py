@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch import tables
-from llava_batch.answering import BOOKKEEPING, generated_schema
 from llava_batch.errors import UsageError
+from llava_batch.generate.answer_rows import BOOKKEEPING, generated_schema
 from llava_batch.tables import load_contract, load_schema, parse_type, schema_names
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,6 @@ It knows neither Ray, Arrow nor Pillow: pixels come in as uint8 arrays, prompts 
 leave as token ids. Drive it with `submit` and `step`, or with `generate`, the loop over both.
 """
 
-import llava_batch.engine.hush  # noqa: F401 before transformers is
 from llava_batch.engine.engine import Engine
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.stats import Stats

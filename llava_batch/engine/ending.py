@@ -7,9 +7,9 @@ A stop string may begin in the middle of a token: `token_ids` then ends before t
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from llava_batch.engine.checks import errors
 from llava_batch.engine.request import Completion
 from llava_batch.engine.sequence import Sequence
+from llava_batch.engine.validate import errors
 
 Decode = Callable[[list[int]], str]
 

@@ -20,20 +20,20 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine import load, sizing
-from llava_batch.engine.checks import Limits, errors, images_of, refusal
 from llava_batch.engine.choices import Ballot
+from llava_batch.engine.device import is_out_of_memory
 from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
-from llava_batch.engine.flight import Flight, pick
-from llava_batch.engine.llava import Llava, Normalisation, end_tokens
-from llava_batch.engine.out_of_memory import is_out_of_memory
+from llava_batch.engine.forward.runner import Runner, device_option
+from llava_batch.engine.model import load, sizing
+from llava_batch.engine.model.llava import Llava, Normalisation, end_tokens
+from llava_batch.engine.model.load_times import Startup
+from llava_batch.engine.readback import Flight, pick
 from llava_batch.engine.request import Completion, Request
-from llava_batch.engine.runner import Runner, device_option
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
-from llava_batch.engine.startup import Startup
 from llava_batch.engine.stats import Stats
+from llava_batch.engine.validate import Limits, errors, images_of, refusal
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Engine:
 
     @classmethod
     def load(cls, model: str | Path, **options: Any) -> "Engine":
-        """Load a checkpoint; `model` is a folder or a hub id. See `llava_batch.engine.load.load`."""
+        """Load a checkpoint; `model` is a folder or a hub id. See `llava_batch.engine.model.load.load`."""
         return load.load(cls, model, **options)
 
     @property

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
-from llava_batch.read.rows import printable
-from llava_batch.read.units import Unit
+from llava_batch.read.find import Unit
+from llava_batch.read.row import printable
 from llava_batch.tables import load_schema
 
 KEEP = "keep."

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
-from llava_batch.read.rows import Keys, Row, damaged, missing
-from llava_batch.read.stored import StorageFailed, stored
+from llava_batch.read.row import Keys, Row, damaged, missing
+from llava_batch.read.storage_failed import StorageFailed, stored
 
 _IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 _KEY_NAMES = ("key", "__key__")

@@ -23,9 +23,9 @@ from typing import IO, Any
 from webdataset.tariterators import base_plus_ext
 
 from llava_batch.errors import RowError
-from llava_batch.read.archive import Damage, Member, members
-from llava_batch.read.rows import Keys, Row, damaged, missing
-from llava_batch.read.units import IMAGE_EXTENSIONS
+from llava_batch.read.find import IMAGE_EXTENSIONS
+from llava_batch.read.row import Keys, Row, damaged, missing
+from llava_batch.read.tar_members import Damage, Member, members
 
 _SIDE_BYTES = 16 * 2**20
 """A side member (`.json`, `.txt`, …) over this size is not read."""

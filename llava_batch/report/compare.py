@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava_batch.answers import Answers
+from llava_batch.answers.folder import Answers
 from llava_batch.report.gather import Row, batches, find_rows, images_of
 from llava_batch.report.sample import sample_rank
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from llava_batch.answers import Answers
+from llava_batch.answers.folder import Answers
 from llava_batch.errors import UsageError
 from llava_batch.report.counts import Counts
 from llava_batch.report.sample import LAST_RANK, Smallest, image_of, sample_rank

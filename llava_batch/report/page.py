@@ -17,14 +17,14 @@ import jinja2
 from markupsafe import Markup
 
 from llava_batch import __version__
-from llava_batch.answers import open_answers
+from llava_batch.answers.folder import open_answers
+from llava_batch.answers.thumbnails import MAX_BYTES, read_thumbnails
 from llava_batch.errors import UsageError
 from llava_batch.report.compare import Comparison, compare
 from llava_batch.report.counts import length_bars, logprob_bars
-from llava_batch.report.formats import amount, duration, percent, ticks
+from llava_batch.report.folder_view import Side, setting_rows
 from llava_batch.report.gather import Row
-from llava_batch.report.side import Side, setting_rows
-from llava_batch.report.thumbnails import MAX_BYTES, read_thumbnails
+from llava_batch.report.wording import amount, duration, percent, ticks
 from llava_batch.storage import Location, locate, write_whole
 
 SEED = 0
@@ -165,7 +165,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return (files("llava_batch.report") / name).read_text(encoding="utf-8")
+    return (files("llava_batch.report") / "assets" / name).read_text(encoding="utf-8")
 
 
 @cache

@@ -91,7 +91,7 @@ def varlen_attn_without_lengths(
 
 def install(monkeypatch, varlen=varlen_attn) -> list[str]:
     """Put both modules in place, and let the engine believe that they can be had; the calls made."""
-    from llava_batch.engine import kernels
+    from llava_batch.engine.kernels import cuda as kernels
 
     flash = types.ModuleType("flash_attn")
     flash.flash_attn_varlen_func = flash_attn_varlen_func

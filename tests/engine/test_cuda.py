@@ -9,7 +9,8 @@ from test_demo_model import FOLDER, alone, parts, questions
 from test_lag import mixture
 from tiny_llava import SHAPES, by_key, image, prompt, reference, requests, tiny
 
-from llava_batch.engine import Engine, Request, kernels
+from llava_batch.engine import Engine, Request
+from llava_batch.engine.kernels import cuda as kernels
 
 pytestmark = [
     pytest.mark.gpu,
@@ -139,7 +140,7 @@ def test_without_memory_for_graphs_the_answers_are_the_same(monkeypatch):
     def without(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("llava_batch.engine.graphs.Graphs._capture", without)
+    monkeypatch.setattr("llava_batch.engine.forward.cuda_graphs.Graphs._capture", without)
     made = wrapped(attention="sdpa", graphs=True)
     given = requests(6)
     assert tokens(made, given) == {(r.id, 0, 0): reference("multi-head", r)[0] for r in given}

@@ -7,7 +7,7 @@ import torch
 from tiny_llava import EOS, PATHS, SHAPES, engine, image, prompt, requests
 
 from llava_batch.engine import Request, scheduler
-from llava_batch.engine.flight import Flight
+from llava_batch.engine.readback import Flight
 
 
 def letters(ids):

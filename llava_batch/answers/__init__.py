@@ -1,0 +1,1 @@
+"""A folder of answers, read back: its tables, and its thumbnails."""

@@ -1,0 +1,177 @@
+"""Inspect: what is in the inputs, from a bounded sample of them, without a run.
+
+Says of each kind of shard how many there are, their columns, rows (where a footer or a listing
+tells), and of the first rows of some shards the image sizes and what could not be decoded.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from statistics import median
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
+from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
+from llava_batch.read.find import Unit, find_units
+from llava_batch.read.source import Reading, read_rows
+
+SAMPLE = 200
+"""Images decoded in all, unless told otherwise."""
+_SAMPLED_UNITS = 8
+_EXAMPLES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What was found in the units of one kind."""
+
+    kind: str
+    """`tar`, `parquet` or `files`."""
+    units: tuple[str, ...]
+    rows: int | None
+    """Rows of all units; None where only reading them would tell (tars)."""
+    columns: dict[str, str]
+    """Each column's type, as the first sampled unit that has it says."""
+    sampled: int
+    """Images that were tried."""
+    sizes: tuple[tuple[int, int], ...]
+    """(width, height) of those that decode, upright."""
+    bad: dict[str, int] = field(default_factory=dict)
+    """Rows of the sample in error, by code."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """(id, what is wrong with it) of the first of them."""
+
+
+def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
+    """What is in `inputs`: one entry for each kind of shard there; decodes up to `sample` images.
+
+    Raises:
+        UsageError: an input that matches nothing or cannot be read, or a `sample` under 1.
+    """
+    if sample < 1:
+        raise UsageError(f"--sample {sample}: give at least 1")
+    if not inputs:
+        raise UsageError("no input was given; name a shard, a folder, a glob or a URI")
+    units = find_units(inputs)
+    kinds = list(dict.fromkeys(unit.kind for unit in units))
+    try:
+        return [_look(kind, [u for u in units if u.kind == kind], sample) for kind in kinds]
+    except OSError as error:
+        raise UsageError(f"{', '.join(inputs)}: cannot be read ({error})") from None
+
+
+def _look(kind: str, units: list[Unit], sample: int) -> Found:
+    """One kind's units, the sample spread evenly over some of them."""
+    limits = Job()
+    configure_pillow(max_pixels=limits.max_pixels, allow_truncated=limits.allow_truncated)
+    chosen = units[:: max(1, -(-len(units) // min(_SAMPLED_UNITS, sample)))]
+    columns: dict[str, str] = {}
+    sizes: list[tuple[int, int]] = []
+    bad: Counter[str] = Counter()
+    examples: list[tuple[str, str]] = []
+    for unit in chosen:
+        columns = _columns(unit) | columns
+        for tried in _try_rows(unit, sample // len(chosen), limits):
+            columns = {n: _kind(v) for n, v in tried.columns.items()} | columns
+            if tried.size:
+                sizes.append(tried.size)
+            else:
+                bad[tried.code] += 1
+                examples.append((tried.id, f"{tried.code}: {tried.message}"))
+    return Found(
+        kind=kind,
+        units=tuple(unit.name for unit in units),
+        rows=_num_rows(units),
+        columns=columns,
+        sampled=len(sizes) + bad.total(),
+        sizes=tuple(sizes),
+        bad=dict(bad.most_common()),
+        examples=tuple(examples[:_EXAMPLES]),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """One row of the sample: its first image's size, or what is wrong with it."""
+
+    id: str
+    columns: dict[str, Any]
+    size: tuple[int, int] | None = None
+    code: str = ""
+    message: str = ""
+
+
+def _try_rows(unit: Unit, most: int, limits: Job) -> Iterator[_Tried]:
+    """The unit's first rows, each decoded."""
+    wanted = () if unit.kind == "parquet" else ("*",)  # any name: then side files are read
+    reading = Reading.of(limits, wanted, pa.schema([]))
+    for row in islice(read_rows(unit, reading), most):
+        name = f"{unit.name}/{row.name}"
+        if row.error:
+            code, message = row.error
+            yield _Tried(id=name, columns=row.columns, code=code.value, message=message)
+            continue
+        try:
+            image = decode(row.images[0], limits.max_pixels)
+            yield _Tried(id=name, columns=row.columns, size=image.size)
+        except BadImage as error:
+            yield _Tried(id=name, columns=row.columns, code=error.code.value, message=str(error))
+
+
+def _columns(unit: Unit) -> dict[str, str]:
+    """A Parquet file's columns and types; of other kinds, the rows tell."""
+    if unit.kind != "parquet":
+        return {}
+    try:
+        with unit.fs.open_input_file(unit.path) as file:
+            return {f.name: str(f.type) for f in pq.read_schema(file)}
+    except (OSError, ValueError):
+        return {}  # the reader gives the row that says what is wrong
+
+
+def _kind(value: object) -> str:
+    """A value's type, as a side file has it."""
+    return "null" if value is None else type(value).__name__
+
+
+def _num_rows(units: list[Unit]) -> int | None:
+    """Rows of all units from their footers or listings; None for tars, and where one does not read."""
+    if units[0].kind == "tar":
+        return None
+    if units[0].kind == "files":
+        return sum(len(unit.members) for unit in units)
+    total, seen = 0, set()
+    for unit in units:
+        if unit.path in seen:
+            continue
+        seen.add(unit.path)
+        try:
+            with unit.fs.open_input_file(unit.path) as file:
+                total += pq.read_metadata(file).num_rows
+        except (OSError, ValueError):
+            return None
+    return total
+
+
+def told(found: Found) -> list[str]:
+    """The finding in lines of plain text."""
+    count = "not counted" if found.rows is None else f"{found.rows:,}"
+    first = ", ".join(found.units[:3]) + (", …" if len(found.units) > 3 else "")
+    noun = "unit" if len(found.units) == 1 else "units"
+    lines = [f"{found.kind}: {len(found.units):,} {noun} ({first}); rows: {count}"]
+    if found.columns:
+        lines.append("  columns: " + ", ".join(f"{n} ({t})" for n, t in found.columns.items()))
+    if found.sizes:
+        widths, heights = zip(*found.sizes, strict=True)
+        lines.append(
+            f"  images: {min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}, "
+            f"median {median(widths):.0f}x{median(heights):.0f}"
+        )
+    codes = ", ".join(f"{n} {code}" for code, n in found.bad.items())
+    lines.append(f"  sample of {found.sampled}: {codes or 'all can be decoded'}")
+    return lines + [f"    {ident}: {what}" for ident, what in found.examples]

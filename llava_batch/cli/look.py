@@ -1,0 +1,78 @@
+"""The commands that look at things and change nothing: report, show, inspect, schema.
+
+`app` is mounted into the console script; errors leave as `LlavaBatchError`, for it to print. What
+the commands need is imported when they run, so that `--help` and completion are quick.
+"""
+
+import json
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Look at a run's answers and at what could be answered.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.command()
+def report(
+    out: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    second: Annotated[
+        str | None, typer.Argument(metavar="[OUT2]", help="A second one, to compare it with.")
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="File or URI of the page (default: OUT/_report.html)."),
+    ] = None,
+) -> None:
+    """Write the report about one output folder, or about two side by side."""
+    from llava_batch.report import write_report
+
+    print(write_report([out] if second is None else [out, second], output))
+
+
+@app.command()
+def show(
+    out: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    errors: Annotated[bool, typer.Option("--errors", help="Only the rows in error.")] = False,
+    num_rows: Annotated[int, typer.Option("--num-rows", "-n", help="Most rows to print.")] = 10,
+) -> None:
+    """Print a few answers as a table."""
+    from llava_batch.cli.show import show as show_rows
+
+    show_rows(out, errors=errors, num_rows=num_rows)
+
+
+@app.command()
+def inspect(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="As `--input` of a run takes them.")
+    ],
+    sample: Annotated[int, typer.Option(help="Most images to decode.")] = 200,
+) -> None:
+    """Say what is in shards or folders: kind, columns, rows, image sizes, broken images in a sample."""
+    from llava_batch.cli.inspect_inputs import inspect as inspect_inputs
+    from llava_batch.cli.inspect_inputs import told
+
+    for found in inspect_inputs(inputs, sample):
+        print("\n".join(told(found)))
+
+
+@app.command()
+def schema(
+    name: Annotated[str, typer.Argument(help="answers, images, questions or instructions.")],
+    as_json: Annotated[bool, typer.Option("--json", help="The contract as JSON.")] = False,
+) -> None:
+    """Print the contract of a table: each column's name, type and meaning."""
+    from llava_batch.cli.schema_pages import schema_table
+    from llava_batch.tables import load_contract
+
+    contract = load_contract(name)
+    if as_json:
+        print(json.dumps(contract, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console().print(schema_table(contract))

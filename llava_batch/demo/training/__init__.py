@@ -1,0 +1,1 @@
+"""How the demo model was made: its data, its training, its card. No run needs it."""

@@ -1,0 +1,206 @@
+"""What came of a run: `Summary`, and `_run.json`, which says the same to other programs."""
+
+import json
+import platform
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import ray
+
+from llava_batch import __version__
+from llava_batch.answers.folder import open_answers
+from llava_batch.driver.cluster import Sizing
+from llava_batch.driver.joined import unjoined
+from llava_batch.driver.plan import Plan
+from llava_batch.prepare import thumbnails
+from llava_batch.prompts.questions import Questions
+from llava_batch.storage import without_credentials, write_whole
+from llava_batch.write.committer import Committer, Tally
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "webdataset")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """One run in figures. `run` counts this run alone, `totals` the whole output folder."""
+
+    status: str
+    """`complete`, `stopped` or `dry run`; a complete run may still have failed units."""
+    output: str
+    started_at: str
+    finished_at: str
+    wall_s: float
+    model: str
+    fingerprint: str
+    settings: dict[str, Any]
+    run: dict[str, Any]
+    totals: dict[str, Any]
+    throughput: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    machine: dict[str, Any] = field(default_factory=dict)
+    outlook: dict[str, Any] = field(default_factory=dict)
+    """What was to be done when the run began."""
+
+    def problem(self, max_error_rate: float) -> str | None:
+        """Why the run failed, in a line, or None."""
+        failed = self.run["units_failed"]
+        if failed:
+            name, what = next(iter(failed.items()))
+            return (
+                f"{len(failed)} unit(s) could not be read and are left open, {name} first: {what}; "
+                "the rest is committed; run again to read them"
+            )
+        rows, errors = self.run["rows"], self.run["rows"] - self.run["ok"]
+        if rows and (errors / rows > max_error_rate or errors == rows):
+            codes = ", ".join(f"{n} {code}" for code, n in self.run["errors"].items())
+            return (
+                f"{errors} of {rows} rows are in error ({codes}), more than --max-error-rate "
+                f"{max_error_rate:g} allows; the rest is committed"
+            )
+        return None
+
+
+def summarise(
+    plan: Plan,
+    sizing: Sizing,
+    committer: Committer | None,
+    history: list[tuple[float, int]],
+    started: float,
+    *,
+    status: str,
+    board: Any = None,
+) -> Summary:
+    """Gather the run's figures and, unless it was a dry run, write `_run.json` and the thumbnails."""
+    now = datetime.now(UTC)
+    begun = datetime.fromtimestamp(started, UTC) if committer else now
+    wall_s = (now - begun).total_seconds()
+    tally = committer.tally if committer else Tally()
+    machine = {"platform": platform.platform(), "python": platform.python_version()}
+    summary = Summary(
+        status=status,
+        output=plan.ledger.out.shown,
+        started_at=begun.isoformat(timespec="seconds"),
+        finished_at=now.isoformat(timespec="seconds"),
+        wall_s=round(wall_s, 3),
+        model=plan.job.model,
+        fingerprint=plan.ledger.fingerprint,
+        settings=public_settings(plan),
+        run=_run_counts(plan, tally),
+        totals=_totals(plan),
+        versions=versions(),
+        machine=machine | asdict(sizing),
+        outlook=plan.outlook(),
+    )
+    if committer is None:
+        return summary
+    summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
+    if plan.questions is not None:
+        summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
+    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()))
+    _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
+    return summary
+
+
+def _questions_without_image(plan: Plan, questions: Questions) -> int:
+    """How many of the file's questions joined no image that stands in the output."""
+    if not plan.ledger.records:
+        return len(questions)
+    return unjoined(questions, open_answers(plan.job.output)).num_rows
+
+
+def provenance(plan: Plan) -> dict[str, Any]:
+    """What each table's footer says of how its answers were made."""
+    return {
+        "model": plan.job.model,
+        "commit": plan.checkpoint.commit,
+        "settings": plan.ledger.settings,
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that answers could depend on."""
+    found = {"llava-batch": __version__}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def public_settings(plan: Plan) -> dict[str, Any]:
+    """The job's settings with no credentials in any path."""
+    job = plan.job.settings()
+    shown = {
+        name: without_credentials(job[name])
+        for name in ("output", "model", "questions", "template")
+        if job[name]
+    }
+    return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
+
+
+def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
+    return {
+        "units_answered": tally.units,
+        "units_done_before": plan.num_done,
+        "units_changed": plan.num_changed,
+        "units_failed": dict(tally.failed_units),
+        "images": tally.images,
+        "rows": tally.rows,
+        "ok": tally.rows - tally.num_errors,
+        "errors": dict(tally.errors.most_common()),
+        "images_without_question": tally.images_without_question,
+        "rows_with_several_images": tally.rows_with_several_images,
+        "prompt_tokens": tally.prompt_tokens,
+        "answer_tokens": tally.answer_tokens,
+    }
+
+
+def _totals(plan: Plan) -> dict[str, Any]:
+    records = [r for r in plan.ledger.records.values() if r.fingerprint == plan.ledger.fingerprint]
+    errors: Counter[str] = Counter()
+    for record in records:
+        errors.update(record.errors)
+    rows = sum(r.rows for r in records)
+    return {
+        "units": len(records),
+        "images": sum(r.images for r in records),
+        "rows": rows,
+        "ok": rows - errors.total(),
+        "errors": dict(errors.most_common()),
+    }
+
+
+def _stages(board: Any) -> dict[str, dict[str, float]]:
+    return ray.get(board.stages.remote())
+
+
+def _throughput(
+    tally: Tally,
+    wall_s: float,
+    history: list[tuple[float, int]],
+    stages: dict[str, dict[str, float]],
+) -> dict[str, Any]:
+    seconds = max(wall_s, 1e-9)
+    for counters in stages.values():
+        counters["busy_share"] = counters["busy_s"] / seconds / max(counters["workers"], 1)
+    generate = stages.get("generate", {})
+    slot_steps = generate.get("slot_steps", 0)
+    return {
+        "images_per_s": tally.images / seconds,
+        "answers_per_s": tally.rows / seconds,
+        "answer_tokens_per_s": tally.answer_tokens / seconds,
+        "stages": stages,
+        "slot_occupancy": generate["occupied_slot_steps"] / slot_steps if slot_steps else None,
+        "bottleneck": max(stages, key=lambda s: stages[s]["busy_share"]) if stages else None,
+        "over_time": history,
+    }
+
+
+def _write(plan: Plan, name: str, data: bytes) -> None:
+    out = plan.ledger.out
+    write_whole(out.fs, f"{out.path}/{name}", data)

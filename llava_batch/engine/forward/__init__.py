@@ -1,0 +1,1 @@
+"""Forward: sequences in, logits out. Everything that runs the model."""

@@ -1,0 +1,98 @@
+"""CUDA graphs of the decode step: one for each bucket, all in one memory pool.
+
+A graph replays the kernels that one run of the step launched, on the same addresses; what a step
+returns is therefore the graph's own memory, overwritten by the next step of any bucket. Where capture
+runs out of memory that bucket is run as it is, where it fails otherwise all are.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from llava_batch.engine.device import is_out_of_memory
+from llava_batch.engine.stats import Stats
+
+log = logging.getLogger(__name__)
+
+Key = tuple[int, int]
+"""(slots, key length)."""
+Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Run = Callable[[Key], Outputs]
+
+NUM_WARM_UPS = 2
+"""Runs before a capture: libraries choose kernels and allocate workspaces in the first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captured:
+    """A graph, and where its results lie."""
+
+    graph: Any
+    outputs: Outputs
+
+
+class Graphs:
+    """Captured steps by bucket."""
+
+    def __init__(
+        self,
+        run: Run,
+        idle: Callable[[Key], None],
+        device: torch.device,
+        stats: Stats,
+    ) -> None:
+        """run: the step. idle: sets its inputs so that running it changes nothing of use."""
+        self._run, self._idle = run, idle
+        self._device, self._stats = device, stats
+        self._pool: Any = None
+        self._captured: dict[Key, Captured | None] = {}
+        self._gave_up = False
+
+    @torch.inference_mode()
+    def warm(self, keys: list[Key]) -> None:
+        """Capture these now; the largest first, whose memory the others then share."""
+        for key in keys:
+            self.prepare(key)
+
+    def prepare(self, key: Key) -> None:
+        """Capture a bucket that is new; may overwrite the step's inputs."""
+        if self._gave_up or key in self._captured:
+            return
+        self._captured[key] = None
+        try:
+            self._captured[key] = self._capture(key)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                self._stats.memory_backoffs += 1
+                log.warning("no memory for a graph of %d slots, they decode without", key[0])
+            else:
+                self._gave_up = True
+                log.warning("the decode step cannot be captured, none is from here on: %s", error)
+
+    def run(self, key: Key) -> Outputs:
+        """One step of a bucket, replayed where it was captured."""
+        captured = self._captured.get(key)
+        if captured is None:
+            return self._run(key)
+        captured.graph.replay()
+        return captured.outputs
+
+    def _capture(self, key: Key) -> Captured:
+        """Warm up on a side stream, then capture."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            self._idle(key)
+            for _ in range(NUM_WARM_UPS):
+                self._run(key)
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of the process may allocate meanwhile: only this one's errors count.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            outputs = self._run(key)
+        return Captured(graph=graph, outputs=outputs)

@@ -1,0 +1,121 @@
+"""One decode step over a prefix of the slots, in buffers that stay where they are.
+
+Legend: S slots, b the slots of a bucket, L slot length, V vocabulary. A step works on the slots
+`[0, b)` for the smallest bucket b that covers the highest row at work, so that no K/V is gathered; where
+the kernel reads every slot up to a common length, that length is a bucket too. Slots without a row
+compute on a token that nobody reads. They write it to index L - 1, which holds nothing: a request may
+fill a slot to the brim (see `checks`), but the last token of its last answer is never fed. So no prompt
+that a later request may fork from is touched, and no row is at work there.
+
+The token sampled in one step feeds the next without passing through the host (`keep`); a token that
+only the host knows is handed in. Knows nothing of endings or results in flight.
+"""
+
+from bisect import bisect_left
+
+import numpy as np
+import torch
+
+from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.forward.cuda_graphs import Graphs, Key, Outputs
+from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.passes import Prefix, on_device
+from llava_batch.engine.sequence import Sequence
+from llava_batch.engine.stats import Stats
+
+SPAN = 256
+"""Key lengths are bucketed in multiples of this."""
+FROM_DEVICE = -1
+"""Stands for the token that the step before sampled."""
+
+
+class DecodeBatch:
+    """Static buffers, buckets, and the step over them, captured in graphs or run as it is."""
+
+    def __init__(self, llava: Llava, cache: SlotCache, stats: Stats, *, graphs: bool) -> None:
+        if llava.kernels is None:
+            raise ValueError(f"attention {llava.attention!r} has no decode over a prefix of slots")
+        self.llava, self.cache = llava, cache
+        num_slots = cache.num_slots
+        self.sizes = slot_buckets(num_slots)
+        self.spans = span_buckets(cache.max_tokens, bucketed=llava.kernels.reads_span)
+        self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=llava.device)
+        """What each slot's row sampled last."""
+        self._places = torch.zeros(3, num_slots, dtype=torch.int64, device=llava.device)
+        """Each slot's token or FROM_DEVICE, its position, how many keys it sees."""
+        self._graphs = None
+        if graphs:
+            self._graphs = Graphs(self._run, self._idle, llava.device, stats)
+            self._graphs.warm(self._first_keys())
+
+    def step(self, sequences: list[Sequence]) -> Outputs:
+        """Feed every sequence's newest token -> logits `[b, V]`, best tokens and their log-probability.
+
+        Row s is slot s's. The host's places are on their way when this returns, nothing is waited for.
+        """
+        positions = [len(s.ids) + s.in_flight - 1 for s in sequences]
+        size = bucket(max(s.slot for s in sequences) + 1, self.sizes)
+        span = bucket(max(positions) + 1, self.spans)
+        if self._graphs is not None:
+            self._graphs.prepare((size, span))  # overwrites the places
+        places = self._idle_places(size)
+        for sequence, position in zip(sequences, positions, strict=True):
+            token = FROM_DEVICE if sequence.in_flight else sequence.ids[-1]
+            places[:, sequence.slot] = (token, position, position + 1)
+        self._places[:, :size].copy_(on_device(places, self.llava.device))
+        run = self._run if self._graphs is None else self._graphs.run
+        return run((size, span))
+
+    def keep(
+        self, tokens: torch.Tensor, rows: list[int] | None = None, slots: list[int] | None = None
+    ) -> None:
+        """Note tokens `[N]` as what these slots feed next; row n is slot n's if no rows are given."""
+        if rows is None or slots is None:
+            self._tokens[: len(tokens)].copy_(tokens)
+            return
+        places = on_device(np.array([rows, slots], dtype=np.int64), self.llava.device)
+        self._tokens.index_copy_(0, places[1], tokens.index_select(0, places[0]))
+
+    def _idle_places(self, size: int) -> np.ndarray:
+        places = np.zeros((3, size), dtype=np.int64)
+        places[1], places[2] = self.cache.max_tokens - 1, 1
+        return places
+
+    def _idle(self, key: Key) -> None:
+        """Set the places so that a step changes nothing that is of use."""
+        self._places[:, : key[0]].copy_(on_device(self._idle_places(key[0]), self.llava.device))
+
+    def _run(self, key: Key) -> Outputs:
+        """The step itself: no shape in it depends on anything but the key."""
+        size, span = key
+        given, positions, lengths = self._places[:, :size]
+        tokens = torch.where(given == FROM_DEVICE, self._tokens[:size], given)
+        step = Prefix(positions=positions, lengths=lengths.int(), span=span)
+        embeds = self.llava.embed(tokens[:, None])
+        hidden = self.llava.forward(embeds, positions[:, None], self.cache, step)
+        logits = self.llava.logits(hidden[:, 0])
+        return logits, *self.llava.best_token(logits)
+
+    def _first_keys(self) -> list[Key]:
+        """What is captured at start, the largest first; with spans only that one, for the memory."""
+        largest = [(size, self.spans[-1]) for size in reversed(self.sizes)]
+        return largest if len(self.spans) == 1 else largest[:1]
+
+
+def slot_buckets(num_slots: int) -> list[int]:
+    """1, 2, 4, 8, 16, 24, 32, 48, 64, 96 ... up to `num_slots`, which is always one."""
+    sizes = [1, 2, 4, 8]
+    while sizes[-1] < num_slots:
+        power = 1 << (sizes[-1].bit_length() - 1)
+        sizes.append(power + power // 2 if power >= 16 and sizes[-1] == power else 2 * power)
+    return [size for size in sizes if size < num_slots] + [num_slots]
+
+
+def span_buckets(max_tokens: int, *, bucketed: bool) -> list[int]:
+    """Multiples of SPAN up to `max_tokens`, which is always one; it alone if not `bucketed`."""
+    return [*range(SPAN, max_tokens, SPAN), max_tokens] if bucketed else [max_tokens]
+
+
+def bucket(needed: int, buckets: list[int]) -> int:
+    """The smallest bucket that holds `needed`."""
+    return buckets[bisect_left(buckets, needed)]

@@ -1,0 +1,232 @@
+"""Device work: sequences in, logits out. The only file that runs the model.
+
+Legend: B rows, Q their left-padded length, T their new tokens in all, C hidden size, V vocabulary, S slots.
+Without kernels (`Llava.kernels`) a prefill is left-padded `[B, Q]` and a decode step takes the rows
+that are at work; with kernels a prefill is packed `[1, T]` and a decode step takes a prefix of the slots.
+"""
+
+import logging
+from bisect import bisect_left
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine.device import is_out_of_memory
+from llava_batch.engine.forward.decode_batch import DecodeBatch
+from llava_batch.engine.forward.image_features import Encoder
+from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.passes import Packed, on_device
+from llava_batch.engine.sampling import Scored
+from llava_batch.engine.sequence import Sequence
+from llava_batch.engine.stats import Stats
+
+log = logging.getLogger(__name__)
+
+Prefilled = tuple[list[Sequence], torch.Tensor | None]
+
+
+class Runner:
+    """Runs prefill groups and decode steps over the slots."""
+
+    def __init__(
+        self,
+        llava: Llava,
+        cache: SlotCache,
+        stats: Stats,
+        *,
+        max_prefill_tokens: int,
+        reuse: bool,
+        graphs: bool,
+    ) -> None:
+        self.llava, self.cache, self.stats = llava, cache, stats
+        self.max_prefill_tokens = max_prefill_tokens
+        # Ahead of need only on a card, and no more than one group holds: the memory is planned for it.
+        together = 1 if llava.device.type == "cpu" else max_prefill_tokens // llava.tokens_per_image
+        self.encoder = Encoder(llava, stats, max_images=max(1, together), reuse=reuse)
+        self.batch: DecodeBatch | None = None
+        if llava.kernels is not None:
+            self.batch = DecodeBatch(llava, cache, stats, graphs=graphs)
+
+    def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
+        """Feed all pending tokens, group by group; logits are None for a row that found no memory.
+
+        Logits are `[sum K, V]`, one row's last K = `num_scores` positions after the other's.
+        """
+        waiting, budget = self._groups(sequences), self.max_prefill_tokens
+        while waiting:
+            try:
+                self.encoder.ahead(waiting)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                self.encoder.back_off(error)  # the group encodes its own, or is halved
+            yield from self._prefill(waiting.pop(0))
+            if self.max_prefill_tokens < budget:
+                waiting = self._groups([sequence for group in waiting for sequence in group])
+                budget = self.max_prefill_tokens
+        self.encoder.trim()
+
+    def _groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
+        return groups(sequences, self.max_prefill_tokens, padded=self.llava.kernels is None)
+
+    def _prefill(self, group: list[Sequence]) -> Iterator[Prefilled]:
+        """One group, halved when memory runs out, as are then the groups to come."""
+        try:
+            logits = self._prefill_group(group)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("out of memory in prefill of %d prompts: %s", len(group), error)
+            self.stats.memory_backoffs += 1
+            logits = None
+        if logits is not None or len(group) == 1:
+            yield group, logits
+            return
+        fed = sum(sequence.num_pending for sequence in group)
+        self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, fed // 2))
+        half = len(group) // 2
+        yield from self._prefill(group[:half])
+        yield from self._prefill(group[half:])
+
+    def _prefill_group(self, group: list[Sequence]) -> torch.Tensor:
+        """One pass over a group's pending tokens -> logits `[sum K, V]`."""
+        features = self.encoder.features(group)
+        rows = rows_of(group)
+        shape, ids, positions, places, last = (
+            left_padded(group, rows) if self.llava.kernels is None else in_a_row(group, rows)
+        )
+        device = self.llava.device
+        sent = on_device(np.concatenate([ids, positions, places, last]), device)
+        parts = sent.split([len(ids), len(positions), len(places), len(last)])
+        embeds = self.llava.embed(parts[0].view(shape))
+        if features is not None:
+            embeds.view(-1, embeds.shape[-1]).index_copy_(0, parts[2], features)
+        work = rows if self.llava.kernels is None else Packed.of(rows, device)
+        hidden = self.llava.forward(embeds, parts[1].view(shape), self.cache, work)
+        self.stats.tokens_prefilled += sum(rows.new)
+        self.stats.tokens_padded += len(ids) - sum(rows.new)
+        return self.llava.logits(hidden.flatten(0, 1).index_select(0, parts[3]))
+
+    def decode(self, sequences: list[Sequence]) -> Scored:
+        """Feed the one pending token of every row."""
+        if self.batch is not None:
+            logits, best, logprobs = self.batch.step(sequences)
+            rows = [sequence.slot for sequence in sequences]
+            return Scored(logits=logits, best=best, logprobs=logprobs, rows=rows)
+        places = rows_of(sequences)
+        device = self.llava.device
+        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=device)
+        positions = torch.tensor(places.past, device=device)[:, None]
+        hidden = self.llava.forward(self.llava.embed(ids), positions, self.cache, places)
+        return self.score(self.llava.logits(hidden[:, 0]))
+
+    def keep(
+        self, tokens: torch.Tensor, sequences: list[Sequence], rows: list[int], *, by_slot: bool
+    ) -> None:
+        """Have the next step feed these tokens `[N]`, without asking the host.
+
+        rows: which is whose; with `by_slot` row n is slot n's, as a decode step returns them.
+        """
+        if self.batch is None:
+            raise RuntimeError("a step without kernels takes its tokens from the host")
+        if by_slot:
+            self.batch.keep(tokens)
+        else:
+            self.batch.keep(tokens, rows, [sequence.slot for sequence in sequences])
+
+    def score(self, logits: torch.Tensor) -> Scored:
+        """The most likely token of every row of `[N, V]`, the rows in the sequences' order."""
+        best, logprobs = self.llava.best_token(logits)
+        return Scored(logits=logits, best=best, logprobs=logprobs, rows=list(range(len(logits))))
+
+
+def device_option(name: str, asked: bool | None, llava: Llava) -> bool:
+    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA with kernels of ours.
+
+    Raises:
+        ValueError: asked for where it cannot be had.
+    """
+    if asked is None:
+        return llava.kernels is not None and llava.device.type == "cuda"
+    if asked and llava.kernels is None:
+        raise ValueError(f"{name} cannot be had with attention {llava.attention!r}; give sdpa")
+    if asked and name == "graphs" and llava.device.type != "cuda":
+        raise ValueError(f"graphs are CUDA's, the device is {llava.device.type}; leave them off")
+    return asked
+
+
+def rows_of(sequences: list[Sequence]) -> Rows:
+    """Where each sequence's pending tokens go."""
+    return Rows(
+        slots=tuple(sequence.slot for sequence in sequences),
+        past=tuple(sequence.num_cached for sequence in sequences),
+        new=tuple(sequence.num_pending for sequence in sequences),
+    )
+
+
+def groups(
+    sequences: list[Sequence], max_tokens: int, *, padded: bool = True
+) -> list[list[Sequence]]:
+    """Sequences of like length together, at most `max_tokens` a group, its padding counted."""
+    made: list[list[Sequence]] = []
+    fed = 0
+    for sequence in sorted(sequences, key=lambda s: s.num_pending, reverse=True):
+        # The first of a group is its longest: it sets the padded length.
+        size = made[-1][0].num_pending if made and padded else sequence.num_pending
+        if made and fed + size <= max_tokens:
+            made[-1].append(sequence)
+            fed += size
+        else:
+            made.append([sequence])
+            fed = sequence.num_pending
+    return made
+
+
+Fed = tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Shape of the pass; flat int64: ids, positions, where image tokens stand, which places are scored."""
+
+
+def left_padded(group: list[Sequence], rows: Rows) -> Fed:
+    """A pass of `[B, Q]`: padding stands on the left, with id 0 and position 0.
+
+    Image tokens have id 0 too, their embedding is replaced anyway.
+    """
+    shape = (len(group), rows.length)
+    ids = np.zeros(shape, dtype=np.int64)
+    positions = np.zeros_like(ids)
+    places, last = [], []
+    for row, sequence in enumerate(group):
+        begin = rows.length - rows.new[row]
+        ids[row, begin:] = sequence.pending
+        positions[row, begin:] = np.arange(rows.past[row], rows.past[row] + rows.new[row])
+        found = pending_images(sequence) + begin
+        ids[row, found] = 0
+        places.append(found + row * rows.length)
+        end = (row + 1) * rows.length
+        last.append(np.arange(end - sequence.num_scores, end))
+    return shape, ids.ravel(), positions.ravel(), np.concatenate(places), np.concatenate(last)
+
+
+def in_a_row(group: list[Sequence], rows: Rows) -> Fed:
+    """A pass of `[1, T]`: the rows one behind the other."""
+    ids, positions, places, last = [], [], [], []
+    end = 0
+    for sequence, past, new in zip(group, rows.past, rows.new, strict=True):
+        found = pending_images(sequence)
+        pending = np.asarray(sequence.pending, dtype=np.int64)
+        pending[found] = 0
+        ids.append(pending)
+        positions.append(np.arange(past, past + new))
+        places.append(found + end)
+        end += new
+        last.append(np.arange(end - sequence.num_scores, end))
+    parts = (np.concatenate(part) for part in (ids, positions, places, last))
+    return ((1, end), *parts)  # type: ignore[return-value]
+
+
+def pending_images(sequence: Sequence) -> np.ndarray:
+    """int64: where image tokens stand in what is pending, counted from its beginning."""
+    first = bisect_left(sequence.image_places, sequence.num_cached)
+    return np.asarray(sequence.image_places[first:], dtype=np.int64) - sequence.num_cached

@@ -1,0 +1,1 @@
+"""Kernels: attention over slots for CPU and CUDA, and which of them can be had."""

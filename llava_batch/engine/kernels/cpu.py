@@ -1,0 +1,196 @@
+"""Compiles and calls the fused CPU kernels of native.cpp.
+
+The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
+folder. Where there is no compiler or no AVX-512, `unavailable` says so and the engine runs on torch's
+own kernels. Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from functools import cache as remember
+from pathlib import Path
+
+import torch
+
+from llava_batch.engine.cache import Rows
+
+SOURCE = Path(__file__).with_name("cpu.cpp")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
+COMPILE_TIMEOUT_S = 300
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+NEEDS = {
+    torch.float32: ("avx512f", "avx512bw", "avx512vl", "avx512dq"),
+    torch.bfloat16: ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"),
+}
+
+
+class _Shape(ctypes.Structure):
+    """`Attention` of native.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            *("batch", "heads", "kv_heads", "dim", "length"),
+            *("q_batch", "q_head", "q_token"),
+            *("k_slot", "k_head", "k_token"),
+            *("o_batch", "o_head", "o_token"),
+            *("causal", "window"),
+        )
+    ] + [("scaling", ctypes.c_double)]
+
+
+@remember
+def unavailable(dtype: torch.dtype) -> str | None:
+    """Why the kernels cannot be used for `dtype` on this machine, or None if they can."""
+    if dtype not in NAMES:
+        return f"there are no kernels for {dtype}"
+    missing = [flag for flag in NEEDS[dtype] if flag not in cpu_flags()]
+    if missing:
+        return f"the processor lacks {', '.join(missing)}"
+    try:
+        library()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"the kernels could not be compiled: {error}"
+    return None
+
+
+@remember
+def cpu_flags() -> frozenset[str]:
+    """What the processor can do, as Linux tells it; empty elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    found = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(found.partition(":")[2].split())
+
+
+@remember
+def library() -> ctypes.CDLL:
+    """The compiled kernels, built if they are not there yet.
+
+    The file's name holds a digest of the source, the flags and the processor, so that a changed
+    source or another machine on a shared home never loads a stale one. Needs torch to be loaded
+    first: both then share one OpenMP runtime.
+    """
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+    what = "\0".join([SOURCE.read_text(), *FLAGS, *sorted(cpu_flags())])
+    name = f"native-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
+    target = cache_folder() / name
+    if not target.exists():
+        if compiler is None:
+            raise OSError("no C++ compiler is installed (g++ or clang++)")
+        build(compiler, target)
+    return ctypes.CDLL(str(target))
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/llava_batch, or ~/.cache/llava_batch."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "llava_batch"
+
+
+def build(compiler: str, target: Path) -> None:
+    """Compile to a temporary name and rename: several workers may do so at once."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so")
+    os.close(handle)
+    command = [compiler, *FLAGS, str(SOURCE), "-o", temporary]
+    try:
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
+        )
+        os.replace(temporary, target)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def _call(name: str, tensor: torch.Tensor, *arguments: object) -> None:
+    getattr(library(), f"{name}_{NAMES[tensor.dtype]}")(*arguments)
+
+
+def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+def _row_pointers(rows: Rows) -> tuple[ctypes.c_void_p, ...]:
+    address, stride = rows.array.ctypes.data, rows.array.strides[0]
+    return tuple(ctypes.c_void_p(address + row * stride) for row in range(3))
+
+
+def attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: Rows,
+    *,
+    scaling: float,
+    window: int | None = None,
+    causal: bool = True,
+) -> torch.Tensor:
+    """query `[B, Q, Hq, D]`, key and value `[S, H, L, D]` of any strides -> `[B, Q, Hq, D]`.
+
+    The last dimension must be contiguous, and key and value of the same strides. Rows of padding
+    are zero.
+    """
+    batch, length, heads, dim = query.shape
+    decode = length == 1 and causal
+    make = torch.empty if decode else torch.zeros
+    out = make(query.shape, dtype=query.dtype)
+    shape = _Shape(
+        *(batch, heads, key.shape[1], dim, length),
+        *(query.stride(0), query.stride(2), query.stride(1)),
+        *key.stride()[:3],
+        *(out.stride(0), out.stride(2), out.stride(1)),
+        *(int(causal), window or 0, scaling),
+    )
+    pointers = (_pointer(query), _pointer(key), _pointer(value), _pointer(out))
+    name = "decode" if decode else "prefill"
+    _call(name, query, ctypes.byref(shape), *pointers, *_row_pointers(rows))
+    return out
+
+
+def rope_store(
+    qkv: torch.Tensor,
+    cosine: torch.Tensor,
+    sine: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: Rows,
+    num_heads: int,
+) -> None:
+    """Rotate the queries of `[B, Q, (Hq + 2 H) D]` in place; write its K/V to slots `[S, H, L, D]`."""
+    batch, length, _ = qkv.shape
+    shape = _Shape(batch, num_heads, key.shape[1], key.shape[3], length, 0, 0, 0, *key.stride()[:3])
+    tensors = (qkv, cosine, sine, key, value)
+    _call("rope_store", qkv, ctypes.byref(shape), *map(_pointer, tensors), *_row_pointers(rows))
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
+    """transformers' RMSNorm over the last dimension of a contiguous tensor."""
+    out = torch.empty_like(x)
+    dim = x.shape[-1]
+    sizes = (ctypes.c_int64(x.numel() // dim), ctypes.c_int64(dim), ctypes.c_double(epsilon))
+    _call("rms_norm", x, _pointer(x), _pointer(weight), _pointer(out), *sizes)
+    return out
+
+
+def quick_gelu_(x: torch.Tensor) -> torch.Tensor:
+    """x * sigmoid(1.702 x), in place."""
+    _call("quick_gelu", x, _pointer(x), ctypes.c_int64(x.numel()))
+    return x
+
+
+def best_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """`[B, V]` -> the first highest entry of each row, and its log-probability in float32."""
+    rows, size = logits.shape
+    best = torch.empty(rows, dtype=torch.int64)
+    value, log_sum = torch.empty(rows), torch.empty(rows)
+    sizes = (ctypes.c_int64(rows), ctypes.c_int64(size))
+    outs = (_pointer(best), _pointer(value), _pointer(log_sum))
+    _call("best_token", logits, _pointer(logits), *sizes, *outs)
+    return best, value - log_sum

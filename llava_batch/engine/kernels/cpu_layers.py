@@ -1,0 +1,173 @@
+"""The fast CPU form of a model's layers: the same weights, prepacked, and fused kernels.
+
+transformers' decoder layers stay; the modules inside them that the kernels know are exchanged for
+these, one by one and only where their class is one of those named here, so that any other language
+model still runs, on transformers' own modules. What a module computes is what transformers computes;
+in float32 the tests hold every token against it.
+Legend: B rows, Q left-padded length, C hidden size, Hq and H query and K/V heads, D head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine.kernels import cpu as native
+
+NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
+MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
+ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+
+
+class PackedLinear(nn.Module):
+    """A linear layer whose weight lies as oneDNN wants it; several side by side become one."""
+
+    def __init__(self, *parts: nn.Linear) -> None:
+        super().__init__()
+        weight = torch.cat([part.weight.detach() for part in parts])
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        biases = [part.bias for part in parts]
+        self.bias = None
+        if any(bias is not None for bias in biases):
+            sizes = [part.out_features for part in parts]
+            zeros = [weight.new_zeros(size) for size in sizes]
+            given: list[torch.Tensor] = [
+                zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)
+            ]
+            self.bias = torch.cat(given).detach()
+
+    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
+        """`[..., C]` -> `[..., out]`; `then` is done in the same pass: `none`, or `swish` for SiLU."""
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "")
+
+    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., out]`, each multiplied by `factor` `[..., out]` in the same pass."""
+        multiplied = torch.ops.mkldnn._linear_pointwise.binary
+        return multiplied(x, factor, self.packed, self.bias, "mul")
+
+
+class FusedNorm(nn.Module):
+    """RMSNorm in one pass."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]`."""
+        return native.rms_norm(x, self.weight, self.epsilon)
+
+
+class FusedMLP(nn.Module):
+    """SiLU and the product of gate and up within the products that make them."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gate, self.up = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
+        self.down = PackedLinear(mlp.down_proj)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]`."""
+        return self.down(self.up.times(x, self.gate(x, "swish")))
+
+
+class FusedAttention(nn.Module):
+    """Attention over slots: one product for q, k and v, rotation and cache write in one pass."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = PackedLinear(attention.o_proj)
+        self.layer_idx, self.head_dim = attention.layer_idx, attention.head_dim
+        self.scaling = attention.scaling
+        self.num_heads = attention.q_proj.out_features // attention.head_dim
+        # Qwen2 has it per layer, Mistral in its config, Llama not at all.
+        default = getattr(attention.config, "sliding_window", None)
+        self.window = getattr(attention, "sliding_window", default)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        past_key_values: SlotCache,
+        **_: object,
+    ) -> tuple[torch.Tensor, None]:
+        """`[B, Q, C]` -> `[B, Q, C]`; K/V of the pass are in their slots afterwards."""
+        batch, length, _width = hidden_states.shape
+        layer = past_key_values.slot_layers[self.layer_idx]
+        rows = past_key_values.rows
+        qkv = self.qkv(hidden_states)
+        cosine, sine = position_embeddings
+        native.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
+        query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
+        mixed = native.attend(
+            query, layer.keys, layer.values, rows, scaling=self.scaling, window=self.window
+        )
+        return self.out(mixed.view(batch, length, -1)), None
+
+
+class FusedClipAttention(nn.Module):
+    """The tower's attention, over all of an image's patches."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = PackedLinear(attention.out_proj)
+        self.scaling, self.head_dim = attention.scale, attention.head_dim
+
+    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object):
+        """`[N, T, C]` -> `[N, T, C]`."""
+        batch, length, width = hidden_states.shape
+        qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
+        mixed = native.attend(
+            query,
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            every,
+            scaling=self.scaling,
+            causal=False,
+        )
+        return self.out(mixed.view(batch, length, width)), None
+
+
+class FusedClipMLP(nn.Module):
+    """The tower's feed-forward with quick-GELU in place."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = PackedLinear(mlp.fc1), PackedLinear(mlp.fc2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]`."""
+        return self.fc2(native.quick_gelu_(self.fc1(x)))
+
+
+def fuse(model: Any) -> None:
+    """Exchange what the kernels know, in a LlavaForConditionalGeneration on CPU."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            fused = _fused(child)
+            if fused is not None:
+                setattr(module, name, fused)
+
+
+def _fused(module: nn.Module) -> nn.Module | None:
+    """The fused form of a module, or None to keep it and look into it."""
+    kind: Any = type(module).__name__
+    part: Any = module
+    if kind in NORMS:
+        return FusedNorm(part)
+    if kind in MLPS and part.config.hidden_act == "silu":
+        return FusedMLP(part)
+    if kind in ATTENTIONS and part.head_dim % 16 == 0:
+        return FusedAttention(part)
+    if kind == "CLIPAttention" and part.head_dim % 16 == 0:
+        return FusedClipAttention(part)
+    if kind == "CLIPMLP" and part.config.hidden_act == "quick_gelu":
+        return FusedClipMLP(part)
+    if type(module) is nn.Linear:
+        return PackedLinear(module)
+    return None

@@ -1,0 +1,1 @@
+"""The model: one file for each family, and how it is loaded, sized and quantized."""

@@ -1,0 +1,1 @@
+"""Generate: prepared rows → answer rows, on the actors that hold the engine. The third stage."""

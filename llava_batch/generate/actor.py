@@ -1,0 +1,189 @@
+"""Generate: prepared rows → answer rows. The only file where Ray meets the engine.
+
+The actor is asynchronous: Ray hands it several batches at once, all of them feed one engine that
+steps in a thread of its own, so the engine never drains between batches. A row that is in error
+already passes through; each other row becomes one answer row for each of its asks and samples.
+"""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llava_batch.checkpoint import Checkpoint
+from llava_batch.engine import Completion, Engine, Request
+from llava_batch.engine.model.llava import end_tokens
+from llava_batch.errors import RowError
+from llava_batch.generate.answer_rows import (
+    Row,
+    body,
+    failed,
+    generated_schema,
+    head,
+    row_id,
+    without_asks,
+)
+from llava_batch.generate.engine_thread import EngineLoop
+from llava_batch.generate.json_schema import Constraint
+from llava_batch.generate.shared_lock import Gate
+from llava_batch.job import Job
+from llava_batch.read.columns import KEEP
+from llava_batch.workers import process as heap
+from llava_batch.workers.counters import Reporter
+from llava_batch.workers.crash_guard import Attempts
+
+
+class Generate:
+    """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
+
+    def __init__(self, job: Job, board: Any, num_threads: int) -> None:
+        self._job = job
+        self._num_threads = num_threads
+        self._checkpoint = checkpoint = Checkpoint.find(job)
+        self._choices = tuple(self._choice_ids(choice) for choice in job.choices)
+        self._loop = EngineLoop(self._load, stall_timeout_s=job.stall_timeout_s)
+        engine = self._loop.engine
+        self._constraint = (
+            Constraint(
+                job.json_schema,
+                checkpoint.tokenizer,
+                vocab_size=engine.llava.vocab_size,
+                end_tokens=end_tokens(engine.llava.model),
+            )
+            if job.json_schema
+            else None
+        )
+        self._attempts = Attempts(board, "generate", job.max_tries)
+        self._reporter = Reporter(board, "generate")
+        self._gate = Gate()
+        heap.freeze()
+
+    def _load(self) -> Engine:
+        import torch
+
+        torch.set_num_threads(self._num_threads)
+        job = self._job
+        return Engine.load(
+            self._checkpoint.folder,
+            dtype=job.dtype,
+            slots=job.slots or "auto",
+            attention=job.attention,
+            quantization=job.quantization,
+        )
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        kept = [f for f in table.schema if f.name.startswith(KEEP)]
+        rows = table.drop_columns(["pixels"]).to_pylist()
+        pixels = [
+            _as_array(table["pixels"][i], row["shape"]) if row["shape"] else None
+            for i, row in enumerate(rows)
+        ]
+        answered = await self._answers(rows, pixels)
+        self._report(len(rows))
+        flat = []
+        for row, answers in zip(rows, answered, strict=True):
+            beside = {field.name: row[field.name] for field in kept}
+            flat += [answer | beside for answer in answers]
+        return pa.Table.from_pylist(flat, schema=generated_schema(kept))
+
+    async def _answers(self, rows: list[Row], pixels: list[np.ndarray | None]) -> list[list[Row]]:
+        async with self._gate.shared():
+            if await asyncio.to_thread(self._attempts.is_clean, rows):
+                answered = await asyncio.gather(*map(self._answer, rows, pixels))
+                self._attempts.done(rows)
+                return answered
+        return [await self._careful(*pair) for pair in zip(rows, pixels, strict=True)]
+
+    async def _careful(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
+        """A row that was in hand when a worker died: no other row is in hand beside it."""
+        async with self._gate.alone():
+            if not await asyncio.to_thread(self._attempts.may_try, row):
+                row = row | self._attempts.verdict()
+            answers = await self._answer(row, pixels)
+            self._attempts.done([row])
+            return answers
+
+    def _report(self, num_rows: int) -> None:
+        stats = self._loop.engine.stats
+        self._reporter.add(
+            num_rows,
+            busy_s=self._loop.busy_s,
+            steps=stats.steps,
+            slot_steps=stats.slot_steps,
+            occupied_slot_steps=stats.occupied_slot_steps,
+            images_encoded=stats.images_encoded,
+            tokens_prefilled=stats.tokens_prefilled,
+            memory_backoffs=stats.memory_backoffs,
+        )
+
+    async def _answer(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
+        """The answer rows of one image, or the one row of a unit's end."""
+        asks = row["asks"] or []
+        if row["end"] or not asks:
+            return [without_asks(row)]
+        num_samples = self._job.num_samples
+        per_ask = await asyncio.gather(*(self._ask(row, ask, pixels) for ask in asks))
+        answers = [
+            head(row, ask, sample, num_samples) | answer
+            for ask, samples in zip(asks, per_ask, strict=True)
+            for sample, answer in enumerate(samples)
+        ]
+        count = {"siblings": len(answers)}
+        return [answer | {"position": i} | count for i, answer in enumerate(answers)]
+
+    async def _ask(self, row: Row, ask: Row, pixels: np.ndarray | None) -> list[Row]:
+        """What the answers fill in for one ask, once for each sample."""
+        num_samples = self._job.num_samples
+        for source in (row, ask):
+            if source["error_code"]:
+                return [failed(source["error_code"], source["error_message"])] * num_samples
+        request = self._request(row, ask, pixels)
+        completions = await self._loop.answer(request)
+        problem = getattr(request.logits_processor, "problem", None)
+        if problem:
+            return [failed(RowError.ENGINE_FAILED, f"the JSON schema: {problem}")] * num_samples
+        by_sample: list[list[Completion]] = [[] for _ in range(num_samples)]
+        for completion in sorted(completions, key=lambda c: c.turn):
+            by_sample[completion.sample].append(completion)
+        return [body(ask, turns, [self._text(c) for c in turns]) for turns in by_sample]
+
+    def _request(self, row: Row, ask: Row, pixels: np.ndarray | None) -> Request:
+        job = self._job
+        first, *further = ask["token_ids"]
+        return Request(
+            id=row_id(row, ask["question_id"]),
+            pixels=pixels,
+            prompt_ids=first,
+            turns=tuple(further),
+            max_new_tokens=job.max_new_tokens,
+            min_new_tokens=job.min_new_tokens,
+            temperature=job.temperature,
+            top_p=job.top_p,
+            top_k=job.top_k,
+            repetition_penalty=job.repetition_penalty,
+            stop=job.stop,
+            seed=job.seed,
+            num_samples=job.num_samples,
+            choices=self._choices,
+            logits_processor=self._constraint.processor() if self._constraint else None,
+        )
+
+    def _choice_ids(self, choice: str) -> tuple[int, ...]:
+        """A choice as the model would say it: after a blank, closed by the end token."""
+        tokenizer = self._checkpoint.tokenizer
+        lead = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
+        ids = tokenizer(f"ASSISTANT: {choice}", add_special_tokens=False).input_ids
+        return (*ids[len(lead) :], tokenizer.eos_token_id)
+
+    def _text(self, completion: Completion) -> str:
+        if completion.choice is not None:
+            return self._job.choices[completion.choice]
+        if completion.text is not None:
+            return completion.text
+        return self._checkpoint.decode(completion.token_ids)
+
+
+def _as_array(pixels: pa.Scalar, shape: list[int]) -> np.ndarray:
+    """uint8 `[N, 3, H, W]`, a view of the Arrow buffer."""
+    return np.frombuffer(pixels.as_buffer(), dtype=np.uint8).reshape(shape)

@@ -1,0 +1,100 @@
+"""Answer rows: what the answers table says of one image, made from what was asked and completed.
+
+Pure functions over plain dicts; the columns are those of `schemas/answers.json`, beside them the
+bookkeeping that whoever gathers a unit's rows needs.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from llava_batch.engine.request import Completion
+from llava_batch.errors import RowError
+from llava_batch.read.row import escaped
+from llava_batch.tables import load_schema
+
+BOOKKEEPING = pa.schema(
+    [
+        pa.field("ordinal", pa.int64()),
+        pa.field("position", pa.int32()),
+        pa.field("siblings", pa.int32()),
+        pa.field("end", pa.bool_()),
+    ]
+)
+"""The image's place in its unit, the row's place among the `siblings` rows of that image (0 siblings:
+nothing was asked of it), and whether this is the unit's end row."""
+
+_ENGINE_CODES = {
+    "prompt_too_long": RowError.PROMPT_TOO_LONG,
+    "bad_prompt": RowError.BAD_PROMPT,
+    "out_of_memory": RowError.OUT_OF_MEMORY,
+    "non_finite": RowError.ENGINE_FAILED,
+}
+
+Row = dict[str, Any]
+
+
+def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
+    """The answers' columns (nullable here), bookkeeping, and the kept columns."""
+    answers = [pa.field(f.name, f.type) for f in load_schema("answers")]
+    return pa.schema([*answers, *BOOKKEEPING, *keep])
+
+
+def row_id(row: Row, question_id: str | None) -> str:
+    """`<unit>/<key>` with the key escaped, its mark, and `#<question_id>` where there is one."""
+    base = f"{row['unit']}/{escaped(row['key'])}{row['mark'] or ''}"
+    return base if question_id is None else f"{base}#{escaped(question_id)}"
+
+
+def head(row: Row, ask: Row, sample: int, num_samples: int) -> Row:
+    """The columns that say which image and question an answer belongs to."""
+    ident = row_id(row, ask["question_id"])
+    names = ("unit", "key", "num_images", "image_sha256", "width", "height", "ordinal", "end")
+    return {
+        "id": ident if num_samples == 1 else f"{ident}~{sample}",
+        "question_id": ask["question_id"],
+        **{name: row[name] for name in names},
+    }
+
+
+def without_asks(row: Row) -> Row:
+    """The end row of a unit, or the row of an image of which nothing was asked."""
+    names = ("unit", "ordinal", "end", "error_code", "error_message")
+    return {**{name: row[name] for name in names}, "position": 0, "siblings": 0}
+
+
+def failed(code: str | None, message: str | None) -> Row:
+    return {"status": "error", "error_code": code, "error_message": message}
+
+
+def body(ask: Row, turns: Sequence[Completion], texts: Sequence[str]) -> Row:
+    """The columns that answers fill, from each turn's completion and its text, in order."""
+    broken = next((c for c in turns if c.finish_reason == "error"), None)
+    if broken is not None:
+        code = _ENGINE_CODES.get(broken.error_code or "", RowError.ENGINE_FAILED)
+        return failed(code.value, broken.error)
+    told = [
+        {
+            "question": question,
+            "answer": text.strip(),
+            "finish_reason": c.finish_reason,
+            "answer_tokens": len(c.token_ids),
+            "mean_logprob": _logprob(c),
+        }
+        for question, text, c in zip(ask["questions"], texts, turns, strict=True)
+    ]
+    prompt, num_tokens = ask["segments"][0], len(ask["token_ids"][0])
+    for i, segment in enumerate(ask["segments"][1:]):
+        prompt += texts[i] + segment
+        num_tokens += len(turns[i].token_ids) + len(ask["token_ids"][i + 1])
+    last = {name: value for name, value in told[-1].items() if name != "question"}
+    return {"turns": told, "prompt": prompt, "prompt_tokens": num_tokens, "status": "ok", **last}
+
+
+def _logprob(completion: Completion) -> float | None:
+    """The answer's mean log-probability; of a choice, the logarithm of its share among the choices."""
+    if completion.probability is not None:
+        return math.log(completion.probability) if completion.probability > 0 else -math.inf
+    return completion.mean_logprob

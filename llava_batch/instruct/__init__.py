@@ -1,0 +1,1 @@
+"""Instruction data: answers filtered into conversations, and exported as trainers read them."""

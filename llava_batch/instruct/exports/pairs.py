@@ -1,0 +1,172 @@
+"""Pairs of an image and what was said about it, unit by unit, in the order of the input."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from llava_batch.answers.folder import Answers, open_answers
+from llava_batch.errors import UsageError
+from llava_batch.instruct.conversations import conversation
+from llava_batch.storage import Location, locate
+
+if TYPE_CHECKING:
+    from llava_batch.read.find import Unit
+
+Images = Callable[[str], Iterable[tuple[str, bytes]]]
+"""unit name -> (image id, encoded bytes) of its images, in its order. The image id is what all ids of
+answers about it begin with: `<unit>/<key>`, as in the answers table."""
+
+_SIGNATURES = {
+    b"\xff\xd8\xff": "jpg",
+    b"\x89PNG": "png",
+    b"GIF8": "gif",
+    b"BM": "bmp",
+    b"II*\0": "tif",
+    b"MM\0*": "tif",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """One conversation about an image; `answer` is its last."""
+
+    id: str
+    conversations: list[dict[str, str]]
+    answer: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One image and all that was said about it, in the order of the answers. `mark` is what the
+    reader put behind a key that the unit holds twice (`%dup2`); mostly empty."""
+
+    unit: str
+    key: str
+    mark: str
+    image: bytes
+    said: list[Said]
+
+    @property
+    def extension(self) -> str:
+        """The image's kind, from its first bytes; else the key's extension; else `img`."""
+        if self.image[:4] == b"RIFF" and self.image[8:12] == b"WEBP":
+            return "webp"
+        for signature, extension in _SIGNATURES.items():
+            if self.image.startswith(signature):
+                return extension
+        _, dot, extension = self.key.rpartition("/")[2].rpartition(".")
+        return extension.lower() if dot and extension.isalnum() else "img"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """The answers, or kept instructions, of a folder, with their images."""
+
+    answers: Answers
+    images: Images
+
+    @classmethod
+    def open(cls, folder: str, images: Images) -> "Pairs":
+        """Raises UsageError where the folder holds neither answers nor instructions."""
+        return cls(answers=open_answers(folder), images=images)
+
+    def units(self) -> Iterator[tuple[str, Iterator[Pair]]]:
+        """Each table's name without its extension (the unit's), with its pairs; a unit with nothing
+        to export has none.
+
+        Raises:
+            UsageError: an answer whose image is not among the unit's images.
+        """
+        for name, rows in self.answers.tables(self._columns()):
+            yield name.rpartition(".")[0], self._pairs(rows)
+
+    def _columns(self) -> list[str]:
+        made = "conversations" in self.answers.schema.names
+        return ["id", "unit", "key", "status", "conversations" if made else "turns"]
+
+    def _pairs(self, rows: Iterable[dict[str, Any]]) -> Iterator[Pair]:
+        said: dict[str, dict[str, tuple[str, list[Said]]]] = {}
+        for row in rows:
+            if row["status"] in ("ok", "kept"):
+                images = said.setdefault(row["unit"], {})
+                _, about = images.setdefault(image_id(row["id"], row["unit"]), (row["key"], []))
+                about.append(_said(row))
+        for unit, wanted in said.items():
+            for name, image in self.images(unit):
+                if name in wanted:
+                    key, about = wanted.pop(name)
+                    mark = name[len(unit) + 1 + len(_escaped(key)) :]
+                    yield Pair(unit=unit, key=key, mark=mark, image=image, said=about)
+            if wanted:
+                raise UsageError(
+                    f"{len(wanted)} answers of unit {unit} have no image in the input (the first: "
+                    f"{next(iter(wanted))}); give the input that the answers were made from"
+                )
+
+
+def image_id(id: str, unit: str) -> str:
+    """The image's part of an answer's id: without question and sample (a key's own `#` and `~` are
+    escaped in it; a unit's are not)."""
+    rest = id[len(unit) :]
+    return unit + rest.split("#", 1)[0].split("~", 1)[0]
+
+
+def _escaped(key: str) -> str:
+    return key.replace("%", "%25").replace("#", "%23").replace("~", "%7E")
+
+
+def _said(row: dict[str, Any]) -> Said:
+    turns = row["conversations"] if "conversations" in row else conversation(row["turns"])
+    return Said(id=row["id"], conversations=turns, answer=turns[-1]["value"])
+
+
+def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
+              key_column: str | None = None, max_image_bytes: int = 256 * 2**20) -> Images:  # fmt: skip
+    """The images of a run's units, read again from its input. Of several images in one row the
+    first is given."""
+    from llava_batch.generate.answer_rows import row_id
+    from llava_batch.job import Job
+    from llava_batch.read.source import Reading, read_rows
+
+    job = Job(image_column=image_column, key_column=key_column, max_image_bytes=max_image_bytes)
+    reading = Reading.of(job, (), pa.schema([]))
+    by_name = {unit.name: unit for unit in units}
+
+    def images(name: str) -> Iterator[tuple[str, bytes]]:
+        if name not in by_name:
+            raise UsageError(f"--input: has no unit {name}, of which there are answers")
+        for row in read_rows(by_name[name], reading):
+            key = row.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            if row.images:
+                yield row_id({"unit": name, "key": key, "mark": row.mark}, None), row.images[0]
+
+    return images
+
+
+@contextmanager
+def whole_file(text: str) -> Iterator[pa.NativeFile]:
+    """A stream to a file that is there once all of it was written: under another name until then
+    on a disk; an object store shows a file only when it is complete."""
+    location = locate(text)
+    local = isinstance(location.fs, pafs.LocalFileSystem)
+    folder, _, name = location.path.rpartition("/")
+    path = f"{folder}/_tmp-{name}" if local else location.path
+    if local:
+        location.fs.create_dir(folder, recursive=True)
+    try:
+        with location.fs.open_output_stream(path) as stream:
+            yield stream
+    except BaseException:
+        _delete(location, path)
+        raise
+    if local:
+        location.fs.move(path, location.path)
+
+
+def _delete(location: Location, path: str) -> None:
+    if location.fs.get_file_info(path).type == pafs.FileType.File:
+        location.fs.delete_file(path)

@@ -1,0 +1,204 @@
+"""Prepare: encoded bytes → uint8 pixels, and questions → token ids, on CPU actors.
+
+One image row in, one row out, in order, end rows passed through. What is wrong with an image or a
+prompt becomes the row's error; its neighbours never notice. Pixels leave as uint8, a quarter of the
+float32 that the model wants; the generating side rescales and normalises.
+"""
+
+import faulthandler
+import hashlib
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from llava_batch.checkpoint import Checkpoint
+from llava_batch.errors import RowError
+from llava_batch.generate.answer_rows import row_id
+from llava_batch.job import Job
+from llava_batch.prepare.pixels import (
+    BadImage,
+    check_canvas,
+    configure_pillow,
+    decode,
+    expand_to_square,
+)
+from llava_batch.prepare.thumbnails import Thumbnails
+from llava_batch.prompts.asks import Ask, Lookup, asks_of
+from llava_batch.prompts.recipe import Recipe
+from llava_batch.prompts.templates import BadPrompt, place_images, unguarded
+from llava_batch.read.columns import KEEP
+from llava_batch.workers import process as heap
+from llava_batch.workers.counters import Reporter
+from llava_batch.workers.crash_guard import Attempts
+
+ASK = pa.struct(
+    [
+        ("question_id", pa.string()),
+        ("questions", pa.list_(pa.string())),
+        ("segments", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.list_(pa.int32()))),
+        ("error_message", pa.string()),
+        ("error_code", pa.string()),
+    ]
+)
+"""One ask: its turns as texts, the conversation's segments as text and as token ids."""
+
+PREPARED = pa.schema(
+    [
+        pa.field("unit", pa.string()),
+        pa.field("ordinal", pa.int64()),
+        pa.field("end", pa.bool_()),
+        pa.field("key", pa.string()),
+        pa.field("mark", pa.string()),
+        pa.field("num_images", pa.int32()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("pixels", pa.large_binary()),
+        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("asks", pa.list_(ASK)),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+"""What leaves: `pixels` are the bytes of a uint8 `[N, 3, H, W]` array of this `shape`."""
+
+_PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "error_code", "error_message")
+
+
+class Prepare:
+    """The Ray Data actor: a table of `images` rows in, a table of PREPARED rows out."""
+
+    def __init__(
+        self,
+        job: Job,
+        board: Any,
+        lookup: Lookup | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
+        self._job = job
+        self._checkpoint = checkpoint = Checkpoint.find(job)
+        self._lookup, self._recipe = lookup, recipe
+        self._attempts = Attempts(board, "prepare", job.max_tries)
+        self._reporter = Reporter(board, "prepare")
+        self._thumbnails = Thumbnails(board)
+        self._render = checkpoint.renderer(job.template)
+        self._pad = job.image_aspect == "pad" or (job.image_aspect == "auto" and checkpoint.pads)
+        size = checkpoint.image_processor.size
+        self._shortest_edge = size.get("shortest_edge")
+        heap.freeze()
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
+        rows = columns.to_pylist()
+        with self._reporter.busy(len(rows)):
+            made = self._rows(rows)
+            self._thumbnails.hand_in()
+        prepared = pa.Table.from_pylist(made, schema=PREPARED)
+        for name in table.schema.names:
+            if name.startswith(KEEP):
+                prepared = prepared.append_column(table.schema.field(name), table[name])
+        return prepared
+
+    def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self._attempts.is_clean(rows):
+            made = [self._watched(row) for row in rows]
+            self._attempts.done(rows)
+            return made
+        return [self._careful(row) for row in rows]
+
+    def _careful(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row that was in hand when a worker died, by itself."""
+        if not self._attempts.may_try(row):
+            row = row | self._attempts.verdict()
+        made = self._watched(row)
+        self._attempts.done([row])
+        return made
+
+    def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
+        # A timer in C: it ends the process even where a decoder never comes back.
+        faulthandler.dump_traceback_later(self._job.stall_timeout_s, exit=True)
+        try:
+            return self.row(row)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+    def row(self, row: dict[str, Any]) -> dict[str, Any]:
+        """One `images` row as a PREPARED row (both as dicts)."""
+        out = {name: row[name] for name in _PASSED_ON}
+        out["num_images"] = len(row["images"] or ())
+        if row["end"]:
+            return out
+        num_tokens = 0
+        if row["images"]:
+            out["image_sha256"] = hashlib.sha256(row["images"][0]).hexdigest()
+        if row["images"] and not row["error_code"]:
+            try:
+                num_tokens = self._put_pixels(row["images"], out)
+            except BadImage as error:
+                out |= {"error_code": error.code.value, "error_message": str(error)}
+            except MemoryError:
+                what = "not enough memory to resize it"
+                out |= {"error_code": RowError.IMAGE_TOO_LARGE.value, "error_message": what}
+        columns = json.loads(row["columns"]) if row["columns"] else {}
+        out["asks"] = [
+            self._ask(ask, out, num_tokens)
+            for ask in asks_of(
+                self._job,
+                row["unit"],
+                row["key"],
+                columns,
+                self._checkpoint.guards,
+                lookup=self._lookup,
+                sha256=out.get("image_sha256"),
+                recipe=self._recipe,
+            )
+        ]
+        return out
+
+    def _put_pixels(self, images: list[bytes], out: dict[str, Any]) -> int:
+        """Decode and process `images` into `out`; returns the image tokens of one image."""
+        arrays = []
+        for number, data in enumerate(images):
+            image = decode(data, self._job.max_pixels)
+            if number == 0:
+                out["width"], out["height"] = image.size
+                self._thumbnails.consider(row_id(out, None), image)
+            check_canvas(*image.size, self._pad, self._shortest_edge, self._job.max_pixels)
+            if self._pad:
+                image = expand_to_square(image, self._checkpoint.background)
+            arrays.append(self._checkpoint.pixels(image))
+        pixels = np.stack(arrays)
+        out["pixels"], out["shape"] = pixels.tobytes(), list(pixels.shape)
+        return self._checkpoint.num_image_tokens(*pixels.shape[2:])
+
+    def _ask(self, ask: Ask, row: dict[str, Any], num_image_tokens: int) -> dict[str, Any]:
+        made: dict[str, Any] = {
+            "question_id": ask.question_id,
+            "questions": [*map(unguarded, ask.turns)],
+        }
+        if row["error_code"]:  # nobody will be asked; and the row may be one that kills
+            return made
+        try:
+            if ask.problem:
+                raise BadPrompt(ask.problem)
+            turns = place_images(ask.turns, max(row["num_images"], 1))
+            segments = self._render(turns, self._job.system)
+            made["segments"] = [unguarded(s) for s in segments]
+            made["token_ids"] = [
+                self._token_ids(s, i, num_image_tokens) for i, s in enumerate(segments)
+            ]
+        except BadPrompt as error:
+            made |= {"error_code": RowError.BAD_PROMPT.value, "error_message": str(error)}
+        return made
+
+    def _token_ids(self, segment: str, number: int, num_image_tokens: int) -> list[int]:
+        """The segment's ids, each image token as often as the image has patches."""
+        image_token = self._checkpoint.image_token_id
+        ids: list[int] = []
+        for token in self._checkpoint.encode(segment, first=number == 0):
+            ids += [image_token] * num_image_tokens if token == image_token else [token]
+        return ids

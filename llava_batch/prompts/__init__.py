@@ -1,0 +1,1 @@
+"""What is asked of an image, and the exact text and token ids that it becomes. Text only."""

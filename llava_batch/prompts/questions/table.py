@@ -1,0 +1,176 @@
+"""The table of questions, sorted by join key, and what is asked of one image."""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llava_batch.errors import UsageError
+from llava_batch.prompts.questions.formats import Record, read_records
+from llava_batch.prompts.questions.join import closeness, join_key
+from llava_batch.storage import locate
+from llava_batch.tables import load_schema
+
+_BATCH_ROWS = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One question of an image; `row` is its place in `Questions.table`."""
+
+    question_id: str
+    text: str
+    category: str | None
+    row: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """All questions of a file. `table` has the columns of the `questions` schema; `joins` (the
+    join keys, ascending) and `categories` stand beside it row for row. `notes` are sentences for
+    the person who gave the file. Pickles without copying its buffers."""
+
+    table: pa.Table
+    joins: pa.StringArray
+    categories: pa.StringArray
+    notes: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def of(
+        self, *, unit: str, key: str, names: Sequence[str] = (), sha256: str | None = None
+    ) -> list[Question]:
+        """The questions of one image, in the file's order; empty where nothing joins.
+
+        `names` are further names that the image goes by (such as its `url` column); `sha256`, the
+        hash of its encoded bytes, finds questions that brought the image itself.
+        """
+        shas = [] if sha256 is None else [f"sha256:{sha256}"]
+        rows = {row for name in (key, *names, *shas) for row in self._closest(unit, name)}
+        found = [self._question(row) for row in rows]
+        return [question for _, question in sorted(found, key=lambda pair: pair[0])]
+
+    def unmatched(self, matched: Iterable[int]) -> pa.Table:
+        """The rows of `table` whose number is not among `matched` (the `row`s that `of` gave)."""
+        seen = bytearray(len(self))
+        for row in matched:
+            seen[row] = 1
+        return self.table.filter(pa.array([not flag for flag in seen], pa.bool_()))
+
+    def _closest(self, unit: str, name: str) -> list[int]:
+        """The rows closest to the image among those that share its join key."""
+        try:
+            key = join_key(name)
+        except ValueError:  # such as an empty `url`: the image goes by its other names
+            return []
+        start = bisect_left(self.joins, key, key=pa.StringScalar.as_py)
+        stop = bisect_right(self.joins, key, lo=start, key=pa.StringScalar.as_py)
+        images = self.table["image"].slice(start, stop - start).to_pylist()
+        ranks = [closeness(image, unit, name) for image in images]
+        best = max((rank for rank in ranks if rank is not None), default=None)
+        return [start + i for i, rank in enumerate(ranks) if rank is not None and rank == best]
+
+    def _question(self, row: int) -> tuple[int, Question]:
+        fields = self.table.slice(row, 1).to_pylist()[0]
+        question = Question(
+            question_id=fields["question_id"],
+            text=fields["text"],
+            category=self.categories[row].as_py(),
+            row=row,
+        )
+        return fields["order"], question
+
+
+def read_questions(path: str) -> Questions:
+    """Read a questions file (a local path or a URI) of any kind that `formats` knows.
+
+    An id that several questions of one image share (LLaVA's files for TextVQA and MME use the
+    image's name) is made unique by `:2`, `:3` … in the file's order.
+
+    Raises:
+        UsageError: the file, the line, and what is wrong with it; or a file without questions.
+    """
+    location = locate(path)
+    notes: set[str] = set()
+    records = read_records(location, notes)
+    batches = list(_batches(records, location.shown, notes))
+    if not batches:
+        raise UsageError(f"{location.shown}: holds no question about an image")
+    table = _with_unique_ids(pa.Table.from_batches(batches))
+    table = table.take(pc.sort_indices(table, [("join", "ascending"), ("order", "ascending")]))
+    return Questions(
+        table=table.select(load_schema("questions").names).cast(load_schema("questions")),
+        joins=_one_chunk(table["join"]),
+        categories=_one_chunk(table["category"]),
+        notes=tuple(sorted(notes)),
+    )
+
+
+_READ_SCHEMA = pa.schema(
+    [
+        ("question_id", pa.string()),
+        ("image", pa.string()),
+        ("text", pa.string()),
+        ("order", pa.int64()),
+        ("category", pa.string()),
+        ("join", pa.string()),
+    ]
+)
+
+
+def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator[pa.RecordBatch]:
+    """Record batches of a bounded number of rows, so that few questions are Python objects."""
+    rows: list[tuple[str, str, str, int, str | None, str]] = []
+    without_image = 0
+    for order, record in enumerate(records):
+        if record.image is None:
+            without_image += 1
+            continue
+        try:
+            join = join_key(record.image)
+        except ValueError as error:
+            raise UsageError(f"{shown}, question {record.question_id}: {error}") from None
+        image = join if record.image.startswith("data:") else record.image
+        rows.append((record.question_id, image, record.text, order, record.category, join))
+        if len(rows) == _BATCH_ROWS:
+            yield _batch(rows)
+            rows = []
+    if rows:
+        yield _batch(rows)
+    if without_image:
+        notes.add(f"{without_image} questions have no image and were left out")
+
+
+def _batch(rows: list[tuple[str, str, str, int, str | None, str]]) -> pa.RecordBatch:
+    columns = zip(*rows, strict=True)
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, _READ_SCHEMA, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=_READ_SCHEMA)
+
+
+def _with_unique_ids(table: pa.Table) -> pa.Table:
+    groups = table.group_by(["join", "question_id"], use_threads=False).aggregate(
+        [("order", "count"), ("order", "list")]
+    )
+    shared = groups.filter(pc.greater(groups["order_count"], 1))
+    if not shared.num_rows:
+        return table
+    places = {
+        order: place
+        for orders in shared["order_list"].to_pylist()
+        for place, order in enumerate(sorted(orders), 1)
+    }
+    ids = [
+        f"{question_id}:{places[order]}" if places.get(order, 1) > 1 else question_id
+        for question_id, order in zip(
+            table["question_id"].to_pylist(), table["order"].to_pylist(), strict=True
+        )
+    ]
+    return table.set_column(0, "question_id", pa.array(ids, pa.string()))
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    combined = column.combine_chunks()
+    return combined.chunk(0) if isinstance(combined, pa.ChunkedArray) else combined

@@ -1,0 +1,54 @@
+"""A run of loose image files → rows; the columns are those of a `.json` or `.txt` beside the image."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from llava_batch.errors import RowError
+from llava_batch.read.row import Row, missing
+from llava_batch.storage import read_bytes
+
+
+def read_files(
+    fs: pafs.FileSystem,
+    folder: str,
+    members: tuple[str, ...],
+    *,
+    with_columns: bool,
+    max_image_bytes: int,
+) -> Iterator[Row]:
+    """One row for each member, in order; a file that cannot be read is a row in error."""
+    for name in members:
+        path = f"{folder}/{name}"
+        columns = _columns(fs, path) if with_columns else {}
+        try:
+            info = fs.get_file_info(path)
+            if info.type == pafs.FileType.NotFound:
+                yield missing(name, "the file is no longer there", columns)
+            elif info.size > max_image_bytes:
+                what = f"{info.size} bytes, the limit is {max_image_bytes} (--max-image-bytes)"
+                yield Row(key=name, columns=columns, error=(RowError.IMAGE_TOO_LARGE, what))
+            elif data := read_bytes(fs, path):
+                yield Row(key=name, images=(data,), columns=columns)
+            else:
+                yield missing(name, "the file is empty", columns)
+        except PermissionError as error:  # any other failure of the storage is the caller's
+            what = str(error).replace(path, name)
+            yield Row(key=name, columns=columns, error=(RowError.IMAGE_MISSING, what))
+
+
+def _columns(fs: pafs.FileSystem, path: str) -> dict[str, Any]:
+    stem = os.path.splitext(path)[0]
+    columns: dict[str, Any] = {}
+    try:
+        if text := read_bytes(fs, f"{stem}.txt"):
+            columns["txt"] = text.decode("utf-8").strip()
+        if text := read_bytes(fs, f"{stem}.json"):
+            value = json.loads(text)
+            columns |= value if isinstance(value, dict) else {}
+    except (OSError, ValueError, RecursionError):
+        pass  # the columns are null: a prompt that needs one is `bad_prompt`
+    return columns

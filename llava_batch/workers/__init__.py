@@ -1,0 +1,1 @@
+"""What every actor has, whatever its stage: shared state, a guard against crashes, counters."""

@@ -1,0 +1,39 @@
+"""Reporter: a worker's own counters, told to the board after each batch, and to Prometheus."""
+
+import resource
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llava_batch.workers.prometheus import StageMetrics
+
+
+class Reporter:
+    """Counters of one worker of one stage: `rows`, `busy_s`, and what else the stage counts."""
+
+    def __init__(self, board: Any, stage: str) -> None:
+        self._board = board
+        self._stage = stage
+        self._worker = uuid.uuid4().hex
+        self._counters: dict[str, float] = {"rows": 0, "busy_s": 0.0}
+        self._metrics = StageMetrics(stage)
+
+    @contextmanager
+    def busy(self, num_rows: int) -> Iterator[None]:
+        """The block's time counts as busy, for `num_rows` rows."""
+        started = time.perf_counter()
+        yield
+        busy_s = self._counters["busy_s"] + time.perf_counter() - started
+        self.add(num_rows, busy_s=busy_s)
+
+    def add(self, num_rows: int, **counters: float) -> None:
+        """`num_rows` more rows; the other counters are totals, and replace what was."""
+        grown_s = counters.get("busy_s", 0.0) - self._counters["busy_s"]
+        self._counters |= counters
+        self._counters["rows"] += num_rows
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        self._counters["peak_memory_bytes"] = peak_kib * 1024
+        self._metrics.add(num_rows, grown_s, self._counters)
+        self._board.report.remote(self._stage, self._worker, self._counters)

@@ -1,0 +1,313 @@
+"""Ledger: what an output folder holds, and what may be added to it.
+
+    OUT/<unit>.parquet               the unit's table; its footer says which job and input it answers
+    OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
+    OUT/_manifest/<unit>.members     a unit of loose files: which files, fixed before they are read
+    OUT/_manifest/_job.json          the settings that every table in OUT was answered under
+    OUT/_manifest/_owner.json        the run that is writing now (ownership.py)
+
+Records and tables are written whole (storage.write_whole), tables first. A table whose record a
+kill prevented is adopted if its footer fits. A record whose table is not there, or has another
+size, counts for nothing. Reading a ledger changes nothing in the folder; `begin` is the first write.
+Runs in the driver only.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llava_batch.errors import OutputConflict
+from llava_batch.job import Job, fingerprint, flag_name
+from llava_batch.read.find import Unit
+from llava_batch.storage import (
+    TEMPORARY,
+    Location,
+    delete_file,
+    list_files,
+    read_bytes,
+    write_whole,
+)
+
+_READS_AT_ONCE = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One committed unit, as `_manifest/<unit>.json` says it."""
+
+    unit: str
+    table: str
+    table_bytes: int
+    fingerprint: str
+    input: str
+    source: str
+    rows: int
+    images: int
+    errors: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | None) -> "Record | None":
+        """The record in `data`, or None where there is none that this version knows."""
+        try:
+            return cls(**json.loads(data or b"null"))
+        except (ValueError, TypeError):
+            return None
+
+
+class Ledger:
+    """The state of one output folder. `open` refuses a folder that holds another run's answers."""
+
+    def __init__(self, out: Location, format: str, settings: dict[str, Any]) -> None:
+        self.out = out
+        self.format = format
+        self.settings = settings
+        self.fingerprint = fingerprint(settings)
+        self.records: dict[str, Record] = {}
+        self.keep: pa.Schema | None = None
+        self._members: dict[str, tuple[str, ...]] = {}
+        self._job: bytes | None = None
+        self._sizes: dict[str, int] = {}
+        self._leftovers: list[str] = []
+        self._stale: list[Record] = []
+        self._adopted: dict[str, Record] = {}
+
+    def load(self, *, overwrite: bool) -> None:
+        """Read what the folder holds; with `overwrite`, units answered otherwise count as open.
+
+        Raises:
+            OutputConflict: answers of other settings or another format, named field by field.
+        """
+        self._job = read_bytes(self.out.fs, self._path("_job.json"))
+        if self._job is not None:
+            said = json.loads(self._job)
+            changed = self._changed(said["settings"])
+            if not overwrite:
+                self._refuse_other_settings(said["format"], changed)
+            if not changed:
+                # Perhaps another version's, which knew fewer settings; its answers stand.
+                self.fingerprint = said["fingerprint"]
+                self.keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"])))
+        records = []
+        for info in list_files(self.out):
+            name = info.path[len(self.out.path) + 1 :]
+            if name.rpartition("/")[2].startswith(TEMPORARY):
+                self._leftovers.append(info.path)
+            elif not name.startswith("_manifest/"):
+                self._sizes[name] = info.size
+            elif name.endswith((".json", ".members")):
+                records.append(name.removeprefix("_manifest/"))
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            for name, data in zip(records, pool.map(self._read, records), strict=True):
+                self._take_in(name, data)
+
+    def _take_in(self, name: str, data: bytes | None) -> None:
+        if name.endswith(".members"):
+            self._members[name.removesuffix(".members")] = tuple(json.loads(data or b"[]"))
+        elif not name.rpartition("/")[2].startswith("_"):
+            record = Record.from_json(data)
+            if record is not None:
+                self.records[record.unit] = record
+
+    def compare(self, units: Iterable[Unit], *, overwrite: bool) -> None:
+        """Set the folder's records against all `units` of this run's input.
+
+        A record of an input that now makes other units (a Parquet file grown until it is split) is
+        removed by `begin`, and with `overwrite` every record of other settings or format.
+
+        Raises:
+            OutputConflict: a unit that was answered from another place, and has other content there.
+        """
+        by_name = {unit.name: unit for unit in units}
+        inputs = {unit.input for unit in by_name.values()}
+        for record in self.records.values():
+            unit = by_name.get(record.unit)
+            if unit is None:
+                other = record.fingerprint != self.fingerprint or not self._is_ours(record)
+                if record.input in inputs or (overwrite and other):
+                    self._stale.append(record)
+            elif not overwrite and unit.input != record.input and unit.source != record.source:
+                raise OutputConflict(
+                    f"--input {unit.shown}: {self.out.shown} holds unit {unit.name} answered from "
+                    f"{record.input.partition(':')[2]}; give another --output, or --overwrite"
+                )
+
+    def members(self, base: str) -> dict[str, tuple[str, ...]]:
+        """Memberships fixed by earlier runs for the loose files of a folder, by unit name."""
+        return {
+            unit: members
+            for unit, members in sorted(self._members.items())
+            if unit.rpartition("-")[0] == base
+        }
+
+    def is_committed(self, unit: Unit) -> bool:
+        """Whether `unit` was answered as asked, from the input as it is now."""
+        record = self.records.get(unit.name)
+        fits = (
+            record is not None
+            and record.fingerprint == self.fingerprint
+            and record.source == unit.source
+            and self._is_ours(record)
+            and record.table_bytes == self._sizes.get(record.table)
+        )
+        return fits or unit.name in self._adopted or self._adopt(unit)
+
+    def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
+        """Write down the job and the members of loose units, before anything is answered.
+
+        Raises:
+            OutputConflict: another run began here after this one looked.
+        """
+        if self._read("_job.json") != self._job:
+            raise OutputConflict(
+                f"--output {self.out.shown}: another run began to write there; run this again"
+            )
+        self.keep = keep
+        said = {
+            "fingerprint": self.fingerprint,
+            "format": self.format,
+            "keep": base64.b64encode(keep.serialize().to_pybytes()).decode(),
+            "settings": self.settings,
+        }
+        self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
+        for path in self._leftovers:
+            delete_file(self.out.fs, path)
+        for record in self._stale:
+            self._remove(record)
+        for record in self._adopted.values():
+            self.commit(record)
+        for unit in units:
+            if unit.kind == "files" and self._members.get(unit.name) != unit.members:
+                self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
+
+    def table_name(self, unit: str) -> str:
+        return f"{unit}.{self.format}"
+
+    def table_size(self, unit: str) -> int:
+        """Bytes of the unit's table, as last seen or written."""
+        return self._sizes[self.table_name(unit)]
+
+    def read_table(self, unit: str) -> pa.Table | None:
+        """The unit's table, or None where there is none that reads."""
+        # All bytes first: what the storage does not give is raised, what does not parse is not there.
+        data = read_bytes(self.out.fs, f"{self.out.path}/{self.table_name(unit)}")
+        if data is None:
+            return None
+        try:
+            if self.format == "arrow":
+                return pa.ipc.open_file(pa.BufferReader(data)).read_all()
+            return pq.read_table(pa.BufferReader(data))
+        except (OSError, ValueError, pa.ArrowException):
+            return None
+
+    def write_table(self, unit: Unit, table: pa.Table) -> None:
+        """Serialise `table` in memory, then put it in place at once."""
+        sink = pa.BufferOutputStream()
+        if self.format == "arrow":
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        else:
+            pq.write_table(table, sink, compression="zstd")
+        name, data = self.table_name(unit.name), sink.getvalue()
+        write_whole(self.out.fs, f"{self.out.path}/{name}", data)
+        self._sizes[name] = data.size
+
+    def commit(self, record: Record) -> None:
+        """The unit is answered: from here on it is never read again."""
+        held = self.records.get(record.unit)
+        if held is not None and held.table != record.table:  # of another format, overwritten
+            delete_file(self.out.fs, f"{self.out.path}/{held.table}")
+        self._write(f"{record.unit}.json", record.to_json())
+        self.records[record.unit] = record
+
+    def footer(self, unit: Unit, *, complete: bool) -> dict[str, str]:
+        """What a table's schema metadata says of its origin."""
+        return {
+            "llava_batch.fingerprint": self.fingerprint,
+            "llava_batch.source": unit.source,
+            "llava_batch.complete": str(complete).lower(),
+        }
+
+    def _adopt(self, unit: Unit) -> bool:
+        """Take in a whole table that fits, left by a kill between table and record."""
+        there = self.table_name(unit.name) in self._sizes
+        table = self.read_table(unit.name) if there else None
+        if table is None:
+            return False
+        found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
+        wanted = self.footer(unit, complete=True)
+        if any(found.get(name) != value for name, value in wanted.items()):
+            return False
+        record = record_of(self, unit, table, int(found["llava_batch.images"]))
+        held = self.records.get(unit.name)
+        if held is None or held.table == record.table:
+            self.records[unit.name] = record
+        self._adopted[unit.name] = record
+        return True
+
+    def _is_ours(self, record: Record) -> bool:
+        """Whether its table is of this run's format."""
+        return record.table == self.table_name(record.unit)
+
+    def _remove(self, record: Record) -> None:
+        """Take a unit out of the folder; its record last, so that a kill in between is found again."""
+        delete_file(self.out.fs, f"{self.out.path}/{record.table}")
+        delete_file(self.out.fs, self._path(f"{record.unit}.json"))
+        self.records.pop(record.unit, None)
+
+    def _changed(self, held: dict[str, Any]) -> list[str]:
+        """The settings that differ from `held`; one that was not known then had its default."""
+        before = Job().answer_settings() | held
+        return [
+            f"{flag_name(name)} was {before.get(name)!r}, is {self.settings.get(name)!r}"
+            for name in sorted({*held, *self.settings})
+            if before.get(name) != self.settings.get(name)
+        ]
+
+    def _refuse_other_settings(self, format: str, changed: list[str]) -> None:
+        if format != self.format:
+            raise OutputConflict(
+                f"--format {self.format}: {self.out.shown} holds {format} tables; "
+                "give that format or another --output"
+            )
+        if changed:
+            raise OutputConflict(
+                f"{self.out.shown} holds answers of another run: {'; '.join(changed)}; "
+                "give another --output, or --overwrite to replace them"
+            )
+
+    def _path(self, name: str) -> str:
+        return f"{self.out.path}/_manifest/{name}"
+
+    def _read(self, name: str) -> bytes | None:
+        return read_bytes(self.out.fs, self._path(name))
+
+    def _write(self, name: str, data: bytes) -> None:
+        write_whole(self.out.fs, self._path(name), data)
+
+
+def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
+    """The record for `table` as the whole answer to `unit`."""
+    errors: dict[str, int] = {}
+    for code in table["error_code"].to_pylist():
+        if code is not None:
+            errors[code] = errors.get(code, 0) + 1
+    return Record(
+        unit=unit.name,
+        table=ledger.table_name(unit.name),
+        table_bytes=ledger.table_size(unit.name),
+        fingerprint=ledger.fingerprint,
+        input=unit.input,
+        source=unit.source,
+        rows=table.num_rows,
+        images=num_images,
+        errors=dict(sorted(errors.items())),
+    )

@@ -1,0 +1,120 @@
+"""Show and schema: what they print, and what a terminal must never be told by an answer."""
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from llava_batch.cli.jobs import app, exit_status
+from llava_batch.cli.schema_pages import FOLDER, pages
+from llava_batch.cli.show import sample_table, show
+from llava_batch.errors import RowError, UsageError
+from llava_batch.tables import load_contract, schema_names
+from tests.answer_folder import bad, good, write_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+def printed(rows: list[dict[str, object]]) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=160).print(sample_table(rows))
+    return stream.getvalue()
+
+
+def test_rows_are_shown_with_question_answer_and_how_they_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    show(write_folder(tmp_path, [good("a", "A cat."), bad("b", "image_missing", "it is gone")]))
+    text = capsys.readouterr().out
+    for part in ("00000/a", "Describe the image.", "A cat.", "stop", "-0.25", "it is gone"):
+        assert part in text
+
+
+def test_a_question_that_all_rows_share_is_printed_once() -> None:
+    same = printed([good("a", "x"), good("b", "y"), bad("c", "bad_prompt", "z")])
+    assert same.count("Describe the image.") == 1 and "Asked:" in same
+    several = printed([good("a", "x", "Which?"), good("b", "y", "How?")])
+    assert "Which?" in several and "How?" in several and "Asked:" not in several
+
+
+def test_only_rows_in_error_or_only_so_many_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [good(f"good{i}", "x") for i in range(30)] + [bad("b", "bad_prompt", "no question")]
+    out = write_folder(tmp_path, rows)
+    show(out, errors=True)
+    assert "good" not in (text := capsys.readouterr().out) and "bad_prompt" in text
+    show(out, num_rows=3)
+    assert capsys.readouterr().out.count("good") == 3
+
+
+def test_a_folder_without_errors_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show(write_folder(tmp_path, [good("a", "x")]), errors=True)
+    assert "no row is in error" in capsys.readouterr().out
+
+
+def test_markup_and_control_characters_of_an_answer_are_printed_as_text() -> None:
+    text = printed([good("[red]k", "[bold]x[/bold] \x1b[31m\x07 \u202egnp [/nothing]")])
+    assert "[bold]x[/bold]" in text and "[red]k" in text and "[/nothing]" in text
+    assert not set(text) & {"\x1b", "\x07", "\u202e"}
+    assert "\\x1b[31m" in text
+
+
+def test_an_impossible_number_of_rows_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="-n 0"):
+        show(write_folder(tmp_path, [good("a", "x")]), num_rows=0)
+
+
+@pytest.mark.parametrize("command", [["show"], ["report"]])
+def test_a_folder_without_answers_is_one_line_and_status_2(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(app, [*command, str(tmp_path)], "llava-batch") == 2
+    said = capsys.readouterr()
+    assert said.out == "" and "holds no answers" in said.err and said.err.count("\n") == 1
+
+
+def test_report_prints_where_the_page_lies(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = write_folder(tmp_path / "out", [good("a", "x")])
+    target = tmp_path / "elsewhere" / "page.html"
+    assert exit_status(app, ["report", out, out, "--output", str(target)], "llava-batch") == 0
+    assert capsys.readouterr().out.strip() == str(target)
+    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("name", schema_names())
+def test_a_schema_is_printed_as_a_table_and_as_json(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert exit_status(app, ["schema", name], "llava-batch") == 0
+    table = capsys.readouterr().out
+    assert all(field["name"] in table for field in load_contract(name)["fields"])
+    assert exit_status(app, ["schema", name, "--json"], "llava-batch") == 0
+    assert json.loads(capsys.readouterr().out) == load_contract(name)
+
+
+def test_an_unknown_schema_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert exit_status(app, ["schema", "nothing"], "llava-batch") == 2
+    assert "no schema called nothing" in capsys.readouterr().err
+
+
+def test_the_pages_of_the_tables_say_what_the_schemas_say() -> None:
+    folder = ROOT / FOLDER
+    held = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.md")}
+    assert held == pages(), "run: python -m llava_batch.cli.schema_pages"
+
+
+def test_every_column_and_every_code_has_its_line() -> None:
+    made = pages()
+    for name in schema_names():
+        for field in load_contract(name)["fields"]:
+            assert f"| `{field['name']}` | `{field['type']}` |" in made[f"{name}.md"]
+    assert all(f"| `{code.value}` | {code.sentence} |" in made["errors.md"] for code in RowError)

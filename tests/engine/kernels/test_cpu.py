@@ -1,0 +1,130 @@
+"""The fused CPU kernels compute what torch computes; without them the engine still runs."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_llava import engine, reference, requests
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from llava_batch.engine.cache import Rows
+from llava_batch.engine.kernels import cpu as native
+from llava_batch.engine.kernels import plain as attention
+from llava_batch.engine.kernels.cpu_layers import FusedMLP
+
+DTYPES = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
+
+
+def kernels(dtype):
+    missing = native.unavailable(dtype)
+    if missing:
+        pytest.skip(missing)
+
+
+def rows(draw, slots, length):
+    count = draw(st.integers(1, slots))
+    new = draw(st.lists(st.integers(1, length // 2), min_size=count, max_size=count))
+    if draw(st.booleans()):
+        new = [1] * count
+    past = [draw(st.integers(0, length - size)) for size in new]
+    chosen = draw(st.permutations(range(slots)))[:count]
+    return Rows(slots=tuple(chosen), past=tuple(past), new=tuple(new))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_attention_equals_torch(dtype, data):
+    kernels(dtype)
+    kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    dim = 16 * data.draw(st.integers(1, 8))
+    window = data.draw(st.none() | st.integers(1, 50))
+    slots, length = 4, 150
+    chosen = rows(data.draw, slots, length)
+    torch.manual_seed(0)
+    key = torch.randn(slots, kv_heads, length, dim).to(dtype)
+    value = torch.randn(slots, kv_heads, length, dim).to(dtype)
+    query = torch.randn(len(chosen.slots), chosen.length, kv_heads * group, dim).to(dtype)
+    plain = attention.decode_attention if chosen.length == 1 else attention.prefill_attention
+    expected = plain(
+        query.transpose(1, 2).float(), key.float(), value.float(), chosen, dim**-0.5, window
+    )
+    found = native.attend(query, key, value, chosen, scaling=dim**-0.5, window=window)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_attention_over_all_patches_equals_torch(dtype):
+    kernels(dtype)
+    query, key, value = (torch.randn(2, 77, 3, 32).to(dtype) for _ in range(3))
+    every = Rows(slots=(0, 1), past=(0, 0), new=(77, 77))
+    found = native.attend(
+        query, key.transpose(1, 2), value.transpose(1, 2), every, scaling=0.2, causal=False
+    )
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        *(x.float().transpose(1, 2) for x in (query, key, value)), scale=0.2
+    ).transpose(1, 2)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=DTYPES[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 40, 768])
+def test_elementwise_kernels_equal_torch(dtype, width):
+    kernels(dtype)
+    x = torch.randn(5, 7, 2 * width).to(dtype)
+    close = {"rtol": 1e-2 if dtype == torch.bfloat16 else 1e-5, "atol": 1e-6}
+    gelu = x.float() * torch.sigmoid(1.702 * x.float())
+    torch.testing.assert_close(native.quick_gelu_(x.clone()).float(), gelu, **close)
+    weight = torch.randn(2 * width).to(dtype)
+    plain = x.float()
+    norm = weight * (plain * torch.rsqrt(plain.pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype)
+    torch.testing.assert_close(native.rms_norm(x, weight, 1e-5), norm, **close)
+
+
+def rms(values):
+    return values.pow(2).mean().sqrt().item()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 16, 131])
+def test_the_fused_feed_forward_equals_transformers(dtype, rows):
+    """In double precision: in bfloat16 the two round at other places, and neither is the other's truth."""
+    kernels(dtype)
+    plain = LlamaMLP(LlamaConfig(hidden_size=64, intermediate_size=176)).to(dtype)
+    plain.requires_grad_(False)
+    x = torch.randn(2, rows, 64).to(dtype)
+    exact = copy.deepcopy(plain).double()(x.double())
+    error = rms(FusedMLP(plain)(x).double() - exact) / rms(exact)
+    assert error < (6e-3 if dtype == torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_best_token_is_the_first_highest_and_its_logprob_is_torchs(dtype):
+    kernels(dtype)
+    logits = (4 * torch.randn(6, 1003)).to(dtype)
+    logits[2, [5, 900]] = 50.0
+    logits[4, 7] = float("nan")
+    best, logprob = native.best_token(logits)
+    assert best[2] == 5
+    assert not torch.isfinite(logprob[4])
+    for row in (0, 1, 2, 3, 5):
+        assert best[row] == logits[row].argmax()
+        expected = torch.log_softmax(logits[row].float(), -1)[best[row]]
+        torch.testing.assert_close(logprob[row], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_compiler_the_engine_answers_with_torch(monkeypatch):
+    monkeypatch.setattr(native, "unavailable", lambda dtype: "no C++ compiler is installed")
+    made = engine()
+    assert made.llava.attention == "torch"
+    request = requests(1)[0]
+    assert next(made.generate([request])).token_ids == reference("multi-head", request)[0]
+
+
+def test_kernels_that_are_asked_for_and_missing_are_an_error(monkeypatch):
+    monkeypatch.setattr(native, "unavailable", lambda dtype: "no C++ compiler is installed")
+    with pytest.raises(ValueError, match=r"native.*no C\+\+ compiler"):
+        engine(attention="native")

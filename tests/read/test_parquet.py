@@ -1,0 +1,226 @@
+"""Damaged and odd Parquet files: what reads is a row, what does not is said, storage is not damage."""
+
+import io
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llava_batch.errors import UsageError
+from llava_batch.read import find as units
+from llava_batch.read.columns import keep_schema
+from llava_batch.read.parquet import read_parquet
+from llava_batch.read.source import first_row, read_blocks
+from llava_batch.read.storage_failed import StorageFailed
+from tests.shards import outcome, picture, put, put_parquet, read, reading, rows_of, units_of
+
+THIRTY = [picture(n) for n in range(30)]
+
+
+def parquet(path: Path, **columns) -> Path:
+    return put_parquet(path, {"image": THIRTY, **columns})
+
+
+def spoil(path: Path, at: int, data: bytes = b"\xff" * 40) -> None:
+    whole = bytearray(path.read_bytes())
+    whole[at : at + len(data)] = data
+    path.write_bytes(whole)
+
+
+def test_rows_go_by_their_key_column_or_else_by_their_number(tmp_path):
+    keyed = read(parquet(tmp_path / "a.parquet", key=[f"k{n}" for n in range(30)]))
+    assert [r["key"] for r in keyed] == [f"k{n}" for n in range(30)]
+    assert [r["key"] for r in read(parquet(tmp_path / "b.parquet"))] == [*map(str, range(30))]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_file_cut_short_is_one_damaged_row(tmp_path, share):
+    path = parquet(tmp_path / "a.parquet")
+    data = path.read_bytes()
+    path.write_bytes(data[: int(len(data) * share)])
+    assert outcome(read(path)) == {"%damaged-1": "shard_damaged"}
+
+
+def test_a_spoiled_page_costs_its_row_group_and_the_others_are_read(tmp_path):
+    path = parquet(tmp_path / "a.parquet")
+    spoil(path, path.read_bytes().index(THIRTY[14]) + 30, b"?")  # only the checksum can tell
+    codes = [r["error_code"] for r in read(path)]
+    assert codes == [None] * 10 + ["shard_damaged"] * 10 + [None] * 10
+
+
+def test_a_text_that_is_no_utf8_costs_its_own_row(tmp_path):
+    # One bad caption once cost the rest of its row group.
+    captions = [b"fine"] * 30
+    captions[4] = b"\xff\xfe"
+    path = parquet(tmp_path / "a.parquet", caption=pa.array(captions).view(pa.string()))
+    codes = [r["error_code"] for r in read(path, reading(None, "caption"))]
+    assert codes == [None] * 4 + ["shard_damaged"] + [None] * 25
+
+
+def test_a_date_out_of_all_bounds_costs_its_own_row(tmp_path):
+    # It raised OverflowError, and the job died.
+    taken = pa.array([0] * 7 + [2**62] + [0] * 22, pa.int64()).cast(pa.timestamp("us"))
+    path = parquet(tmp_path / "a.parquet", taken=taken)
+    codes = [r["error_code"] for r in read(path, reading(None, "taken"))]
+    assert codes == [None] * 7 + ["shard_damaged"] + [None] * 22
+
+
+def test_keys_that_come_twice_null_or_as_bytes_are_told_apart(tmp_path):
+    keys = pa.array([b"a", b"a", None, b"3"] + [b"%d" % n for n in range(100, 126)])
+    names = [*outcome(read(parquet(tmp_path / "a.parquet", key=keys)))]
+    assert names[:4] == ["a", "a%dup2", "2", "3"]
+
+
+def test_null_and_empty_images_are_missing_with_what_the_download_said(tmp_path):
+    path = put_parquet(
+        tmp_path / "a.parquet",
+        {"jpg": [picture(), None, b""], "error_message": [None, "404", None]},
+    )
+    rows = read(path)
+    assert [r["error_code"] for r in rows] == [None, "image_missing", "image_missing"]
+    assert "404" in rows[1]["error_message"]
+
+
+def test_hugging_faces_struct_is_read(tmp_path):
+    cells = [{"bytes": picture(n), "path": None} for n in range(3)]
+    assert len(read(put_parquet(tmp_path / "a.parquet", {"image": cells}))) == 3
+
+
+def test_a_file_of_another_schema_is_rows_in_error_and_its_neighbour_is_read(tmp_path):
+    parquet(tmp_path / "a.parquet")
+    put_parquet(tmp_path / "b.parquet", {"text": ["x", "y"]})
+    good, odd = (rows_of(u) for u in units_of(tmp_path))
+    assert {r["error_code"] for r in good} == {None}
+    assert [r["error_code"] for r in odd] == ["image_missing"] * 2
+    assert "no column holds images" in odd[0]["error_message"]
+
+
+def test_a_kept_column_that_is_null_in_the_first_file_is_text(tmp_path):
+    # It was typed `null`, and every later file with text in it was refused.
+    first = parquet(tmp_path / "a.parquet", caption=pa.nulls(30))
+    second = parquet(tmp_path / "b.parquet", caption=["x"] * 30)
+    (unit,) = units_of(first)
+    keep = keep_schema(["caption"], unit, first_row(unit, reading()))
+    assert {r["keep.caption"] for r in read(second, reading(keep))} == {"x"}
+
+
+def test_a_kept_column_of_another_type_leaves_the_unit_open_and_names_it(tmp_path):
+    path = parquet(tmp_path / "a.parquet", score=["high"] * 30)
+    (unit,) = units_of(path)
+    *_, end = read_blocks(unit, reading(pa.schema([("score", pa.float32())])))
+    (row,) = end.to_pylist()
+    assert row["end"] and "--keep score: unit a" in row["error_message"]
+
+
+def test_a_damaged_first_file_does_not_keep_the_next_from_naming_the_columns(tmp_path):
+    (unit,) = units_of(put(tmp_path / "a.parquet", b"PAR1 nothing PAR1"))
+    assert first_row(unit, reading()) == {}
+
+
+class Failing(io.RawIOBase):
+    """A file whose storage fails once `left` reads are done."""
+
+    def __init__(self, data: bytes, left: int) -> None:
+        self._file, self.left = io.BytesIO(data), left
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1
+        if self.left < 0:
+            raise ConnectionResetError("gone")
+        return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("reads", range(4))
+def test_a_storage_that_fails_is_never_taken_for_damage(tmp_path, reads):
+    # A lost connection was an OSError like a corrupt page: a whole file became one row in error.
+    data = parquet(tmp_path / "a.parquet").read_bytes()
+    rows = read_parquet(
+        pa.PythonFile(Failing(data, reads), mode="r"),
+        "a.parquet",
+        row_groups=None,
+        image_column=None,
+        key_column=None,
+        columns=(),
+        max_image_bytes=10**6,
+    )
+    good = []
+    with pytest.raises(StorageFailed):
+        for row in rows:
+            good.append(row)
+    assert all(not row.error for row in good)
+
+
+def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
+    path = parquet(tmp_path / "a.parquet")
+    (unit,) = units_of(path)
+    path.unlink()
+    (end,) = [r for block in read_blocks(unit, reading()) for r in block.to_pylist()]
+    assert end["end"] and end["error_code"] == "shard_damaged"
+    assert "FileNotFoundError" in end["error_message"]
+
+
+def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypatch):
+    monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
+    (unit,) = units_of(parquet(tmp_path / "a.parquet"))
+    import llava_batch.read.source as module
+
+    whole, calls = module.read_rows, []
+
+    def breaking(unit, how):
+        calls.append(1)
+        for number, row in enumerate(whole(unit, how)):
+            if number == 13 and len(calls) < 3:
+                raise ConnectionResetError("gone")
+            yield row
+
+    monkeypatch.setattr(module, "read_rows", breaking)
+    assert [r["key"] for r in rows_of(unit)] == [*map(str, range(30))]
+    assert len(calls) == 3
+
+
+def test_a_large_file_is_split_by_row_groups_and_keeps_its_row_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(units, "SPLIT_BYTES", 1000)
+    parts = units_of(parquet(tmp_path / "a.parquet"))
+    assert [u.name for u in parts] == [f"a-{n:05d}" for n in range(len(parts))]
+    assert len(parts) > 1
+    keys = [r["key"] for part in parts for r in rows_of(part)]
+    assert keys == [*map(str, range(30))]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(at=st.integers(0, 10**6), data=st.binary(min_size=1, max_size=60))
+def test_any_bytes_overwritten_give_rows_or_damage_and_never_raise(tmp_path, at, data):
+    path = parquet(tmp_path / "a.parquet", key=[f"k{n}" for n in range(30)])
+    spoil(path, at % path.stat().st_size, data)
+    assert read(path)
+
+
+def test_a_name_that_readers_would_skip_is_escaped(tmp_path):
+    # A table `_a.parquet` is skipped by every reader, a record `_a.json` was never read again.
+    path = parquet(tmp_path / "in" / "_old" / "_a.parquet")
+    assert units_of(path)[0].name == "%5Fa"
+    assert units_of(tmp_path / "in")[0].name == "%5Fold/%5Fa"
+
+
+def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):
+    parquet(tmp_path / "a.parquet")
+    (tmp_path / b"caf\xe9.jpg".decode("utf-8", "surrogateescape")).write_bytes(picture())
+    with pytest.raises(UsageError, match=r"caf\\xe9.jpg' in it is not UTF-8"):
+        units_of(tmp_path)
