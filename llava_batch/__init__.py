@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import llava_batch.quiet  # noqa: F401 before anything imports transformers
 from llava_batch.errors import LlavaBatchError
 from llava_batch.job import Job
+from llava_batch.version import __version__
 
 if TYPE_CHECKING:
     from llava_batch.pipeline import Summary
 
-__all__ = ["Job", "LlavaBatchError", "run"]
-__version__ = "0.1.0"
+__all__ = ["Job", "LlavaBatchError", "__version__", "run"]
 
 
 def run(job: Job) -> "Summary":

@@ -6,8 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llava_batch.driver import cluster
-from llava_batch.driver import gpus as cards
+from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.plan import Plan, make_plan
 from llava_batch.driver.progress import Progress
@@ -18,7 +17,7 @@ from llava_batch.generate.actor import Generate
 from llava_batch.job import Job
 from llava_batch.prepare.actor import Prepare
 from llava_batch.read.source import UnitSource
-from llava_batch.workers import shared_state as board
+from llava_batch.workers import shared_state
 from llava_batch.workers.prometheus import RunMetrics
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
@@ -45,7 +44,7 @@ def run(job: Job) -> Summary:
     with cluster.connected():
         cluster.refuse_local_paths(job)
         sizing = cluster.size_up(job)
-        card = cards.look() if sizing.on_gpu else None
+        card = gpus.look() if sizing.on_gpu else None
         try:
             plan = make_plan(job, on_gpu=sizing.on_gpu, card=card)
         except OSError as error:
@@ -66,7 +65,7 @@ def run(job: Job) -> Summary:
 
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     plan.ledger.begin(plan.todo, plan.reading.keep)
-    handle = board.start()
+    handle = shared_state.start()
     committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
     started, status = time.time(), "stopped"
     metrics = RunMetrics()

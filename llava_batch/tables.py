@@ -26,6 +26,52 @@ _SCALARS: dict[str, pa.DataType] = {
     "large_binary": pa.large_binary(),
 }
 
+KEEP = "keep."
+"""How the names of kept columns begin between the stages; the answers have them without."""
+
+ASK = pa.struct(
+    [
+        ("question_id", pa.string()),
+        ("questions", pa.list_(pa.string())),
+        ("segments", pa.list_(pa.string())),
+        ("token_ids", pa.list_(pa.list_(pa.int32()))),
+        ("error_message", pa.string()),
+        ("error_code", pa.string()),
+    ]
+)
+"""One ask: its turns as texts, the conversation's segments as text and as token ids."""
+
+PREPARED = pa.schema(
+    [
+        pa.field("unit", pa.string()),
+        pa.field("ordinal", pa.int64()),
+        pa.field("end", pa.bool_()),
+        pa.field("key", pa.string()),
+        pa.field("mark", pa.string()),
+        pa.field("num_images", pa.int32()),
+        pa.field("image_sha256", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("pixels", pa.large_binary()),
+        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("asks", pa.list_(ASK)),
+        pa.field("error_code", pa.string()),
+        pa.field("error_message", pa.string()),
+    ]
+)
+"""What leaves: `pixels` are the bytes of a uint8 `[N, 3, H, W]` array of this `shape`."""
+
+BOOKKEEPING = pa.schema(
+    [
+        pa.field("ordinal", pa.int64()),
+        pa.field("position", pa.int32()),
+        pa.field("siblings", pa.int32()),
+        pa.field("end", pa.bool_()),
+    ]
+)
+"""The image's place in its unit, the row's place among the `siblings` rows of that image (0 siblings:
+nothing was asked of it), and whether this is the unit's end row."""
+
 
 def schema_names() -> list[str]:
     """The names of the published schemas, sorted."""

@@ -8,8 +8,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from llava_batch.generate.answer_rows import generated_schema
-from llava_batch.read.find import Unit
 from llava_batch.storage import locate
+from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger
 
 EMPTY = pa.schema([])

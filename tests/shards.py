@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from llava_batch.job import Job
-from llava_batch.read.find import Unit, find_units
+from llava_batch.read.find import find_units
 from llava_batch.read.source import Reading, read_blocks
+from llava_batch.unit import Unit
 
 
 @cache

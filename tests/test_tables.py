@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from llava_batch import tables
 from llava_batch.errors import UsageError
-from llava_batch.generate.answer_rows import BOOKKEEPING, generated_schema
-from llava_batch.tables import load_contract, load_schema, parse_type, schema_names
+from llava_batch.generate.answer_rows import generated_schema
+from llava_batch.tables import BOOKKEEPING, load_contract, load_schema, parse_type, schema_names
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["answers", "images", "instructions", "questions"]

@@ -1,7 +1,8 @@
-"""Thumbnails: `OUT/_thumbnails.bin` → the pictures that a page embeds, within a budget of bytes.
+"""Thumbnails: `OUT/_thumbnails.bin`, added to by a run, and read for the pages that embed them.
 
-The file is Parquet, but not by name (`*.parquet` is answers). It has two columns: `image`, an
-answer's id without its question and sample, and `jpeg`. Without it the page shows placeholders.
+The file is Parquet, but not by name (`*.parquet` is answers), and bounded. Its columns: `rank`, the hash
+by which images were chosen; `image`, an answer's id without its question and sample; `jpeg`. Without
+it a page shows placeholders.
 """
 
 import base64
@@ -13,11 +14,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
-from llava_batch.storage import Location
+from llava_batch.storage import Location, read_bytes, write_whole
 
 FILE_NAME = "_thumbnails.bin"
 MAX_BYTES = 11 * 2**20
 """Encoded bytes of all thumbnails of one page; a third more in base64."""
+
+_SCHEMA = pa.schema({"rank": pa.int64(), "image": pa.string(), "jpeg": pa.binary()})
 
 
 def thumbnail_names(out: Location) -> frozenset[str]:
@@ -45,6 +48,21 @@ def read_thumbnails(out: Location, images: Iterable[str], budget: int) -> dict[s
                     budget -= len(jpeg)
                     found[names[i]] = base64.b64encode(jpeg).decode()
     return found
+
+
+def save(out: Location, fresh: list[tuple[int, str, bytes]], *, most: int) -> None:
+    """Add `fresh` to the side file, which keeps the `most` of the smallest ranks."""
+    path = f"{out.path}/{FILE_NAME}"
+    held = read_bytes(out.fs, path)
+    known = pq.read_table(pa.BufferReader(held)).to_pylist() if held else []
+    merged = {name: (rank, name, jpeg) for rank, name, jpeg in fresh}
+    for row in known:
+        merged.setdefault(row["image"], (row["rank"], row["image"], row["jpeg"]))
+    kept = sorted(merged.values())[:most]
+    rows = [dict(zip(_SCHEMA.names, thumbnail, strict=True)) for thumbnail in kept]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
+    write_whole(out.fs, path, sink.getvalue())
 
 
 @contextmanager

@@ -17,8 +17,9 @@ import pyarrow.parquet as pq
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
-from llava_batch.read.find import Unit, find_units
+from llava_batch.read.find import find_units
 from llava_batch.read.source import Reading, read_rows
+from llava_batch.unit import Unit
 
 SAMPLE = 200
 """Images decoded in all, unless told otherwise."""

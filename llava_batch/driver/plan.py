@@ -19,15 +19,17 @@ from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.errors import UsageError
 from llava_batch.generate.json_schema import read_schema
-from llava_batch.job import Job, flag_name
+from llava_batch.ids import name_of
+from llava_batch.job import Job
 from llava_batch.prompts.asks import Lookup, prompt_columns
 from llava_batch.prompts.presets import preset
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.prompts.recipe import Recipe, load_recipe
 from llava_batch.read.columns import keep_schema, require_columns
-from llava_batch.read.find import Unit, find_units
+from llava_batch.read.find import find_units
 from llava_batch.read.source import Reading, count_rows, first_row
 from llava_batch.storage import locate, read_bytes
+from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger
 
 _FIRST_UNITS = 16
@@ -209,11 +211,6 @@ def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa
     return keep_schema(job.keep, unit, row) if ledger.keep is None else ledger.keep
 
 
-def _asking_flag(job: Job) -> str:
-    flags = ("recipe", "question_column", "question")
-    return flag_name(next((name for name in flags if getattr(job, name)), "prompt"))
-
-
 def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:
     """The committed units that have rows in error, set to read only those rows' images."""
     again = []
@@ -222,8 +219,7 @@ def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:
         if table is None:
             continue
         bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
-        start = len(unit.name) + 1
-        names = frozenset(i[start:].partition("#")[0].partition("~")[0] for i in bad)
+        names = frozenset(name_of(ident, unit.name) for ident in bad)
         again.append(replace(unit, retry=names))
     return again
 

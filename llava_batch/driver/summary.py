@@ -10,14 +10,15 @@ from typing import Any
 
 import ray
 
-from llava_batch import __version__
+from llava_batch.answers import thumbnails
 from llava_batch.answers.folder import open_answers
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import unjoined
 from llava_batch.driver.plan import Plan
-from llava_batch.prepare import thumbnails
 from llava_batch.prompts.questions import Questions
 from llava_batch.storage import without_credentials, write_whole
+from llava_batch.version import __version__
+from llava_batch.workers.shared_state import NUM_THUMBNAILS
 from llava_batch.write.committer import Committer, Tally
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "webdataset")
@@ -99,7 +100,7 @@ def summarise(
     summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
     if plan.questions is not None:
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
-    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()))
+    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()), most=NUM_THUMBNAILS)
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 

@@ -20,18 +20,17 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine.choices import Ballot
 from llava_batch.engine.device import is_out_of_memory
 from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
 from llava_batch.engine.forward.runner import Runner, device_option
 from llava_batch.engine.model import load, sizing
 from llava_batch.engine.model.llava import Llava, Normalisation, end_tokens
-from llava_batch.engine.model.load_times import Startup
+from llava_batch.engine.model.load_times import Startup, told
 from llava_batch.engine.readback import Flight, pick
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
-from llava_batch.engine.sequence import Sequence, fingerprint, sequences
+from llava_batch.engine.sequence import Ballot, Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
 from llava_batch.engine.validate import Limits, errors, images_of, refusal
 
@@ -95,9 +94,49 @@ class Engine:
         self.load_seconds = startup.seconds
 
     @classmethod
-    def load(cls, model: str | Path, **options: Any) -> "Engine":
-        """Load a checkpoint; `model` is a folder or a hub id. See `llava_batch.engine.model.load.load`."""
-        return load.load(cls, model, **options)
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str = "auto",
+        quantization: str | None = None,
+        revision: str | None = None,
+        max_tokens: int | str = "auto",
+        attention: str = "auto",
+        **options: Any,
+    ) -> "Engine":
+        """Load `model` (a folder or a hub id) and make an engine of it.
+
+        dtype "auto": see `load.choose_dtype`. quantization is None or one of `quantize.NAMES`, and
+        leaves the fused kernels out. `options` are the constructor's own. How long each phase took
+        is logged in one line and kept as the engine's `load_seconds`.
+
+        Raises:
+            ValueError: an option that is unknown, or that cannot be had here; a model that does not
+                fit the card, with what would.
+            OSError: no such folder, or a hub id that is not to be had.
+        """
+        loaded = load.read(
+            model,
+            dtype=dtype,
+            device=device,
+            quantization=quantization,
+            revision=revision,
+            max_tokens=max_tokens,
+            attention=attention,
+        )
+        made = cls(
+            loaded.model,
+            max_tokens=max_tokens,
+            attention=loaded.attention,
+            normalisation=loaded.normalisation,
+            decode=loaded.decode,
+            **options,
+        )
+        made.load_seconds = loaded.seconds | made.load_seconds
+        log.info("started in %s", told(made.load_seconds))
+        return made
 
     @property
     def num_waiting(self) -> int:

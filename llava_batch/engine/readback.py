@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llava_batch.engine.choices import scores
-from llava_batch.engine.sampling import Sampler, Scored
+from llava_batch.engine.sampling import Sampler, Scored, choice_scores
 from llava_batch.engine.sequence import Sequence
 
 
@@ -74,7 +73,9 @@ def pick(
     flights = []
     votes = [(s, row) for s, row in pairs if s.ballot is not None]
     if votes:
-        results = scores([(s, scored.logits[row + 1 - s.num_scores : row + 1]) for s, row in votes])
+        results = choice_scores(
+            [(s, scored.logits[row + 1 - s.num_scores : row + 1]) for s, row in votes]
+        )
         no_tokens = torch.zeros_like(results, dtype=torch.int64)
         voters = [sequence for sequence, _ in votes]
         flights.append(Flight.depart(voters, list(range(len(votes))), no_tokens, results))

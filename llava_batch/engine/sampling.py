@@ -165,3 +165,13 @@ def draw(
     last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     place = torch.searchsorted(total, point[:, None] * total.gather(1, last), right=True)
     return order.gather(1, torch.minimum(place, last))[:, 0]
+
+
+def choice_scores(group: list[tuple[Sequence, torch.Tensor]]) -> torch.Tensor:
+    """Log-probability of each sequence's choice, `[N]`, from logits `[K, V]` for its K tokens."""
+    results = []
+    for sequence, logits in group:
+        choice = np.asarray(sequence.request.choices[sequence.choice], dtype=np.int64)
+        tokens = on_device(choice, logits.device)[:, None]
+        results.append(torch.log_softmax(logits.float(), dim=-1).gather(1, tokens).sum())
+    return torch.stack(results)

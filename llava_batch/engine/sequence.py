@@ -3,17 +3,50 @@
 State is a few integers: `ids[:num_cached]` are in the slot's K/V cache, `ids[num_cached:]` are still
 to be fed, `ids[answer_start:]` is the current turn's answer. One pending token means decode, more
 mean prefill. `in_flight` tokens more have been picked on the device and not been read by the host; with
-some in flight none is pending. Plain Python and numpy.
+some in flight none is pending. A request that is to choose has a sequence for each choice, and they share
+a ballot. Plain Python and numpy.
 """
 
 import hashlib
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from llava_batch.engine.choices import Ballot
-from llava_batch.engine.request import Request, as_ids
+from llava_batch.engine.request import Completion, Request, as_ids
+
+
+@dataclass(eq=False, kw_only=True)
+class Ballot:
+    """The scores of one request's choices, as they come in."""
+
+    request: Request
+    scores: dict[int, float] = field(default_factory=dict)
+    closed: bool = False
+
+    def close(self) -> bool:
+        """No completion from here on; False if that was so already."""
+        was_open, self.closed = not self.closed, True
+        return was_open
+
+    def add(self, choice: int, score: float) -> Completion | None:
+        """Note a score; the last one brings the completion, unless one choice ended in error."""
+        self.scores[choice] = score
+        if self.closed or len(self.scores) < len(self.request.choices):
+            return None
+        best = max(self.scores, key=lambda number: (self.scores[number], -number))
+        top = self.scores[best]
+        total = sum(math.exp(score - top) for score in self.scores.values())
+        tokens = self.request.choices[best]
+        return Completion(
+            id=self.request.id,
+            token_ids=tuple(tokens),
+            finish_reason="stop",
+            mean_logprob=top / len(tokens),
+            choice=best,
+            probability=1 / total,
+        )
 
 
 @dataclass(eq=False, kw_only=True)

@@ -21,15 +21,16 @@ from llava_batch.generate.answer_rows import (
     failed,
     generated_schema,
     head,
-    row_id,
+    image_of,
     without_asks,
 )
 from llava_batch.generate.engine_thread import EngineLoop
 from llava_batch.generate.json_schema import Constraint
 from llava_batch.generate.shared_lock import Gate
+from llava_batch.ids import row_id
 from llava_batch.job import Job
-from llava_batch.read.columns import KEEP
-from llava_batch.workers import process as heap
+from llava_batch.tables import KEEP
+from llava_batch.workers import process
 from llava_batch.workers.counters import Reporter
 from llava_batch.workers.crash_guard import Attempts
 
@@ -57,7 +58,7 @@ class Generate:
         self._attempts = Attempts(board, "generate", job.max_tries)
         self._reporter = Reporter(board, "generate")
         self._gate = Gate()
-        heap.freeze()
+        process.freeze_heap()
 
     def _load(self) -> Engine:
         import torch
@@ -152,7 +153,7 @@ class Generate:
         job = self._job
         first, *further = ask["token_ids"]
         return Request(
-            id=row_id(row, ask["question_id"]),
+            id=row_id(image_of(row), ask["question_id"]),
             pixels=pixels,
             prompt_ids=first,
             turns=tuple(further),

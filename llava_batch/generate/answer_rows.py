@@ -12,19 +12,8 @@ import pyarrow as pa
 
 from llava_batch.engine.request import Completion
 from llava_batch.errors import RowError
-from llava_batch.read.row import escaped
-from llava_batch.tables import load_schema
-
-BOOKKEEPING = pa.schema(
-    [
-        pa.field("ordinal", pa.int64()),
-        pa.field("position", pa.int32()),
-        pa.field("siblings", pa.int32()),
-        pa.field("end", pa.bool_()),
-    ]
-)
-"""The image's place in its unit, the row's place among the `siblings` rows of that image (0 siblings:
-nothing was asked of it), and whether this is the unit's end row."""
+from llava_batch.ids import image_id, row_id
+from llava_batch.tables import BOOKKEEPING, load_schema
 
 _ENGINE_CODES = {
     "prompt_too_long": RowError.PROMPT_TOO_LONG,
@@ -42,18 +31,16 @@ def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
     return pa.schema([*answers, *BOOKKEEPING, *keep])
 
 
-def row_id(row: Row, question_id: str | None) -> str:
-    """`<unit>/<key>` with the key escaped, its mark, and `#<question_id>` where there is one."""
-    base = f"{row['unit']}/{escaped(row['key'])}{row['mark'] or ''}"
-    return base if question_id is None else f"{base}#{escaped(question_id)}"
+def image_of(row: Row) -> str:
+    """The id of a prepared row's image."""
+    return image_id(row["unit"], row["key"], row["mark"])
 
 
 def head(row: Row, ask: Row, sample: int, num_samples: int) -> Row:
     """The columns that say which image and question an answer belongs to."""
-    ident = row_id(row, ask["question_id"])
     names = ("unit", "key", "num_images", "image_sha256", "width", "height", "ordinal", "end")
     return {
-        "id": ident if num_samples == 1 else f"{ident}~{sample}",
+        "id": row_id(image_of(row), ask["question_id"], sample if num_samples > 1 else None),
         "question_id": ask["question_id"],
         **{name: row[name] for name in names},
     }

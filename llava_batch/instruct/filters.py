@@ -12,42 +12,12 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from llava_batch.errors import UsageError
+from llava_batch.prompts.recipe import Filters
 
 Row = dict[str, Any]
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filters:
-    """Bounds that every turn of a row must keep; None switches a filter off.
-
-    `min_words`, `max_words`: words of an answer. `max_repetition`: see `repetition`.
-    `min_mean_logprob`: of an answer's tokens. `max_similarity`: see `similarity`, against the kept
-    answers to the same question about the same image. `refusals`: reject answers that decline.
-    `unfinished`: reject answers that were cut at the token limit.
-    """
-
-    min_words: int = 1
-    max_words: int | None = None
-    max_repetition: float | None = None
-    min_mean_logprob: float | None = None
-    max_similarity: float | None = None
-    refusals: bool = True
-    unfinished: bool = True
-
-    def __post_init__(self) -> None:
-        if self.min_words < 0 or (self.max_words or self.min_words) < self.min_words:
-            raise UsageError(
-                f"filters: min_words {self.min_words} and max_words {self.max_words}: "
-                "give 0 <= min_words <= max_words"
-            )
-        for name in ("max_repetition", "max_similarity"):
-            share = getattr(self, name)
-            if share is not None and not 0 <= share <= 1:
-                raise UsageError(f"filters: {name} {share}: give a share from 0 to 1")
 
 
 @dataclass(frozen=True)

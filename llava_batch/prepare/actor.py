@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError
-from llava_batch.generate.answer_rows import row_id
+from llava_batch.ids import image_id
 from llava_batch.job import Job
 from llava_batch.prepare.pixels import (
     BadImage,
@@ -28,42 +28,10 @@ from llava_batch.prepare.thumbnails import Thumbnails
 from llava_batch.prompts.asks import Ask, Lookup, asks_of
 from llava_batch.prompts.recipe import Recipe
 from llava_batch.prompts.templates import BadPrompt, place_images, unguarded
-from llava_batch.read.columns import KEEP
-from llava_batch.workers import process as heap
+from llava_batch.tables import KEEP, PREPARED
+from llava_batch.workers import process
 from llava_batch.workers.counters import Reporter
 from llava_batch.workers.crash_guard import Attempts
-
-ASK = pa.struct(
-    [
-        ("question_id", pa.string()),
-        ("questions", pa.list_(pa.string())),
-        ("segments", pa.list_(pa.string())),
-        ("token_ids", pa.list_(pa.list_(pa.int32()))),
-        ("error_message", pa.string()),
-        ("error_code", pa.string()),
-    ]
-)
-"""One ask: its turns as texts, the conversation's segments as text and as token ids."""
-
-PREPARED = pa.schema(
-    [
-        pa.field("unit", pa.string()),
-        pa.field("ordinal", pa.int64()),
-        pa.field("end", pa.bool_()),
-        pa.field("key", pa.string()),
-        pa.field("mark", pa.string()),
-        pa.field("num_images", pa.int32()),
-        pa.field("image_sha256", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("pixels", pa.large_binary()),
-        pa.field("shape", pa.list_(pa.int32())),
-        pa.field("asks", pa.list_(ASK)),
-        pa.field("error_code", pa.string()),
-        pa.field("error_message", pa.string()),
-    ]
-)
-"""What leaves: `pixels` are the bytes of a uint8 `[N, 3, H, W]` array of this `shape`."""
 
 _PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "error_code", "error_message")
 
@@ -89,7 +57,7 @@ class Prepare:
         self._pad = job.image_aspect == "pad" or (job.image_aspect == "auto" and checkpoint.pads)
         size = checkpoint.image_processor.size
         self._shortest_edge = size.get("shortest_edge")
-        heap.freeze()
+        process.freeze_heap()
 
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
@@ -166,7 +134,7 @@ class Prepare:
             image = decode(data, self._job.max_pixels)
             if number == 0:
                 out["width"], out["height"] = image.size
-                self._thumbnails.consider(row_id(out, None), image)
+                self._thumbnails.consider(image_id(out["unit"], out["key"], out["mark"]), image)
             check_canvas(*image.size, self._pad, self._shortest_edge, self._job.max_pixels)
             if self._pad:
                 image = expand_to_square(image, self._checkpoint.background)

@@ -1,24 +1,16 @@
 """Thumbnails: a small sample of the images, for the report, made where the images are decoded anyway.
 
 Which images: those whose names have the smallest hashes, so the sample is the same in every run and
-needs no second reading of the lake. Kept in one bounded side file, `_thumbnails.bin` (Parquet, but not by name: `*.parquet` is answers).
+needs no second reading of the lake. `answers.thumbnails` keeps them beside the answers.
 """
 
 import hashlib
 import io
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from llava_batch.storage import Location, read_bytes, write_whole
-from llava_batch.workers.shared_state import NUM_THUMBNAILS
-
 SIDE = 256
-FILE = "_thumbnails.bin"
-_SCHEMA = pa.schema({"rank": pa.int64(), "image": pa.string(), "jpeg": pa.binary()})
-
 Thumbnail = tuple[int, str, bytes]
 """(rank: the hash of the name, the image's name, JPEG)."""
 
@@ -59,18 +51,3 @@ def _shrunk(image: Image.Image) -> Image.Image:
     small = image.copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     return small
-
-
-def save(out: Location, fresh: list[Thumbnail]) -> None:
-    """Add `fresh` to the side file, which keeps NUM_THUMBNAILS at most."""
-    path = f"{out.path}/{FILE}"
-    held = read_bytes(out.fs, path)
-    known = pq.read_table(pa.BufferReader(held)).to_pylist() if held else []
-    merged = {name: (rank, name, jpeg) for rank, name, jpeg in fresh}
-    for row in known:
-        merged.setdefault(row["image"], (row["rank"], row["image"], row["jpeg"]))
-    kept = sorted(merged.values())[:NUM_THUMBNAILS]
-    rows = [dict(zip(_SCHEMA.names, thumbnail, strict=True)) for thumbnail in kept]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
-    write_whole(out.fs, path, sink.getvalue())

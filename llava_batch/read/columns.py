@@ -12,11 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
-from llava_batch.read.find import Unit
-from llava_batch.read.row import printable
-from llava_batch.tables import load_schema
-
-KEEP = "keep."
+from llava_batch.ids import printable
+from llava_batch.tables import KEEP, load_schema
+from llava_batch.unit import Unit
 
 
 def image_schema(keep: pa.Schema) -> pa.Schema:

@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -19,6 +19,7 @@ from braceexpand import braceexpand
 from llava_batch.errors import UsageError
 from llava_batch.read.storage_failed import StorageFailed, stored
 from llava_batch.storage import Location, glob, list_files, locate
+from llava_batch.unit import Unit
 
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
@@ -37,33 +38,6 @@ IMAGE_EXTENSIONS = frozenset(
 
 _HIDING = {"_": "%5F", ".": "%2E"}
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unit:
-    """One unit of work. Picklable; `fs` carries the credentials to the worker that reads it."""
-
-    name: str
-    kind: str
-    """`tar`, `parquet` or `files`."""
-    path: str
-    shown: str
-    fs: pafs.FileSystem = field(compare=False, repr=False)
-    source: str
-    """Fingerprint of the input: sizes and modification times. Another one: answered again."""
-    row_groups: tuple[int, int] | None = None
-    """Parquet: first and one past the last row group; None is the whole file."""
-    members: tuple[str, ...] = ()
-    """Loose files, as paths below `path`."""
-    limit: int | None = None
-    """Read at most this many images (`--limit`); such a unit is never complete."""
-    retry: frozenset[str] | None = None
-    """`--retry-errors`: read only the images of these (key, mark) ids, `<key><mark>` escaped."""
-
-    @property
-    def input(self) -> str:
-        """Where its input lies, the same in every run and without credentials."""
-        return f"{self.fs.type_name}:{self.path}"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_batch.errors import RowError
+from llava_batch.ids import name_in_unit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,20 +24,7 @@ class Row:
     @property
     def name(self) -> str:
         """The image's id within its unit: the key escaped, and the mark."""
-        return escaped(printable(self.key)) + self.mark
-
-
-def printable(text: str) -> str:
-    """`text` as valid UTF-8: a name with stray bytes keeps them as `\\xNN`, a half pair as `\\uNNNN`."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def escaped(text: str) -> str:
-    """`text` without the characters that separate the parts of an id."""
-    return text.replace("%", "%25").replace("#", "%23").replace("~", "%7E")
+        return name_in_unit(self.key, self.mark)
 
 
 def damaged(key: str, mark: str, what: str) -> Row:

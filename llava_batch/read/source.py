@@ -20,14 +20,15 @@ from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from llava_batch.errors import LlavaBatchError, RowError
+from llava_batch.ids import printable
 from llava_batch.job import Job
 from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
 from llava_batch.read.files import read_files
-from llava_batch.read.find import Unit
 from llava_batch.read.parquet import read_parquet
-from llava_batch.read.row import Row, printable
+from llava_batch.read.row import Row
 from llava_batch.read.storage_failed import StorageFailed, stored
 from llava_batch.read.tar import read_tar
+from llava_batch.unit import Unit
 from llava_batch.workers.crash_guard import Attempts
 
 _BLOCK_ROWS = 32

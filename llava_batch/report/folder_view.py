@@ -6,7 +6,7 @@ from typing import Any
 from llava_batch.answers.folder import Answers
 from llava_batch.answers.thumbnails import thumbnail_names
 from llava_batch.errors import RowError, UsageError
-from llava_batch.report import run_facts as facts
+from llava_batch.report import run_facts
 from llava_batch.report.counts import Counts
 from llava_batch.report.gather import Row, gather
 from llava_batch.report.wording import moment
@@ -37,10 +37,10 @@ class Side:
         return {
             "name": self.name,
             "path": self.at.shown,
-            "model": facts.text(run, "model") or facts.text(run, "settings", "model"),
-            "status": facts.text(run, "status"),
-            "when": moment(facts.text(run, "started_at")),
-            "fingerprint": facts.text(run, "fingerprint"),
+            "model": run_facts.text(run, "model") or run_facts.text(run, "settings", "model"),
+            "status": run_facts.text(run, "status"),
+            "when": moment(run_facts.text(run, "started_at")),
+            "fingerprint": run_facts.text(run, "fingerprint"),
             "images": counts.images,
             "rows": counts.rows,
             "ok": counts.num_ok,
@@ -48,16 +48,16 @@ class Side:
             "num_errors": counts.num_errors,
             "cut_share": counts.cut_share,
             "mean_length": counts.answer_tokens / counts.num_ok if counts.num_ok else None,
-            "images_per_s": facts.number(run, "throughput", "images_per_s"),
-            "tokens_per_s": facts.number(run, "throughput", "answer_tokens_per_s"),
-            "occupancy": facts.number(run, "throughput", "slot_occupancy"),
-            "wall_s": facts.number(run, "wall_s"),
-            "stages": facts.stages(run),
-            "rates": facts.rates(run),
-            "settings": facts.settings(run),
-            "machine": facts.mapping(run, "machine"),
-            "versions": facts.mapping(run, "versions"),
-            "failed_units": facts.mapping(run, "run", "units_failed"),
+            "images_per_s": run_facts.number(run, "throughput", "images_per_s"),
+            "tokens_per_s": run_facts.number(run, "throughput", "answer_tokens_per_s"),
+            "occupancy": run_facts.number(run, "throughput", "slot_occupancy"),
+            "wall_s": run_facts.number(run, "wall_s"),
+            "stages": run_facts.stages(run),
+            "rates": run_facts.rates(run),
+            "settings": run_facts.settings(run),
+            "machine": run_facts.mapping(run, "machine"),
+            "versions": run_facts.mapping(run, "versions"),
+            "failed_units": run_facts.mapping(run, "run", "units_failed"),
         }
 
     def _errors(self) -> list[dict[str, Any]]:
@@ -79,7 +79,7 @@ class Side:
         ]
 
 
-def setting_rows(sides: list[list[facts.Setting]]) -> list[dict[str, Any]]:
+def setting_rows(sides: list[list[run_facts.Setting]]) -> list[dict[str, Any]]:
     """Each flag with its value on each side; `shown` are those that were given, or that differ."""
     by_flag: dict[str, dict[str, Any]] = {}
     for i, settings in enumerate(sides):

@@ -12,8 +12,9 @@ import pyarrow.dataset as ds
 
 from llava_batch.answers.folder import Answers
 from llava_batch.errors import UsageError
+from llava_batch.ids import image_of
 from llava_batch.report.counts import Counts
-from llava_batch.report.sample import LAST_RANK, Smallest, image_of, sample_rank
+from llava_batch.report.sample import LAST_RANK, Smallest, sample_rank
 
 COLUMNS = (
     "id", "unit", "key", "question_id", "status", "error_code", "error_message", "finish_reason",

@@ -16,7 +16,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from llava_batch import __version__
 from llava_batch.answers.folder import open_answers
 from llava_batch.answers.thumbnails import MAX_BYTES, read_thumbnails
 from llava_batch.errors import UsageError
@@ -26,6 +25,7 @@ from llava_batch.report.folder_view import Side, setting_rows
 from llava_batch.report.gather import Row
 from llava_batch.report.wording import amount, duration, percent, ticks
 from llava_batch.storage import Location, locate, write_whole
+from llava_batch.version import __version__
 
 SEED = 0
 """Seed of the sample, stated on the page."""

@@ -20,13 +20,6 @@ def sample_rank(seed: int, name: str) -> int:
     return int.from_bytes(digest, "big")
 
 
-def image_of(row_id: str, unit: str) -> str:
-    """The image's part of an answer's id: `<unit>/<key>` without `#<question_id>` and `~<sample>`."""
-    prefix = f"{unit}/"
-    key = row_id.removeprefix(prefix).split("#", 1)[0].split("~", 1)[0]
-    return prefix + key
-
-
 class Smallest(Generic[T]):
     """Keeps the `most` (at least one) values of the smallest ranks among all that were offered."""
 

@@ -3,7 +3,7 @@
 import gc
 
 
-def freeze() -> None:
+def freeze_heap() -> None:
     """Take every object of now out of the collector's sight; call it once all is loaded.
 
     With torch and transformers in memory there are half a million: a full collection takes 0.2 s in

@@ -14,10 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava_batch.generate.answer_rows import BOOKKEEPING
-from llava_batch.read.columns import KEEP
-from llava_batch.read.find import Unit
-from llava_batch.tables import load_schema
+from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
+from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
 
 

@@ -24,7 +24,6 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict
 from llava_batch.job import Job, fingerprint, flag_name
-from llava_batch.read.find import Unit
 from llava_batch.storage import (
     TEMPORARY,
     Location,
@@ -33,6 +32,7 @@ from llava_batch.storage import (
     read_bytes,
     write_whole,
 )
+from llava_batch.unit import Unit
 
 _READS_AT_ONCE = 16
 

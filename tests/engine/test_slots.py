@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.engine import Request
-from llava_batch.engine.scheduler import Scheduler, common_prefix
+from llava_batch.engine.scheduler import Scheduler, SlotTable, common_prefix
 from llava_batch.engine.sequence import sequences
-from llava_batch.engine.slots import SlotTable
 
 
 def test_a_slot_is_never_given_twice():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llava_batch.engine.request import Completion
 from llava_batch.errors import RowError
-from llava_batch.generate.answer_rows import body, failed, head, row_id, without_asks
+from llava_batch.generate.answer_rows import body, failed, head, without_asks
 from llava_batch.tables import load_schema
 
 ROW = {
@@ -98,21 +98,6 @@ def test_a_choice_is_told_with_its_share() -> None:
 
 
 # Ids
-
-
-@pytest.mark.parametrize(
-    ("change", "question_id", "expected"),
-    [
-        ({}, None, "photos/a/dog.jpg"),
-        ({}, "7", "photos/a/dog.jpg#7"),
-        ({"mark": "%dup2"}, None, "photos/a/dog.jpg%dup2"),
-        ({"key": "a#1~2%"}, "q#~%", "photos/a/a%231%7E2%25#q%23%7E%25"),
-    ],
-)
-def test_an_id_is_unit_key_and_question_with_its_separators_escaped(
-    change, question_id, expected
-) -> None:
-    assert row_id(ROW | change, question_id) == expected
 
 
 _keys = st.text(st.sampled_from("ab#~%27E/."), min_size=1, max_size=6)

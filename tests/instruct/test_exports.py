@@ -22,7 +22,7 @@ from llava_batch.instruct.exports import (
     export_webdataset,
     images_of,
 )
-from llava_batch.instruct.exports.pairs import image_id, whole_file
+from llava_batch.instruct.exports.pairs import whole_file
 from llava_batch.prompts.recipe import load_recipe
 from llava_batch.tables import load_schema
 
@@ -240,19 +240,6 @@ def test_answers_without_their_image_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"1 answers of unit 00000 have no image .*00000/0009"):
         export_webdataset(pairs, str(tmp_path / "tars"))
     assert list((tmp_path / "tars").iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("id", "unit", "image"),
-    [
-        ("u/k", "u", "u/k"),
-        ("u/k#3~1", "u", "u/k"),
-        ("u/a%23b~0", "u", "u/a%23b"),
-        ("x#y~z/k#3", "x#y~z", "x#y~z/k"),
-    ],
-)
-def test_an_answer_s_id_begins_with_its_image_s(id: str, unit: str, image: str) -> None:
-    assert image_id(id, unit) == image
 
 
 def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:

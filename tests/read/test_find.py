@@ -9,7 +9,8 @@ import pytest
 
 from llava_batch.errors import UsageError
 from llava_batch.read import find as units_module
-from llava_batch.read.find import Unit, find_units
+from llava_batch.read.find import find_units
+from llava_batch.unit import Unit
 
 
 def lay(folder: Path, *names: str) -> Path:

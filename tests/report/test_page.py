@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from llava_batch.errors import RowError, UsageError
 from llava_batch.job import Job
 from llava_batch.report import write_report
-from llava_batch.report.sample import Smallest, image_of, sample_rank
+from llava_batch.report.sample import Smallest
 from tests.answer_folder import bad, good, write_folder
 
 RUN = {
@@ -262,9 +262,3 @@ def test_smallest_keeps_the_smallest(ranks: list[int], most: int) -> None:
     for rank in ranks:
         keeper.offer(rank, rank)
     assert keeper.values() == sorted(ranks)[:most]
-
-
-def test_the_image_of_an_id_is_the_id_without_question_and_sample() -> None:
-    assert image_of("a#b/c%23d#q%231~2", "a#b") == "a#b/c%23d"
-    assert image_of("00000/x~1", "00000") == "00000/x"
-    assert sample_rank(0, "a") == sample_rank(0, "a") != sample_rank(1, "a")

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_batch import storage
-from llava_batch.read.find import Unit
 from llava_batch.storage import locate, write_whole
 from llava_batch.tables import load_schema
+from llava_batch.unit import Unit
 from llava_batch.write.committer import Committer
 from llava_batch.write.ledger import Ledger
 from tests.outputs import EMPTY, RUN, answer, answers_of, end, ledger_of, table, tables, unit

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from llava_batch.errors import OutputConflict, UsageError
-from llava_batch.read.find import Unit, find_units
+from llava_batch.read.find import find_units
 from llava_batch.storage import locate, without_credentials
+from llava_batch.unit import Unit
 from llava_batch.write import owner as ownership
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership

@@ -1,51 +1,44 @@
-"""From a folder or hub id to an engine: device, dtype, quantization, weights."""
+"""From a folder or hub id to a model in memory: device, dtype, quantization, weights."""
 
-import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache as remember
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_batch.engine.model import memory, quantize
-from llava_batch.engine.model.llava import read_normalisation
-from llava_batch.engine.model.load_times import Startup, told
+from llava_batch.engine.model.llava import Normalisation, read_normalisation
+from llava_batch.engine.model.load_times import Startup
 from llava_batch.engine.model.sizing import card, choose_max_tokens, is_quantized
-
-if TYPE_CHECKING:
-    from llava_batch.engine.engine import Engine
-
-log = logging.getLogger(__name__)
 
 BFLOAT16_CAPABILITY = (8, 0)
 
 
-def load(
-    engine: "type[Engine]",
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A checkpoint in memory, and what an engine over it needs to know."""
+
+    model: LlavaForConditionalGeneration
+    attention: str
+    normalisation: Normalisation
+    decode: Callable[[list[int]], str]
+    seconds: dict[str, float]
+
+
+def read(
     model: str | Path,
     *,
-    dtype: str | torch.dtype = "auto",
-    device: str = "auto",
-    slots: int | str = "auto",
-    max_tokens: int | str = "auto",
-    attention: str = "auto",
-    quantization: str | None = None,
-    revision: str | None = None,
-    **options: Any,
-) -> "Engine":
-    """Load `model` (a folder or a hub id) and make an engine of it.
-
-    dtype "auto": see `choose_dtype`. quantization is None or one of `quantize.NAMES`, and leaves the
-    fused kernels out. `options` are `Engine`'s own. How long each phase took is logged in one line
-    and kept as the engine's `load_seconds`.
-
-    Raises:
-        ValueError: an option that is unknown, or that cannot be had here; a model that does not fit
-            the card, with what would.
-        OSError: no such folder, or a hub id that is not to be had.
-    """
+    dtype: str | torch.dtype,
+    device: str,
+    quantization: str | None,
+    revision: str | None,
+    max_tokens: int | str,
+    attention: str,
+) -> Loaded:
+    """Check what is asked for, then read the weights; see `Engine.load`."""
     startup = Startup()
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
@@ -58,18 +51,13 @@ def load(
     startup.end("read_weights")
     if attention == "auto" and place == "cpu" and is_quantized(loaded.config):
         attention = "torch"  # the fused kernels read float weights
-    made = engine(
-        loaded,
-        slots=slots,
-        max_tokens=max_tokens,
+    return Loaded(
+        model=loaded,
         attention=attention,
         normalisation=read_normalisation(processor_files(folder)),
         decode=decoder(folder),
-        **options,
+        seconds=startup.seconds,
     )
-    made.load_seconds = startup.seconds | made.load_seconds
-    log.info("started in %s", told(made.load_seconds))
-    return made
 
 
 def find(model: str | Path, revision: str | None) -> Path:

@@ -10,11 +10,12 @@ import pyarrow.fs as pafs
 
 from llava_batch.answers.folder import Answers, open_answers
 from llava_batch.errors import UsageError
+from llava_batch.ids import escaped, image_id, image_of
 from llava_batch.instruct.conversations import conversation
 from llava_batch.storage import Location, locate
 
 if TYPE_CHECKING:
-    from llava_batch.read.find import Unit
+    from llava_batch.unit import Unit
 
 Images = Callable[[str], Iterable[tuple[str, bytes]]]
 """unit name -> (image id, encoded bytes) of its images, in its order. The image id is what all ids of
@@ -93,30 +94,19 @@ class Pairs:
         for row in rows:
             if row["status"] in ("ok", "kept"):
                 images = said.setdefault(row["unit"], {})
-                _, about = images.setdefault(image_id(row["id"], row["unit"]), (row["key"], []))
+                _, about = images.setdefault(image_of(row["id"], row["unit"]), (row["key"], []))
                 about.append(_said(row))
         for unit, wanted in said.items():
             for name, image in self.images(unit):
                 if name in wanted:
                     key, about = wanted.pop(name)
-                    mark = name[len(unit) + 1 + len(_escaped(key)) :]
+                    mark = name[len(unit) + 1 + len(escaped(key)) :]
                     yield Pair(unit=unit, key=key, mark=mark, image=image, said=about)
             if wanted:
                 raise UsageError(
                     f"{len(wanted)} answers of unit {unit} have no image in the input (the first: "
                     f"{next(iter(wanted))}); give the input that the answers were made from"
                 )
-
-
-def image_id(id: str, unit: str) -> str:
-    """The image's part of an answer's id: without question and sample (a key's own `#` and `~` are
-    escaped in it; a unit's are not)."""
-    rest = id[len(unit) :]
-    return unit + rest.split("#", 1)[0].split("~", 1)[0]
-
-
-def _escaped(key: str) -> str:
-    return key.replace("%", "%25").replace("#", "%23").replace("~", "%7E")
 
 
 def _said(row: dict[str, Any]) -> Said:
@@ -128,7 +118,6 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
               key_column: str | None = None, max_image_bytes: int = 256 * 2**20) -> Images:  # fmt: skip
     """The images of a run's units, read again from its input. Of several images in one row the
     first is given."""
-    from llava_batch.generate.answer_rows import row_id
     from llava_batch.job import Job
     from llava_batch.read.source import Reading, read_rows
 
@@ -140,9 +129,8 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
         if name not in by_name:
             raise UsageError(f"--input: has no unit {name}, of which there are answers")
         for row in read_rows(by_name[name], reading):
-            key = row.key.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
             if row.images:
-                yield row_id({"unit": name, "key": key, "mark": row.mark}, None), row.images[0]
+                yield image_id(name, row.key, row.mark), row.images[0]
 
     return images
 

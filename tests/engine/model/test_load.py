@@ -53,12 +53,12 @@ def test_weights_in_the_files_dtype_stay_in_pages_that_all_workers_share() -> No
 
 
 def test_the_start_is_told_by_phase_in_one_line(caplog) -> None:
-    with caplog.at_level(logging.INFO, logger="llava_batch.engine.model.load"):
+    with caplog.at_level(logging.INFO, logger="llava_batch.engine.engine"):
         engine = Engine.load(model_path(), device="cpu", slots=1, max_tokens=128)
     phases = ["find_files", "read_weights", "kernels", "cache"]
     assert list(engine.load_seconds)[:4] == phases
     assert min(engine.load_seconds.values()) >= 0
-    (line,) = [r.getMessage() for r in caplog.records if r.name == "llava_batch.engine.model.load"]
+    (line,) = [r.getMessage() for r in caplog.records if r.name == "llava_batch.engine.engine"]
     assert line == f"started in {told(engine.load_seconds)}"
     assert [line.index(f"{phase} ") for phase in phases] == sorted(
         line.index(f"{phase} ") for phase in phases
