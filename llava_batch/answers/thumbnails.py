@@ -42,8 +42,9 @@ def read_thumbnails(out: Location, images: Iterable[str], budget: int) -> dict[s
             hits = [i for i, name in enumerate(names) if name in wanted and name not in found]
             if not hits:
                 continue
-            jpegs = file.read_row_group(group, ["jpeg"])["jpeg"].take(pa.array(hits)).to_pylist()
-            for i, jpeg in zip(hits, jpegs, strict=True):
+            jpegs = file.read_row_group(group, ["jpeg"])["jpeg"]
+            for i in hits:
+                jpeg = jpegs[i].as_py()
                 if jpeg and jpeg.startswith(b"\xff\xd8") and len(jpeg) <= budget:
                     budget -= len(jpeg)
                     found[names[i]] = base64.b64encode(jpeg).decode()

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from llava_batch.answers.folder import Answers
 from llava_batch.errors import UsageError
@@ -23,7 +22,6 @@ COLUMNS = (
 SAMPLE_ROWS = 400
 ERROR_EXAMPLES = 12
 """Rows shown of each error code."""
-_BATCH_ROWS = 4096
 
 Row = dict[str, Any]
 
@@ -88,17 +86,9 @@ def batches(answers: Answers, columns: tuple[str, ...]) -> Iterator[pa.RecordBat
     Raises:
         UsageError: a table cannot be read, or lacks one of the columns.
     """
-    fs = answers.location.fs
     for path in answers.paths:
         try:
-            kind = "parquet" if path.endswith(".parquet") else "ipc"
-            table = ds.dataset(path, filesystem=fs, format=kind)
-            missing = [c for c in columns if c not in table.schema.names]
-            if missing:
-                raise UsageError(f"{path}: is no table of answers (without {', '.join(missing)})")
-            scanner = table.scanner(columns=list(columns), batch_size=_BATCH_ROWS,
-                                    batch_readahead=2, use_threads=False)  # fmt: skip
-            yield from scanner.to_batches()
+            yield from answers.batches(path, columns)
         except (pa.ArrowInvalid, OSError) as error:
             raise UsageError(f"{path}: cannot be read ({_first_line(error)})") from None
 
