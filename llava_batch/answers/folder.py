@@ -18,6 +18,13 @@ from llava_batch.storage import Location, list_files, locate, read_bytes
 
 _SUFFIXES = (".parquet", ".arrow")
 _BATCH_ROWS = 4096
+
+AnswerRow = dict[str, Any]
+"""A row of a table of answers, by column."""
+
+Turn = dict[str, Any]
+"""One of a row's `turns`: a question, its answer, and how the answer ended."""
+
 _NEEDED = ({"id", "status", "answer"}, {"id", "status", "conversations"})
 """The columns that make a table one of answers, or of the instructions made from them."""
 
@@ -31,14 +38,14 @@ class Answers:
     paths: tuple[str, ...]
     schema: pa.Schema
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[AnswerRow]:
         """The answer rows as dictionaries, in the order of units and rows; all columns or some."""
         for _, rows in self.tables(columns):
             yield from rows
 
     def tables(
         self, columns: Sequence[str] | None = None
-    ) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+    ) -> Iterator[tuple[str, Iterator[AnswerRow]]]:
         """Each table's path below the folder, with its rows."""
         for path in self.paths:
             rows = (row for batch in self.batches(path, columns) for row in batch.to_pylist())

@@ -1,4 +1,4 @@
-"""Thumbnails: `OUT/_thumbnails.bin`, added to by a run, and read for the pages that embed them.
+"""`OUT/_thumbnails.bin`: added to by a run, read for the pages that embed the pictures.
 
 The file is Parquet, but not by name (`*.parquet` is answers), and bounded. Its columns: `rank`, the hash
 by which images were chosen; `image`, an answer's id without its question and sample; `jpeg`. Without

@@ -28,7 +28,7 @@ def run_and_tell(job: Job) -> Summary:
     if not job.dry_run and summary.totals["rows"] <= MAX_REPORT_ROWS:
         _write_report(job)
     if not job.quiet:
-        for line in told(summary):
+        for line in result_lines(summary):
             print(line, file=sys.stderr)
         if job.model == "demo" and not job.dry_run:
             print(_DEMO_MODEL, file=sys.stderr)
@@ -54,11 +54,11 @@ def with_demo_shards(job: Job) -> Job:
     return job.but(input=tuple(map(str, paths)))
 
 
-def told(summary: Summary) -> list[str]:
+def result_lines(summary: Summary) -> list[str]:
     """The run in a few lines of text."""
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
-        return outlook(summary)
+        return outlook_lines(summary)
     lines = list(summary.outlook["notes"])
     if run["units_done_before"]:
         lines.append(
@@ -89,7 +89,7 @@ def told(summary: Summary) -> list[str]:
     return lines
 
 
-def outlook(summary: Summary) -> list[str]:
+def outlook_lines(summary: Summary) -> list[str]:
     """What a dry run found, in a few lines of text."""
     ahead, machine, settings = summary.outlook, summary.machine, summary.settings
     dtype = ", ".join(filter(None, (settings["dtype"], settings["quantization"])))

@@ -1,4 +1,4 @@
-"""Compare: two folders joined by id, and the pairs of answers that the page shows.
+"""Two folders joined by id, and the pairs of answers that the page shows.
 
 What is kept of each row is two 64-bit hashes, of its id and of what it says, so that two folders of
 millions of rows compare in bounded memory; the rows that are shown are read in a second pass.
@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from llava_batch.answers.folder import Answers
-from llava_batch.report.gather import Row, batches, find_rows, images_of
+from llava_batch.answers.folder import AnswerRow, Answers
+from llava_batch.report.gather import batches, find_rows, images_of
 from llava_batch.report.sample import sample_rank
 
 DIFFERING_PAIRS = 300
@@ -30,7 +30,7 @@ class Comparison:
     differ: int
     only_first: int
     only_second: int
-    pairs: list[tuple[Row, Row]]
+    pairs: list[tuple[AnswerRow, AnswerRow]]
     """The first `num_differing` of them differ."""
     num_differing: int
 

@@ -1,4 +1,4 @@
-"""Counts: what is counted of every answer row, batch by batch, and the histograms made of it.
+"""What is counted of every answer row, batch by batch, and the histograms made of it.
 
 Memory does not grow with the rows: lengths are counted by value, log-probabilities in fine bins.
 """

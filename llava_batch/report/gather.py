@@ -1,15 +1,14 @@
-"""Gather: an output folder → what the page says of it, in one pass over the answers.
+"""An output folder → what the page says of it, in one pass over the answers.
 
 Only the columns that are shown are read, batch by batch; of the rows, only a bounded sample is kept.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from llava_batch.answers.folder import Answers
+from llava_batch.answers.folder import AnswerRow, Answers
 from llava_batch.errors import UsageError
 from llava_batch.ids import image_of
 from llava_batch.report.counts import Counts
@@ -23,17 +22,15 @@ SAMPLE_ROWS = 400
 ERROR_EXAMPLES = 12
 """Rows shown of each error code."""
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Gathered:
     """What one pass over a folder gave: counts of everything, and the rows that are shown."""
 
     counts: Counts
-    sample: list[Row]
+    sample: list[AnswerRow]
     """Answered rows, by rank."""
-    errors: list[Row]
+    errors: list[AnswerRow]
     """Examples of each error code, by code and rank."""
 
 
@@ -44,8 +41,8 @@ def gather(answers: Answers, *, seed: int, preferred: frozenset[str] = frozenset
         UsageError: a table cannot be read, or lacks a column of the answers.
     """
     counts = Counts()
-    sample: Smallest[Row] = Smallest(SAMPLE_ROWS)
-    errors: dict[str, Smallest[Row]] = {}
+    sample: Smallest[AnswerRow] = Smallest(SAMPLE_ROWS)
+    errors: dict[str, Smallest[AnswerRow]] = {}
     for batch in batches(answers, COLUMNS):
         ids, images = batch["id"].to_pylist(), images_of(batch)
         counts.add(batch, images)
@@ -69,7 +66,7 @@ def images_of(batch: pa.RecordBatch) -> list[str]:
     return [image_of(ident, unit) for ident, unit in pairs]
 
 
-def find_rows(answers: Answers, wanted: Callable[[str], bool]) -> dict[str, Row]:
+def find_rows(answers: Answers, wanted: Callable[[str], bool]) -> dict[str, AnswerRow]:
     """The rows whose id is wanted, by id."""
     found = {}
     for batch in batches(answers, COLUMNS):
