@@ -14,7 +14,7 @@ from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.generate.actor import Generate
-from llava_batch.job import Job
+from llava_batch.job import Job, require_places
 from llava_batch.prepare.actor import Prepare
 from llava_batch.read.source import UnitSource
 from llava_batch.workers import shared_state
@@ -41,6 +41,7 @@ def run(job: Job) -> Summary:
         RunFailed: more rows in error than allowed, or units that could not be read.
         KeyboardInterrupt: stopped by a signal; what was whole is committed.
     """
+    require_places(job)
     with cluster.connected():
         cluster.refuse_local_paths(job)
         sizing = cluster.size_up(job)

@@ -11,16 +11,9 @@ import json
 import sys
 from collections.abc import Sequence
 
-from llava_batch.cli.terminal import run_and_tell, with_demo_shards
+from llava_batch.cli.terminal import placed, run_and_tell
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
-from llava_batch.instruct.exports import (
-    Pairs,
-    export_hugging_face,
-    export_llava,
-    export_webdataset,
-    images_of,
-)
 from llava_batch.job import Job
 from llava_batch.prompts.recipe import load_recipe
 from llava_batch.read.find import find_units
@@ -40,12 +33,10 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     for name in exports:
         if name not in EXPORTS:
             raise UsageError(f"--export {name}: give one of {', '.join(EXPORTS)}")
-    job = job.but(recipe=job.recipe or DEFAULT_RECIPE)
+    job = placed(job, demo="instruct")
     recipe = load_recipe(job.recipe or DEFAULT_RECIPE)
     out = job.output.rstrip("/")
-    job = job.but(output=f"{out}/answers")
-    if not job.input:
-        job = with_demo_shards(job)
+    job = job.but(output=f"{out}/answers", recipe=job.recipe or DEFAULT_RECIPE)
     run_and_tell(job)
     if job.dry_run:
         return
@@ -60,6 +51,14 @@ def _export(
 ) -> None:
     if not exports:
         return
+    from llava_batch.instruct.exports import (
+        Pairs,
+        export_hugging_face,
+        export_llava,
+        export_webdataset,
+        images_of,
+    )
+
     ledger = Ledger(locate(job.output), job.format, {})
     ledger.load(overwrite=True)
     units = find_units(job.input, ledger.members)
