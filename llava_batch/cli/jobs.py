@@ -70,6 +70,13 @@ def _run(job: Job) -> None:
     run_and_tell(job)
 
 
+def _vqa(job: Job) -> None:
+    if not job.asks_by or "prompt" in job.asks_by:
+        raise UsageError("no question was given; give --question TEXT, --question-column NAME or "
+                         "--questions FILE (caption asks one --prompt of every image)")  # fmt: skip
+    _run(job)
+
+
 def _instruct(job: Job, export: list[str]) -> None:
     from llava_batch.cli.instruct import run_instruct
 
@@ -107,7 +114,7 @@ class _SpreadLists(TyperCommand):
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "caption": _command("Describe every image of a corpus with one prompt.", _run),
-    "vqa": _command("Ask questions of every image of a corpus.", _run),
+    "vqa": _command("Ask questions of every image of a corpus.", _vqa),
     "instruct": _command("Make instruction data from a corpus.", _instruct, _EXPORT),
 }
 
