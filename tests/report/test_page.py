@@ -70,6 +70,50 @@ def test_an_image_asked_several_questions_is_one_image(tmp_path: Path) -> None:
     assert "<dt>Answers</dt><dd>6</dd>" in html
 
 
+def dialogue(key: str, *turns: tuple[str, str, int, float, str]) -> dict[str, Any]:
+    """A row with these turns: question, answer, tokens, log-probability, finish reason."""
+    names = ("question", "answer", "answer_tokens", "mean_logprob", "finish_reason")
+    made = [dict(zip(names, turn, strict=True)) for turn in turns]
+    last = {name: value for name, value in made[-1].items() if name != "question"}
+    return good(key, **last) | {"turns": made}
+
+
+def test_every_turn_of_a_dialogue_is_counted_and_every_question_named(tmp_path: Path) -> None:
+    # Once only the last turn was, and its question stood there as the one that was asked.
+    rows = [
+        dialogue(
+            key, ("Which <b>?", "A star.", 30, -2.0, "length"), ("Why?", "So.", 2, -0.1, "stop")
+        )
+        for key in "ab"
+    ]
+    html = page(write_folder(tmp_path, [*rows, bad("c", "bad_prompt", "no question")]))
+    for figure in (
+        "<dt>Dialogues</dt><dd>2</dd>",
+        "<dt>Answers</dt><dd>4</dd>",
+        "<dt>Tokens an answer</dt><dd>16</dd>",
+        "<dt>Cut at the limit</dt><dd>50 %</dd>",
+    ):
+        assert figure in html
+    found = data(html)
+    assert sum(found["lengths"]["series"][0]["bars"]) == 4
+    assert found["logprobs"]["start"] <= -2.0
+    assert found["asked"] == ["Which <b>?", "Why?"]
+    said = " ".join(html.split())
+    assert (
+        'Each image was asked: <q dir="auto" lang="">Which &lt;b&gt;?</q>, then '
+        '<q dir="auto" lang="">Why?</q>.' in said
+    )
+
+
+def test_a_question_is_named_as_asked_of_all_only_where_it_was(tmp_path: Path) -> None:
+    same = write_folder(tmp_path / "same", [good("a", "x"), good("b", "y")])
+    assert data(page(same))["asked"] == ["Describe the image."]
+    several = write_folder(tmp_path / "several", [good("a", "x"), good("b", "y", "Why?")])
+    html = page(several)
+    assert data(html)["asked"] == [] and "Each image was asked" not in html
+    assert "<dt>Dialogues</dt>" not in html
+
+
 def test_each_error_code_comes_with_its_sentence_and_examples(tmp_path: Path) -> None:
     rows = [bad(f"{code}{i}", code, f"why {code} {i}") for code in RowError for i in range(20)]
     html = page(write_folder(tmp_path, rows))

@@ -63,7 +63,7 @@ function pairOf(item, full) {
 function card(item, terms, open) {
   const body = el("div", { className: "words" });
   const questions = [...new Set(questionsOf(item))];
-  if (!STATE.oneQuestion) for (const text of questions) body.append(prose("p", "question", ...marked(text, terms)));
+  if (!DATA.asked.length) for (const text of questions) body.append(prose("p", "question", ...marked(text, terms)));
   body.append(COMPARING() ? pairOf(item, false) : answerOf(item.sides[0], terms));
   const name = el("button", { type: "button", className: "open path", title: item.id, onclick: open }, el("bdi", {}, ...marked(item.id.slice(item.unit.length + 1), terms)));
   const row = item.sides[0], facts = [];
