@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
+from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.summary import Summary
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job
-from llava_batch.pipeline import run
-from llava_batch.report import write_report
+from llava_batch.pipeline import run_settled
 
 DEMO_IMAGES = 48
 DEMO_SEED = 20_260_101
@@ -15,17 +15,17 @@ MAX_REPORT_ROWS = 1_000_000
 """Over so many rows the report is left to `llava-batch report`: it reads every row."""
 
 
-def run_and_tell(job: Job) -> Summary:
-    """Run the job and say in a few lines what came of it and where it lies."""
-    given = bool(job.input)
-    if not given:
+def run_and_tell(job: Job, settled: Settled | None = None) -> Summary:
+    """Run the job and say in a few lines what came of it and where it lies; `settled` where the caller
+    had to settle it."""
+    if not job.input:
         job = with_demo_shards(job)
     try:
-        summary = run(job)
+        summary = run_settled(settled or settle(job))
     except RunFailed:
         _write_report(job)
         raise
-    if not job.dry_run and summary.totals["rows"] <= MAX_REPORT_ROWS:
+    if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
         _write_report(job)
     if not job.quiet:
         for line in told(summary):
@@ -36,6 +36,8 @@ def run_and_tell(job: Job) -> Summary:
 
 
 def _write_report(job: Job) -> None:
+    from llava_batch.report import write_report
+
     try:
         write_report([job.output])
     except UsageError as error:  # nothing was answered yet, so there is nothing to look at

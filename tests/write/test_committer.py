@@ -17,7 +17,6 @@ from llava_batch.storage import locate, write_whole
 from llava_batch.tables import load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.committer import Committer
-from llava_batch.write.ledger import Ledger
 from tests.outputs import EMPTY, RUN, answer, answers_of, end, ledger_of, table, tables, unit
 
 
@@ -207,8 +206,7 @@ def test_a_put_that_fails_is_tried_again(monkeypatch):
 def test_the_footer_says_what_the_table_answers(tmp_path):
     committer(tmp_path, unit("a")).add(table(answer("a", 0), end("a", 1)))
     said = pq.read_schema(tmp_path / "a.parquet").metadata
-    ledger = Ledger(locate(str(tmp_path)), "parquet", {"prompt": "x"})
-    assert said[b"llava_batch.fingerprint"].decode() == ledger.fingerprint
+    assert said[b"llava_batch.fingerprint"].decode() == ledger_of(tmp_path).fingerprint
     assert said[b"llava_batch.source"] == b"1-1"
     assert json.loads(said[b"llava_batch.run"]) == RUN
 

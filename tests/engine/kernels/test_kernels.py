@@ -10,7 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests
 
-from llava_batch.driver.plan import make_plan
+from llava_batch.driver.refusals import refuse_what_is_missing
+from llava_batch.driver.settle import settle
 from llava_batch.engine import Request
 from llava_batch.engine.cache import Rows
 from llava_batch.engine.kernels import cuda as kernels
@@ -194,7 +195,8 @@ def test_the_kernels_of_a_card_are_refused_on_cpu(name):
 def test_the_driver_refuses_kernels_before_any_worker_starts(monkeypatch, job, on_gpu, said):
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=said):
-        make_plan(job, on_gpu=on_gpu)
+        placed = settle(job).on(on_gpu=on_gpu, card=None).job
+        refuse_what_is_missing(placed, on_gpu=on_gpu, card=None)
 
 
 def test_the_flag_offers_what_the_engine_has():
