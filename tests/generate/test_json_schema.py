@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -22,7 +23,7 @@ from llava_batch.engine import Completion, Engine, Request  # noqa: E402
 from llava_batch.generate.json_schema import Constraint, read_schema  # noqa: E402
 
 YES_NO = {"enum": ["yes", "no"]}
-THING = {
+THING: dict[str, Any] = {
     "type": "object",
     "properties": {
         "shape": {"enum": ["circle", "square", "triangle"]},
@@ -179,7 +180,7 @@ def test_the_fingerprint_holds_the_schema_and_not_its_path(tmp_path: Path) -> No
     of = [fingerprint_settings(job, demo)["json_schema"] for job in (a, b, c)]
     assert of[0] == of[1] != of[2]
     ready = settled(a, None, on_gpu=False)
-    assert json.loads(ready.json_schema) == YES_NO
+    assert json.loads(ready.json_schema or "") == YES_NO
     assert settled(ready, None, on_gpu=False) == ready
     assert fingerprint_settings(ready, demo)["json_schema"] == of[0]
 
