@@ -11,7 +11,7 @@ from llava_batch.job import Job
 from llava_batch.version import __version__
 
 if TYPE_CHECKING:
-    from llava_batch.pipeline import Summary
+    from llava_batch.driver.summary import Summary
 
 __all__ = ["Job", "LlavaBatchError", "__version__", "run"]
 

@@ -104,9 +104,10 @@ class Checkpoint:
         """Image tokens for one image of this size: patches, and the class token where CLIP's tower
         has one and strategy `default` does not drop the first token (SigLIP's has none)."""
         tower = self.config.vision_config
-        first = tower.model_type != "siglip_vision_model"
-        dropped = self.config.vision_feature_select_strategy == "default"
-        return (height // tower.patch_size) * (width // tower.patch_size) + first - dropped
+        first: bool = tower.model_type != "siglip_vision_model"
+        dropped: bool = self.config.vision_feature_select_strategy == "default"
+        patches: int = (height // tower.patch_size) * (width // tower.patch_size)
+        return patches + first - dropped
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -130,9 +131,10 @@ class Checkpoint:
 
     def decode(self, ids: Any) -> str:
         """The answer's text, special tokens left out, blanks at both ends kept."""
-        return self.tokenizer.decode(
+        text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return text
 
     def renderer(self, template: str) -> Render:
         """The conversation format for `--template`: auto, llava-1.5, checkpoint, or a Jinja file."""
@@ -158,13 +160,15 @@ class Checkpoint:
             values, _ = ProcessorMixin.get_processor_dict(self.folder, local_files_only=True)
         except OSError:
             values = {}
-        return values.get("chat_template") or self.tokenizer.chat_template
+        template: str | None = values.get("chat_template") or self.tokenizer.chat_template
+        return template
 
     def _applying(self, template: str) -> Any:
         def apply(messages: list[dict[str, Any]]) -> str:
-            return self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=True
             )
+            return text
 
         return apply
 

@@ -88,7 +88,8 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's bytes, or None where there is no such file."""
     try:
         with fs.open_input_stream(path) as stream:
-            return stream.read()
+            data: bytes = stream.read()
+            return data
     except FileNotFoundError:
         return None
 
@@ -155,12 +156,13 @@ def _has_hidden_part(relative: str) -> bool:
 
 def _from_uri(text: str) -> tuple[pafs.FileSystem, str]:
     try:
-        return pafs.FileSystem.from_uri(text)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
     except pa.ArrowInvalid:
         import fsspec
 
         fs, path = fsspec.core.url_to_fs(text)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+        found = pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+    return found
 
 
 def _s3(text: str) -> tuple[pafs.FileSystem, str]:
@@ -172,7 +174,8 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
     parts = urlsplit(text)
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     if "@" in parts.netloc or parts.query or not (key and secret):
-        return pafs.FileSystem.from_uri(text)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
+        return found
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     fs = pafs.S3FileSystem(
         access_key=key,

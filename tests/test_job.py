@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -87,15 +88,16 @@ def test_values_at_their_bounds_are_taken(settings: dict) -> None:
 def test_numbers_that_are_not_numbers_are_refused() -> None:
     for name in ("temperature", "top_p", "repetition_penalty", "max_error_rate", "stall_timeout_s"):
         for value in (float("nan"), float("inf")):
+            setting: dict[str, Any] = {name: value}
             with pytest.raises(UsageError, match=f"{flag_name(name)} {value}: give a"):
-                Job(**{name: value})
+                Job(**setting)
 
 
 def test_a_job_cannot_be_changed_and_takes_no_field_by_place() -> None:
     with pytest.raises(FrozenInstanceError):
         Job().model = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Job("input")  # type: ignore[misc]
+        Job("input")  # type: ignore[call-arg, arg-type]
     with pytest.raises(TypeError):
         Job(no_such_flag=1)  # type: ignore[call-arg]
 

@@ -126,7 +126,10 @@ def _growth_limit() -> dict[str, float] | None:
     import ray
 
     # Not a public function, but the one by which Ray Data and Ray Train find out.
-    return ray._private.state.state.get_max_resources_from_cluster_config()
+    limit: dict[str, float] | None = (
+        ray._private.state.state.get_max_resources_from_cluster_config()
+    )
+    return limit
 
 
 def _wait_for_growth(job: Job, limit: Mapping[str, float]) -> None:

@@ -116,7 +116,7 @@ def _questions_without_image(plan: Plan, questions: Questions) -> int:
     """How many of the file's questions joined no image that stands in the output."""
     if not plan.ledger.records:
         return len(questions)
-    return unjoined(questions, open_answers(plan.job.output)).num_rows
+    return len(unjoined(questions, open_answers(plan.job.output)))
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
@@ -186,7 +186,8 @@ def _totals(plan: Plan) -> dict[str, Any]:
 def _stages(board: Any) -> dict[str, dict[str, float]]:
     import ray
 
-    return ray.get(board.stages.remote())
+    stages: dict[str, dict[str, float]] = ray.get(board.stages.remote())
+    return stages
 
 
 def _throughput(

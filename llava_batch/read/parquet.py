@@ -38,7 +38,7 @@ def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
         if not _holds_images(schema.field(wanted).type):
             raise UsageError(f"--image-column {wanted}: {schema.field(wanted).type} holds no bytes")
         return wanted
-    candidates = [f.name for f in schema if _holds_images(f.type)]
+    candidates: list[str] = [f.name for f in schema if _holds_images(f.type)]
     for name in _IMAGE_NAMES:
         if name in candidates:
             return name
@@ -138,14 +138,16 @@ def _group(
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
     """Each row's values, or what is wrong with a row of which one cannot be read."""
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+        return rows
     except _UNREADABLE:
         return [_values_of_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
 
 
 def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
     try:
-        return row.to_pylist()[0]
+        values: dict[str, Any] = row.to_pylist()[0]
+        return values
     except _UNREADABLE as error:
         return f"a value of this row cannot be read: {error}"
 
@@ -188,7 +190,7 @@ def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_images(kind.field(index).type)
-    return (
+    return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
         or pa.types.is_binary_view(kind)

@@ -22,12 +22,13 @@ from ray.data.block import BlockMetadata
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
 from llava_batch.job import Job
-from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
+from llava_batch.read.columns import as_json, cast_kept, image_schema
 from llava_batch.read.files import read_files
 from llava_batch.read.parquet import read_parquet
 from llava_batch.read.row import Row
 from llava_batch.read.storage_failed import StorageFailed, stored
 from llava_batch.read.tar import read_tar
+from llava_batch.tables import KEEP
 from llava_batch.unit import Unit
 from llava_batch.workers.crash_guard import Attempts
 
@@ -67,7 +68,7 @@ class Reading:
         return tuple(dict.fromkeys((*self.prompt_columns, *self.keep.names)))
 
 
-class UnitSource(Datasource):
+class UnitSource(Datasource):  # type: ignore[misc]
     """A Ray Data source with one streaming read task for each unit; `board` counts the attempts."""
 
     def __init__(self, units: Sequence[Unit], reading: Reading, board: Any) -> None:

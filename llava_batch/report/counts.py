@@ -125,7 +125,8 @@ def _series(
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
-    return batch[name].to_pylist()
+    values: list[Any] = batch[name].to_pylist()
+    return values
 
 
 def _quantile(values: list[tuple[float, int]], share: float) -> float:

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -23,7 +24,7 @@ from llava_batch.engine import Completion, Engine, Request  # noqa: E402
 from llava_batch.generate.json_schema import Constraint, read_schema  # noqa: E402
 
 YES_NO = {"enum": ["yes", "no"]}
-THING = {
+THING: dict[str, Any] = {
     "type": "object",
     "properties": {
         "shape": {"enum": ["circle", "square", "triangle"]},

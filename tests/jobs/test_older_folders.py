@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pyarrow.dataset as ds
 import pytest
@@ -30,12 +31,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def captions(folder: Path, **changes: object) -> Job:
-    given = {"input": (str(folder / "input"),), "output": str(folder / "captions"), "quiet": True}
+def captions(folder: Path, **changes: Any) -> Job:
+    given: dict[str, Any] = {
+        "input": (str(folder / "input"),),
+        "output": str(folder / "captions"),
+        "quiet": True,
+    }
     return Job(**(given | changes))
 
 
-def instructions(folder: Path, **changes: object) -> Job:
+def instructions(folder: Path, **changes: Any) -> Job:
     return captions(folder, output=str(folder / "instructions"), recipe="conversation",
                     max_new_tokens=24, **changes)  # fmt: skip
 

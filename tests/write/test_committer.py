@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava_batch import storage
 from llava_batch.storage import locate, write_whole
 from llava_batch.tables import load_schema
 from llava_batch.unit import Unit
@@ -138,8 +138,8 @@ def test_a_kill_at_any_write_leaves_whole_tables_and_resuming_loses_nothing(
         return call
 
     for name in ("replace", "fsync"):
-        monkeypatch.setattr(storage.os, name, dying(name, getattr(os, name)))
-    monkeypatch.setattr(storage.os, "unlink", lambda path: None)  # a kill cleans nothing up
+        monkeypatch.setattr(os, name, dying(name, getattr(os, name)))
+    monkeypatch.setattr(os, "unlink", lambda path: None)  # a kill cleans nothing up
     with suppress(Killed):
         committer(tmp_path, *units).add(batch)
     monkeypatch.undo()
@@ -157,8 +157,8 @@ def test_a_kill_at_any_write_leaves_whole_tables_and_resuming_loses_nothing(
 
 def test_a_reader_with_a_glob_never_sees_a_half_written_table(tmp_path, monkeypatch):
     # A temporary name that ended in .parquet was taken for a table by every reader that globs.
-    monkeypatch.setattr(storage.os, "replace", lambda a, b: (_ for _ in ()).throw(Killed))
-    monkeypatch.setattr(storage.os, "unlink", lambda path: None)
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(os, "unlink", lambda path: None)
     with pytest.raises(Killed):
         write_whole(locate(str(tmp_path)).fs, f"{tmp_path}/a.parquet", b"half")
     assert len(list(tmp_path.iterdir())) == 1
@@ -169,14 +169,14 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(locate(str(tmp_path)).fs, f"{tmp_path}/a.parquet", b"half")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_put_that_fails_is_tried_again(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda s: None)
+    monkeypatch.setattr(time, "sleep", lambda s: None)
     stored: dict[str, bytes] = {}
 
     class Store:

@@ -38,7 +38,7 @@ class Questions:
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.table)
 
     def of(
         self, *, unit: str, key: str, names: Sequence[str] = (), sha256: str | None = None

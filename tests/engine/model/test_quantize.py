@@ -53,7 +53,8 @@ def asked() -> tuple[list[Request], dict[str, Question]]:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model_path(), backend="pil")
-    requests, wanted = [], {}
+    requests: list[Request] = []
+    wanted: dict[str, Question] = {}
     for number, scene in enumerate(held_out(NUM_SCENES)):
         pixels = processor.image_processor(
             images=[draw(scene, short_side=224)],
@@ -181,7 +182,7 @@ def test_fp8_where_it_cannot_be_had_says_what_it_needs(capability, dtype, said) 
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch) -> None:
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, package in (("nf4", "bitsandbytes"), ("int8wo", "torchao")):
         with pytest.raises(
             ValueError, match=rf"{package} and .*pip install 'llava-batch\[quant\]'"
@@ -200,6 +201,6 @@ def test_a_job_says_so_before_anything_starts(monkeypatch) -> None:
         refuse_what_is_missing(Job(attention="native"), on_gpu=True, card=None)
     with pytest.raises(UsageError, match="--quantization fp8: needs a card"):
         refuse_what_is_missing(Job(quantization="fp8", dtype="float32"), on_gpu=False, card=None)
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--quantization int8: needs bitsandbytes.*\[quant\]"):
         refuse_what_is_missing(Job(quantization="int8", dtype="float32"), on_gpu=False, card=None)
