@@ -18,7 +18,7 @@ from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
 from llava_batch.read.find import find_units
-from llava_batch.read.source import Reading, read_rows
+from llava_batch.read.reading import Reading, read_rows
 from llava_batch.unit import Unit
 
 SAMPLE = 200

@@ -12,7 +12,8 @@ from llava_batch.errors import UsageError
 from llava_batch.read import find as units
 from llava_batch.read.columns import keep_schema
 from llava_batch.read.parquet import read_parquet
-from llava_batch.read.source import first_row, read_blocks
+from llava_batch.read.reading import first_row
+from llava_batch.read.source import read_blocks
 from llava_batch.read.storage_failed import StorageFailed
 from tests.shards import outcome, picture, put, put_parquet, read, reading, rows_of, units_of
 
