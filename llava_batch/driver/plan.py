@@ -27,7 +27,8 @@ from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.prompts.recipe import Recipe, load_recipe
 from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.find import find_units
-from llava_batch.read.reading import Reading, count_rows, first_row
+from llava_batch.read.kinds import count_rows, first_row
+from llava_batch.read.reading import Reading
 from llava_batch.storage import locate, read_bytes
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger

@@ -1,23 +1,17 @@
-"""Reading: what a reader needs to know of the job, and the rows of one unit. Knows nothing of Ray."""
+"""Reading: what a reader needs to know of the job. Kind: what the rest asks of a kind of input.
+
+A kind stands in one file, and in the registry (`kinds.py`). Knows nothing of Ray.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any
+from typing import Protocol
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.job import Job
-from llava_batch.read.files import read_files
-from llava_batch.read.parquet import read_parquet
 from llava_batch.read.row import Row
-from llava_batch.read.storage_failed import StorageFailed, stored
-from llava_batch.read.tar import read_tar
 from llava_batch.unit import Unit
-
-_FIRST_ROWS = 32
-_STREAM_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,53 +43,28 @@ class Reading:
         return tuple(dict.fromkeys((*self.prompt_columns, *self.keep.names)))
 
 
-def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
-    """The unit's rows, read once.
+class Kind(Protocol):
+    """One kind of input: tars, Parquet files, loose image files."""
 
-    Raises:
-        OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
-    """
-    limit = reading.max_image_bytes
-    if unit.kind == "tar":
-        with unit.fs.open_input_stream(unit.path, buffer_size=_STREAM_BYTES) as stream:
-            yield from read_tar(stream, max_image_bytes=limit)
-    elif unit.kind == "parquet":
-        with unit.fs.open_input_file(unit.path) as file:
-            yield from read_parquet(
-                file,
-                unit.shown,
-                row_groups=unit.row_groups,
-                image_column=reading.image_column,
-                key_column=reading.key_column,
-                columns=reading.columns,
-                max_image_bytes=limit,
-            )
-    else:
-        columns = bool(reading.columns)
-        yield from read_files(
-            unit.fs, unit.path, unit.members, with_columns=columns, max_image_bytes=limit
-        )
+    extensions: frozenset[str]
+    """Of the files that are of this kind, in lower case, with the dot."""
 
+    def units(self, whole: Unit, size: int) -> list[Unit]:
+        """The units that one input file of `size` bytes makes; `whole` is all of it as one."""
+        return [whole]
 
-def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
-    """The columns that the unit's first rows have, with the first value of each that is not null;
-    for Parquet, its schema's names. Empty where none can be read."""
-    if unit.kind == "parquet":
-        with unit.fs.open_input_file(unit.path) as file:
-            try:
-                return dict.fromkeys(pq.read_schema(stored(file)).names)
-            except StorageFailed:
-                raise
-            except (OSError, ValueError, pa.ArrowException):
-                return {}  # damaged: its rows will say so
-    columns: dict[str, Any] = {}
-    for row in islice(read_rows(unit, reading), _FIRST_ROWS):
-        columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
-    return columns
+    def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
+        """The unit's rows, read once.
 
+        Raises:
+            OSError: the storage failed (what is wrong *inside* an input is a row in error instead).
+        """
+        ...
 
-def count_rows(unit: Unit, reading: Reading, most: int) -> int:
-    """How many images the unit has, counted up to `most`."""
-    if unit.kind == "files":
-        return min(most, len(unit.members))
-    return sum(1 for _ in islice(read_rows(unit, reading), most))
+    def columns(self, unit: Unit) -> pa.Schema | None:
+        """The unit's columns, none where it is damaged; None where only its rows tell."""
+        return None
+
+    def count(self, unit: Unit) -> int | None:
+        """How many rows the unit has, where that can be told without reading them."""
+        return None

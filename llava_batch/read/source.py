@@ -20,7 +20,8 @@ from ray.data.block import BlockMetadata
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
 from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
-from llava_batch.read.reading import Reading, read_rows
+from llava_batch.read.kinds import read_rows
+from llava_batch.read.reading import Reading
 from llava_batch.read.row import Row
 from llava_batch.unit import Unit
 from llava_batch.workers.crash_guard import Attempts
