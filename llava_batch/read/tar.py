@@ -20,8 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from webdataset.tariterators import base_plus_ext
-
 from llava_batch.errors import RowError
 from llava_batch.read.image_names import is_image
 from llava_batch.read.reading import Kind, Reading
@@ -33,6 +31,10 @@ _STREAM_BYTES = 4 * 2**20
 
 _SIDE_BYTES = 16 * 2**20
 """A side member (`.json`, `.txt`, …) over this size is not read."""
+
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+"""A member's key and extension: WebDataset's rule, as in its `tariterators.base_plus_ext`, whose
+module loads torch."""
 
 _LEAD = re.compile(r"^(\./+|/+)+")
 _HIDDEN = re.compile(r"(^|/)\.(?!\.?/)")
@@ -93,12 +95,12 @@ def _members(stream: IO[bytes], max_bytes: int) -> Iterator[Row | tuple[str, str
         if isinstance(member, Damage):
             continue
         name = _LEAD.sub("", member.name)
-        base, extension = base_plus_ext(name)
-        if not base or _HIDDEN.search(name):
+        parts = _NAME.match(name)
+        if not parts or _HIDDEN.search(name):
             continue
         content = _content(member, max_bytes)
         if content is not None:
-            yield base, extension.lower(), content
+            yield parts[1], parts[2].lower(), content
 
 
 def _problem(member: Member | Damage) -> str | None:
