@@ -94,7 +94,8 @@ def engine_alone(job) -> dict:
     from llava_batch.prepare.pixels import configure_pillow, decode
     from llava_batch.prompts.templates import llava_15
     from llava_batch.read.find import find_units
-    from llava_batch.read.source import Reading, read_rows
+    from llava_batch.read.kinds import read_rows
+    from llava_batch.read.reading import Reading
 
     torch.set_num_threads(len(_cores()))
     configure_pillow(max_pixels=job.max_pixels, allow_truncated=False)

@@ -24,7 +24,8 @@ from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.find import find_units
-from llava_batch.read.source import Reading, count_rows, first_row
+from llava_batch.read.kinds import count_rows, first_row
+from llava_batch.read.reading import Reading
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger

@@ -222,7 +222,7 @@ class Ledger:
         for record in self._adopted.values():
             self.commit(record)
         for unit in units:
-            if unit.kind == "files" and self._members.get(unit.name) != unit.members:
+            if unit.members and self._members.get(unit.name) != unit.members:
                 self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
 
     def table_name(self, unit: str) -> str:

@@ -119,7 +119,8 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
     """The images of a run's units, read again from its input. Of several images in one row the
     first is given."""
     from llava_batch.job import Job
-    from llava_batch.read.source import Reading, read_rows
+    from llava_batch.read.kinds import read_rows
+    from llava_batch.read.reading import Reading
 
     job = Job(image_column=image_column, key_column=key_column, max_image_bytes=max_image_bytes)
     reading = Reading.of(job, (), pa.schema([]))
