@@ -15,7 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 
 TEMPORARY = "_tmp-"
 """How the names of half-written files begin; they have no extension, so no reader's pattern fits."""
@@ -187,7 +187,7 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
 
 def _scrub(error: Exception, text: str) -> str:
     """The error's first line, with anything of the URI's secret parts taken out."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = first_line(error)
     parts = urlsplit(text)
     for secret in (
         parts.netloc.rpartition("@")[0],
