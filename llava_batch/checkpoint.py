@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
 from llava_batch.prompts.templates import IMAGE, Guards, Render, from_chat_template, llava_15
 from llava_batch.prompts.tokens import Encoder
@@ -51,7 +51,7 @@ class Checkpoint:
             )
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--model {self.name}: no model can be read there ({_line(error)})"
+                f"--model {self.name}: no model can be read there ({first_line(error)})"
             ) from None
 
     @cached_property
@@ -198,7 +198,7 @@ def _read_template(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"--template {path}: {_line(error)}; give auto, llava-1.5, checkpoint or a Jinja file"
+            f"--template {path}: {first_line(error)}; give auto, llava-1.5, checkpoint or a Jinja file"
         ) from None
 
 
@@ -220,9 +220,5 @@ def _folder(model: str, revision: str | None) -> str:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UsageError(
-            f"--model {model}: neither a local folder nor to be had from the hub ({_line(error)})"
+            f"--model {model}: neither a local folder nor to be had from the hub ({first_line(error)})"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from llava_batch.answers.folder import Answers
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.ids import image_of
 from llava_batch.report.counts import Counts
 from llava_batch.report.sample import LAST_RANK, Smallest, sample_rank
@@ -100,8 +100,4 @@ def batches(answers: Answers, columns: tuple[str, ...]) -> Iterator[pa.RecordBat
                                     batch_readahead=2, use_threads=False)  # fmt: skip
             yield from scanner.to_batches()
         except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(f"{path}: cannot be read ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(f"{path}: cannot be read ({first_line(error)})") from None

@@ -2,12 +2,10 @@
 
 import json
 import os
-import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -173,34 +171,6 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         write_whole(locate(str(tmp_path)).fs, f"{tmp_path}/a.parquet", b"half")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_put_that_fails_is_tried_again(monkeypatch):
-    monkeypatch.setattr(time, "sleep", lambda s: None)
-    stored: dict[str, bytes] = {}
-
-    class Store:
-        failures = 2
-
-        def open_output_stream(self, path):
-            if self.failures:
-                self.failures -= 1
-                raise OSError("503 slow down")
-            sink = pa.BufferOutputStream()
-            close = sink.close
-
-            class Stream:
-                def __enter__(self):
-                    return sink
-
-                def __exit__(self, *exc):
-                    stored[path] = sink.getvalue().to_pybytes()
-                    close()
-
-            return Stream()
-
-    write_whole(Store(), "b/a.parquet", b"whole")
-    assert stored == {"b/a.parquet": b"whole"}
 
 
 def test_the_footer_says_what_the_table_answers(tmp_path):
