@@ -9,13 +9,13 @@ import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
-from llava_batch.driver.plan import Plan, make_plan, placed
+from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError
-from llava_batch.job import Job
+from llava_batch.job import Job, require_places
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 
@@ -43,6 +43,7 @@ def run(job: Job) -> Summary:
 
 def run_settled(settled: Settled) -> Summary:
     """`run` for a job whose files were read already."""
+    require_places(settled.job)
     cluster.refuse_vanishing_output(settled.job)
     try:
         plan = make_plan(settled)
@@ -56,7 +57,7 @@ def run_settled(settled: Settled) -> Summary:
         cluster.refuse_local_paths(plan.job)
         sizing = cluster.size_up(plan.job)
         card = gpus.look() if sizing.on_gpu else None
-        plan = placed(plan, on_gpu=sizing.on_gpu, card=card)
+        plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
         if plan.job.dry_run:
             return summarise(plan, sizing, None, [], 0.0, status="dry run")
         with _owned(plan) as (stop, owner):

@@ -16,7 +16,7 @@ import llava_batch
 
 PACKAGE = Path(llava_batch.__file__).parent
 NAME = PACKAGE.name
-GROUND = {"errors", "ids", "job", "patience", "quiet", "storage", "tables", "unit", "version"}
+GROUND = {"errors", "ids", "job", "patience", "storage", "tables", "unit", "version"}
 STAGES = {"read", "prepare", "generate", "write"}
 BESIDE = {"ground", "prompts", "checkpoint", "workers"}
 ROOMS: dict[str, set[str]] = {

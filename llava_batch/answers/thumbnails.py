@@ -1,4 +1,4 @@
-"""Thumbnails: `OUT/_thumbnails.bin`, added to by a run, and read for the pages that embed them.
+"""`OUT/_thumbnails.bin`: added to by a run, read for the pages that embed the pictures.
 
 The file is Parquet, but not by name (`*.parquet` is answers), and bounded. Its columns: `rank`, the hash
 by which images were chosen; `image`, an answer's id without its question and sample; `jpeg`. Without
@@ -42,8 +42,9 @@ def read_thumbnails(out: Location, images: Iterable[str], budget: int) -> dict[s
             hits = [i for i, name in enumerate(names) if name in wanted and name not in found]
             if not hits:
                 continue
-            jpegs = file.read_row_group(group, ["jpeg"])["jpeg"].take(pa.array(hits)).to_pylist()
-            for i, jpeg in zip(hits, jpegs, strict=True):
+            jpegs = file.read_row_group(group, ["jpeg"])["jpeg"]
+            for i in hits:
+                jpeg = jpegs[i].as_py()
                 if jpeg and jpeg.startswith(b"\xff\xd8") and len(jpeg) <= budget:
                     budget -= len(jpeg)
                     found[names[i]] = base64.b64encode(jpeg).decode()

@@ -11,17 +11,10 @@ import json
 import sys
 from collections.abc import Sequence
 
-from llava_batch.cli.terminal import run_and_tell, with_demo_shards
+from llava_batch.cli.terminal import placed, run_and_tell
 from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
-from llava_batch.instruct.exports import (
-    Pairs,
-    export_hugging_face,
-    export_llava,
-    export_webdataset,
-    images_of,
-)
 from llava_batch.job import Job
 from llava_batch.read.find import find_units
 from llava_batch.storage import locate
@@ -40,10 +33,9 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     for name in exports:
         if name not in EXPORTS:
             raise UsageError(f"--export {name}: give one of {', '.join(EXPORTS)}")
+    job = placed(job, demo="instruct")
     out = job.output.rstrip("/")
-    job = job.but(recipe=job.recipe or DEFAULT_RECIPE, output=f"{out}/answers")
-    if not job.input:
-        job = with_demo_shards(job)
+    job = job.but(output=f"{out}/answers", recipe=job.recipe or DEFAULT_RECIPE)
     settled = settle(job)
     recipe = settled.recipe
     assert recipe is not None
@@ -61,6 +53,14 @@ def _export(
 ) -> None:
     if not exports:
         return
+    from llava_batch.instruct.exports import (
+        Pairs,
+        export_hugging_face,
+        export_llava,
+        export_webdataset,
+        images_of,
+    )
+
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
     units = find_units(job.input, ledger.members)

@@ -2,7 +2,7 @@
 
 `make_plan` asks what costs nothing: the output folder, the inputs, their columns, the questions; neither
 Ray nor torch is loaded for it. Only where something is left to do are the machines looked at, and
-`placed` refuses what they cannot do. No actor starts before both.
+`on_machines` refuses what they cannot do. No actor starts before both.
 """
 
 from collections import Counter
@@ -133,7 +133,7 @@ def make_plan(settled: Settled) -> Plan:
     )
 
 
-def placed(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
+def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
     """The plan on the machines that there are; `card` is what the workers have, if it is known.
 
     Raises:

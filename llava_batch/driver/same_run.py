@@ -13,7 +13,6 @@ older one the older rules are computed here, compared, and the newer ones writte
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from llava_batch.checkpoint import Checkpoint
@@ -46,7 +45,7 @@ def answer_settings(
     if job.json_schema:
         settings["json_schema"] = _short(job.json_schema.encode())
     if settled.recipe is not None:
-        plain = json.dumps(asdict(settled.recipe), sort_keys=True)
+        plain = json.dumps(settled.recipe.as_json(), sort_keys=True)
         settings["recipe"] = repr(settled.recipe) if version == 1 else plain
     return settings
 

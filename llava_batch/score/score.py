@@ -6,7 +6,7 @@ from typing import Any
 from llava_batch.answers.folder import open_answers
 from llava_batch.errors import UsageError
 from llava_batch.score.annotations import BENCHMARKS, Item, read_items
-from llava_batch.score.figures import METRICS, figures
+from llava_batch.score.figures import FIGURES, figures
 from llava_batch.score.predictions import Given, GivenAnswers, read_given
 from llava_batch.score.submissions import mme_question, submission
 from llava_batch.storage import locate, write_whole
@@ -99,7 +99,7 @@ def _counts(
 
 
 def _figures(benchmark: str, pairs: list[tuple[Item, Given | None]]) -> dict[str, Any]:
-    if benchmark not in METRICS:
+    if benchmark not in FIGURES:
         return {"not_scored": "its own server or judge scores it"}
     if not all(item.references for item, _ in pairs):
         return {"not_scored": "the annotations hold no right answers"}

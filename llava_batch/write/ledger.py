@@ -4,7 +4,7 @@
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
     OUT/_manifest/<unit>.members     a unit of loose files: which files, fixed before they are read
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
-    OUT/_manifest/_owner.json        the run that is writing now (ownership.py)
+    OUT/_manifest/_owner.json        the run that is writing now (owner.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
 kill prevented is adopted if its footer fits. A record whose table is not there, or has another

@@ -16,7 +16,6 @@ from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.instruct.exports import (
     Pairs,
-    check_llava,
     export_hugging_face,
     export_llava,
     export_webdataset,
@@ -24,6 +23,7 @@ from llava_batch.instruct.exports import (
 )
 from llava_batch.prompts.recipe import load_recipe
 from llava_batch.tables import load_schema
+from tests.instruct.llava_form import check_llava
 
 
 def picture(colour: str, format: str = "JPEG") -> bytes:

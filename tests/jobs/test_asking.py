@@ -13,9 +13,9 @@ from llava_batch.cli.instruct import run_instruct
 from llava_batch.demo.questions import Question, dialogue, questions
 from llava_batch.demo.scenes import draw, make_scene
 from llava_batch.demo.scoring import score_answer
-from llava_batch.instruct.exports import check_llava
 from llava_batch.job import Job
 from llava_batch.pipeline import run
+from tests.instruct.llava_form import check_llava
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

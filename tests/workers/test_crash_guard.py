@@ -13,7 +13,7 @@ import pytest
 import ray.cloudpickle
 
 from llava_batch import pipeline
-from llava_batch.driver.plan import placed
+from llava_batch.driver.plan import on_machines
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.generate import actor as generate_actor
 from llava_batch.generate.actor import Generate
@@ -108,14 +108,14 @@ def test_a_cluster_too_small_is_refused_with_what_would_fit(tmp_path, wanted):
 
 def test_a_unit_whose_file_goes_away_is_left_open_and_the_rest_is_committed(tmp_path, monkeypatch):
     folder, out = corpus(tmp_path / "in", 2, 10), tmp_path / "out"
-    make = placed
+    make = on_machines
 
     def then_lost(*arguments, **named):
         plan = make(*arguments, **named)
         (folder / "0.tar").rename(tmp_path / "away")
         return plan
 
-    monkeypatch.setattr(pipeline, "placed", then_lost)
+    monkeypatch.setattr(pipeline, "on_machines", then_lost)
     with pytest.raises(RunFailed, match=r"1 unit\(s\) could not be read"):
         pipeline.run(job(folder, out))
     assert {row["id"].partition("/")[0] for row in rows(out)} == {"1"}
