@@ -210,7 +210,8 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """All fields as plain JSON values, in the order of their declaration."""
-        return json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     def answer_settings(self) -> dict[str, Any]:
         """The fields that would change rows or answers, as plain JSON values."""

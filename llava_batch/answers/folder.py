@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.storage import Location, list_files, locate, read_bytes
 
 _SUFFIXES = (".parquet", ".arrow")
@@ -111,7 +111,7 @@ def _schema(fs: pafs.FileSystem, path: str) -> pa.Schema:
                 return pq.read_schema(file)
             return pa.ipc.open_file(file).schema
     except pa.ArrowInvalid as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+        raise UsageError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _named(path: str, schema: pa.Schema, columns: Sequence[str] | None) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.storage import Location, read_bytes, write_whole
 
 FILE_NAME = "_thumbnails.bin"
@@ -76,4 +76,4 @@ def _opened(out: Location) -> Iterator[pq.ParquetFile | None]:
         with at.fs.open_input_file(at.path) as file:
             yield pq.ParquetFile(file)
     except (pa.ArrowInvalid, KeyError) as error:
-        raise UsageError(f"{at.shown}: cannot be read ({error}); remove it") from None
+        raise UsageError(f"{at.shown}: cannot be read ({first_line(error)}); remove it") from None

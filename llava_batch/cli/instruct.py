@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from llava_batch.cli.terminal import placed, run_and_tell
+from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
-from llava_batch.prompts.recipe import load_recipe
 from llava_batch.read.find import find_units
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
@@ -34,10 +34,12 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
         if name not in EXPORTS:
             raise UsageError(f"--export {name}: give one of {', '.join(EXPORTS)}")
     job = placed(job, demo="instruct")
-    recipe = load_recipe(job.recipe or DEFAULT_RECIPE)
     out = job.output.rstrip("/")
     job = job.but(output=f"{out}/answers", recipe=job.recipe or DEFAULT_RECIPE)
-    run_and_tell(job)
+    settled = settle(job)
+    recipe = settled.recipe
+    assert recipe is not None
+    run_and_tell(job, settled)
     if job.dry_run:
         return
     counts = write_instructions(job.output, f"{out}/instructions", recipe)
@@ -59,8 +61,8 @@ def _export(
         images_of,
     )
 
-    ledger = Ledger(locate(job.output), job.format, {})
-    ledger.load(overwrite=True)
+    ledger = Ledger(locate(job.output), job.format)
+    ledger.load()
     units = find_units(job.input, ledger.members)
     images = images_of(
         units,

@@ -8,6 +8,7 @@ from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job, require_places
 
 if TYPE_CHECKING:
+    from llava_batch.driver.settle import Settled
     from llava_batch.driver.summary import Summary
 
 DEMO_FOLDER = "demo-out"
@@ -17,17 +18,19 @@ MAX_REPORT_ROWS = 1_000_000
 """Over so many rows the report is left to `llava-batch report`: it reads every row."""
 
 
-def run_and_tell(job: Job) -> "Summary":
-    """Run the job and say in a few lines what came of it and where it lies."""
+def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
+    """Run the job and say in a few lines what came of it and where it lies; `settled` where the caller
+    had to settle it."""
     job = placed(job, demo="answers")
-    from llava_batch.pipeline import run  # seconds, which a mistyped flag need not wait
+    from llava_batch.driver.settle import settle  # Arrow, which a mistyped flag need not wait for
+    from llava_batch.pipeline import run_settled
 
     try:
-        summary = run(job)
+        summary = run_settled(settled or settle(job))
     except RunFailed:
         _write_report(job)
         raise
-    if not job.dry_run and summary.totals["rows"] <= MAX_REPORT_ROWS:
+    if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
         _write_report(job)
     if not job.quiet:
         for line in result_lines(summary):

@@ -105,7 +105,7 @@ class Progress:
     def _of_how_many(self) -> str:
         """The number of images in this run where it is known before reading: loose files."""
         todo = self._plan.todo
-        if not all(unit.kind == "files" and unit.retry is None for unit in todo):
+        if not all(unit.members and unit.retry is None for unit in todo):
             return ""
         return f" of {sum(unit.limit or len(unit.members) for unit in todo)}"
 

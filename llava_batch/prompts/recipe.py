@@ -94,7 +94,8 @@ class Recipe:
     def as_json(self) -> dict[str, Any]:
         """All that the recipe says, defaults included, as plain JSON values; the same for two files
         that say the same, whatever their comments, their order of keys or their wording of numbers."""
-        return _as_json(self)
+        told: dict[str, Any] = _as_json(self)
+        return told
 
 
 def _as_json(value: Any) -> Any:

@@ -11,30 +11,16 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from braceexpand import braceexpand
 
 from llava_batch.errors import UsageError
-from llava_batch.read.storage_failed import StorageFailed, stored
+from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 from llava_batch.storage import Location, glob, list_files, locate
 from llava_batch.unit import Unit
 
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
-
-SPLIT_BYTES = 256 * 2**20
-"""A Parquet file over this size is split into units of whole row groups of about this size."""
-
-IMAGE_EXTENSIONS = frozenset(
-    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .emf .eps .fit .fits .flc .fli .ftc .ftu "
-    ".gbr .gif .heic .heif .icb .icns .ico .iim .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
-    ".jpx .jxl .mpo .msp .palm .pbm .pcd .pcx .pdf .pfm .pgm .png .pnm .ppm .ps .psd .pxr .qoi .ras .rgb "
-    ".rgba .sgi .svg .tga .tif .tiff .vda .vst .webp .wmf .xbm .xpm".split()
-)
-"""Files that are rows: what Pillow registers, and image formats that will be rows in error."""
-
 
 _HIDING = {"_": "%5F", ".": "%2E"}
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
@@ -105,13 +91,13 @@ def _sort_out(location: Location) -> tuple[list[_Found], list[_Found], Location]
     if info.type == pafs.FileType.Directory:
         below = [_found_below(location, i) for i in list_files(location)]
         _refuse_compressed(below)
-        shards = [f for f in below if _kind(f.at.path) in ("tar", "parquet")]
-        images = [f for f in below if _kind(f.at.path) == "image"]
+        shards = [f for f in below if kind_of(f.at.path) not in (None, LOOSE)]
+        images = [f for f in below if kind_of(f.at.path) == LOOSE]
         return _drop_side_files(shards, below), images, location
-    kind = _kind(location.path)
+    kind = kind_of(location.path)
     folder, _, name = location.path.rpartition("/")
     found = _Found(location, info, os.path.splitext(name)[0])
-    if kind == "image":
+    if kind == LOOSE:
         root = Location(location.fs, folder, folder)
         return [], [_Found(location, info, name)], root
     if kind is None:
@@ -138,13 +124,6 @@ def _found_below(folder: Location, info: pafs.FileInfo) -> _Found:
     return _Found(folder.child(relative), info, os.path.splitext(relative)[0])
 
 
-def _kind(path: str) -> str | None:
-    extension = os.path.splitext(path)[1].lower()
-    if extension in (".tar", ".parquet"):
-        return extension[1:]
-    return "image" if extension in IMAGE_EXTENSIONS else None
-
-
 def _drop_side_files(shards: list[_Found], below: list[_Found]) -> list[_Found]:
     """Leave out the Parquet file that img2dataset writes beside a tar, or a folder, of that name."""
     tars = {f.name for f in shards if f.at.path.endswith(".tar")}
@@ -156,45 +135,23 @@ def _drop_side_files(shards: list[_Found], below: list[_Found]) -> list[_Found]:
 
 
 def _shard_units(found: _Found) -> Iterable[Unit]:
-    kind, size = _kind(found.at.path), found.info.size or 0
+    kind, size = kind_of(found.at.path), found.info.size or 0
     assert kind is not None
-    source = f"{size}-{found.info.mtime_ns}"
-    common = {"kind": kind, "path": found.at.path, "shown": found.at.shown, "fs": found.at.fs}
-    if kind == "parquet" and size > SPLIT_BYTES:
-        runs = _row_group_runs(found.at)
-        if len(runs) > 1:
-            for number, run in enumerate(runs):
-                name = f"{_unit_name(found.name)}-{number:05d}"
-                yield Unit(name=name, source=source, row_groups=run, **common)
-            return
-    yield Unit(name=_unit_name(found.name), source=source, **common)
+    whole = Unit(
+        name=_unit_name(found.name),
+        kind=kind,
+        path=found.at.path,
+        shown=found.at.shown,
+        fs=found.at.fs,
+        source=f"{size}-{found.info.mtime_ns}",
+    )
+    return KINDS[kind].units(whole, size)
 
 
 def _unit_name(name: str) -> str:
     """`name` with no part that begins as what readers of tables skip does."""
     parts = name.split("/")
     return "/".join(_HIDING.get(part[:1], part[:1]) + part[1:] for part in parts)
-
-
-def _row_group_runs(at: Location) -> list[tuple[int, int]]:
-    """Runs of row groups of about SPLIT_BYTES each; one run where the footer is damaged."""
-    with at.fs.open_input_file(at.path) as file:
-        try:
-            metadata = pq.read_metadata(stored(file))
-        except StorageFailed:
-            raise
-        except (OSError, ValueError, pa.ArrowException):
-            return [(0, 0)]  # the reader will make the row in error
-    runs, start, size = [], 0, 0
-    for i in range(metadata.num_row_groups):
-        size += sum(
-            metadata.row_group(i).column(c).total_compressed_size
-            for c in range(metadata.num_columns)
-        )
-        if size >= SPLIT_BYTES:
-            runs.append((start, i + 1))
-            start, size = i + 1, 0
-    return runs + ([(start, metadata.num_row_groups)] if start < metadata.num_row_groups else [])
 
 
 def _loose_units(
@@ -218,7 +175,7 @@ def _loose_units(
         ]
         yield Unit(
             name=name,
-            kind="files",
+            kind=LOOSE,
             path=root.path,
             shown=root.shown,
             fs=root.fs,

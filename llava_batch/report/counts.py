@@ -136,7 +136,8 @@ def _turns_of_good_rows(turns: pa.ListArray, statuses: list[str]) -> tuple[list[
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
-    return batch[name].to_pylist()
+    values: list[Any] = batch[name].to_pylist()
+    return values
 
 
 def _quantile(values: list[tuple[float, int]], share: float) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from llava_batch.answers.folder import AnswerRow, Answers
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.ids import image_of
 from llava_batch.report.counts import Counts
 from llava_batch.report.sample import LAST_RANK, Smallest, sample_rank
@@ -87,8 +87,4 @@ def batches(answers: Answers, columns: tuple[str, ...]) -> Iterator[pa.RecordBat
         try:
             yield from answers.batches(path, columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(f"{path}: cannot be read ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(f"{path}: cannot be read ({first_line(error)})") from None

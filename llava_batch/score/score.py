@@ -136,5 +136,5 @@ def _beside(answers: str, benchmark: str) -> str:
 def _model_id(answers: str) -> str:
     if answers.endswith(".jsonl"):
         return ""
-    metadata = open_answers(answers).schema.metadata or {}
+    metadata: dict[bytes, bytes] = open_answers(answers).schema.metadata or {}
     return metadata.get(b"llava_batch.model", b"").decode()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,9 +48,11 @@ SOURCES = {"prompt", "question", "question_column", "questions", "recipe"}
 
 @pytest.mark.parametrize("name", ["caption", "vqa"])
 def test_every_field_has_a_flag_that_sets_it(given, name: str) -> None:
-    values = {str: "x", int: 3, float: 0.5, bool: True}
-    special = {"format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
-               "image_aspect": "crop", "stall_timeout_s": 5.0, "choices": ("x", "y")}  # fmt: skip
+    values: dict[type, Any] = {str: "x", int: 3, float: 0.5, bool: True}
+    special: dict[str, Any] = {
+        "format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
+        "image_aspect": "crop", "stall_timeout_s": 5.0, "choices": ("x", "y"),
+    }  # fmt: skip
     # Each in a job of its own: some exclude each other, some need another.
     for field in job_fields():
         if name == "vqa" and field.name == "prompt":
@@ -58,7 +61,7 @@ def test_every_field_has_a_flag_that_sets_it(given, name: str) -> None:
         value = special.get(field.name, values[kind])
         if "tuple" in str(field.type) and not isinstance(value, tuple):
             value = (value,)
-        beside = {"temperature": 0.5} if field.name == "num_samples" else {}
+        beside: dict[str, Any] = {"temperature": 0.5} if field.name == "num_samples" else {}
         asks = name == "vqa" or field.name in ("choices", "dialogue")
         if asks and field.name not in SOURCES:
             beside |= {"question_column": "q"}

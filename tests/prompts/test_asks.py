@@ -1,5 +1,7 @@
 """What is asked of an image, from each place that questions come from."""
 
+from typing import Any
+
 import pytest
 
 from llava_batch.errors import UsageError
@@ -171,6 +173,6 @@ def test_only_the_columns_that_will_be_asked_for_are_read(job: Job, columns: lis
 
 @pytest.mark.parametrize("flag", ["prompt", "question"])
 def test_braces_that_cannot_be_read_are_refused_at_start(flag: str) -> None:
-    value = "{" if flag == "prompt" else ("fine", "{")
+    value: Any = "{" if flag == "prompt" else ("fine", "{")
     with pytest.raises(UsageError, match=f"--{flag} '{{': "):
         prompt_columns(Job(**{flag: value}))

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -53,7 +54,7 @@ def batch_line(custom_id: str, url: str, text: str = "What is it?", **body: obje
     }
 
 
-def asked(questions: Questions, key: str, unit: str = "00000", **more: object) -> list[str]:
+def asked(questions: Questions, key: str, unit: str = "00000", **more: Any) -> list[str]:
     return [q.question_id for q in questions.of(unit=unit, key=key, **more)]
 
 

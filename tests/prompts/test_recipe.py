@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import conversation, write_instructions
 from llava_batch.instruct.filters import (
-    Filters,
     Verdict,
     count,
     is_refusal,
@@ -23,7 +22,7 @@ from llava_batch.instruct.filters import (
     repetition,
     similarity,
 )
-from llava_batch.prompts.recipe import Pool, Recipe, draw, load_recipe, recipe_names
+from llava_batch.prompts.recipe import Filters, Pool, Recipe, draw, load_recipe, recipe_names
 from llava_batch.tables import load_schema
 
 LONG = "A brown dog lies on a green sofa beside two cushions and looks at the door."

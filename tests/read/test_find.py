@@ -9,6 +9,7 @@ import pytest
 
 from llava_batch.errors import UsageError
 from llava_batch.read import find as units_module
+from llava_batch.read import parquet as parquet_module
 from llava_batch.read.find import find_units
 from llava_batch.unit import Unit
 
@@ -211,7 +212,7 @@ def groups(path: Path, count: int) -> Path:
 
 def test_a_large_parquet_file_is_split_into_runs_of_row_groups(tmp_path, monkeypatch) -> None:
     path = groups(tmp_path / "00000.parquet", 7)
-    monkeypatch.setattr(units_module, "SPLIT_BYTES", path.stat().st_size // 3)
+    monkeypatch.setattr(parquet_module, "SPLIT_BYTES", path.stat().st_size // 3)
     found = find_units([str(path)])
     assert len(found) > 1
     assert [u.name for u in found] == [f"00000-{i:05d}" for i in range(len(found))]

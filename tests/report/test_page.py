@@ -73,7 +73,7 @@ def test_an_image_asked_several_questions_is_one_image(tmp_path: Path) -> None:
 def dialogue(key: str, *turns: tuple[str, str, int, float, str]) -> dict[str, Any]:
     """A row with these turns: question, answer, tokens, log-probability, finish reason."""
     names = ("question", "answer", "answer_tokens", "mean_logprob", "finish_reason")
-    made = [dict(zip(names, turn, strict=True)) for turn in turns]
+    made: list[dict[str, Any]] = [dict(zip(names, turn, strict=True)) for turn in turns]
     last = {name: value for name, value in made[-1].items() if name != "question"}
     return good(key, **last) | {"turns": made}
 

@@ -132,7 +132,7 @@ def test_vqav2_is_submitted_normalised_and_whole(tmp_path: Path) -> None:
 
 def test_a_test_split_without_answers_is_exported_and_not_scored(tmp_path: Path) -> None:
     questions = save(tmp_path, "q.json", {"questions": [{"question_id": 1, "image_id": 1}]})
-    arguments = {
+    arguments: dict[str, Any] = {
         "answers": vqav2_answers(tmp_path),
         "benchmark": "vqav2",
         "annotations": questions,

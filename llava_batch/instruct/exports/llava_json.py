@@ -6,15 +6,16 @@ written there as `<unit>/<key>.<extension>`.
 
 import json
 
-from llava_batch.instruct.exports.pairs import Pair, Pairs, whole_file
-from llava_batch.storage import locate, write_whole
+from llava_batch.instruct.exports.pairs import Pair, Pairs
+from llava_batch.storage import locate, whole_file, write_whole
 
 
 def export_llava(pairs: Pairs, output: str, *, images: str) -> int:
     """Write the JSON file `output` and the images into the folder `images`; returns the number of
     conversations. Both may be URIs."""
     count = 0
-    with whole_file(output) as stream:
+    at = locate(output)
+    with whole_file(at.fs, at.path) as stream:
         for _, unit_pairs in pairs.units():
             for pair in unit_pairs:
                 name = _image_name(pair)

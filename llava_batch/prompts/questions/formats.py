@@ -104,8 +104,8 @@ def _entries(document: Any, location: Location) -> Iterable[Any]:
         return document
     if isinstance(document, dict):
         for name in ("questions", "data"):  # VQAv2, TextVQA
-            if isinstance(document.get(name), list):
-                return document[name]
+            if isinstance(entries := document.get(name), list):
+                return entries
         if document and all(isinstance(entry, dict) for entry in document.values()):  # GQA
             return ({"question_id": key} | entry for key, entry in document.items())
     raise UsageError(
@@ -190,7 +190,8 @@ def parse_record(fields: Any, where: str, number: int) -> Record:
 def _first_turn(turns: Any, where: str) -> str:
     """The first human turn of a LLaVA conversation, without its image mark."""
     try:
-        return turns[0]["value"].replace("<image>", "").strip()
+        text: str = turns[0]["value"].replace("<image>", "").strip()
+        return text
     except (TypeError, KeyError, IndexError, AttributeError):
         raise UsageError(f"{where}: conversations hold no first turn with a value") from None
 

@@ -36,7 +36,7 @@ class Questions:
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.table)
 
     def of(self, *, unit: str, key: str, sha256: str | None = None) -> list[Question]:
         """The questions of one image, in the file's order; empty where nothing joins.

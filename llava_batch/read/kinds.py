@@ -1,0 +1,55 @@
+"""The kinds of input there are, and what is asked of a unit whichever kind it is of."""
+
+import os
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from llava_batch.read.files import Files
+from llava_batch.read.parquet import Parquet
+from llava_batch.read.reading import Kind, Reading
+from llava_batch.read.row import Row
+from llava_batch.read.tar import Tar
+from llava_batch.unit import Unit
+
+LOOSE = "files"
+"""The kind whose input files are rows, many of them in a unit; of the others each is a shard."""
+
+KINDS: dict[str, Kind] = {"tar": Tar(), "parquet": Parquet(), LOOSE: Files()}
+
+_FIRST_ROWS = 32
+
+
+def kind_of(path: str) -> str | None:
+    """The kind of the file at `path`, by its extension; None where it is of none."""
+    extension = os.path.splitext(path)[1].lower()
+    return next((name for name, kind in KINDS.items() if extension in kind.extensions), None)
+
+
+def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
+    """The unit's rows, read once.
+
+    Raises:
+        OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
+    """
+    return KINDS[unit.kind].rows(unit, reading)
+
+
+def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
+    """The columns that the unit has: where only reading tells, those of its first rows, with the
+    first value of each that is not null. Empty where none can be read."""
+    schema = KINDS[unit.kind].columns(unit)
+    if schema is not None:
+        return dict.fromkeys(schema.names)
+    columns: dict[str, Any] = {}
+    for row in islice(read_rows(unit, reading), _FIRST_ROWS):
+        columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
+    return columns
+
+
+def count_rows(unit: Unit, reading: Reading, most: int) -> int:
+    """How many images the unit has, counted up to `most`."""
+    known = KINDS[unit.kind].count(unit)
+    if known is not None:
+        return min(most, known)
+    return sum(1 for _ in islice(read_rows(unit, reading), most))
