@@ -12,6 +12,7 @@ import pytest
 from llava_batch.cli.jobs import COMMANDS, _app, app, exit_status
 from llava_batch.errors import LlavaBatchError, OutputConflict, RunFailed
 from llava_batch.job import Job, flag_name, job_fields
+from llava_batch.version import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,7 +84,9 @@ def test_help_lists_every_flag_with_its_sentence(capsys, monkeypatch, name: str)
         assert re.search(rf"{flag_name(field.name)}\b", shown), field.name
         assert field.metadata["help"] in " ".join(shown.split()), field.name
         assert field.metadata["group"] in shown
-    assert "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error." in shown
+    said = " ".join(shown.split())
+    for status in ("0 done;", "2 cannot run as asked;", "3 ran, but", "130 stopped by Ctrl-C"):
+        assert status in said[said.index("Exit status: ") :]
 
 
 def test_help_shows_the_defaults_that_are_numbers_or_words(capsys, monkeypatch) -> None:
@@ -236,6 +239,18 @@ def test_a_bug_of_ours_is_not_dressed_as_a_mistake_of_the_users(monkeypatch) -> 
 
 
 # Scripts
+
+
+def test_the_version_is_printed(capsys) -> None:
+    assert exit_status(app, ["--version"], "llava-batch") == 0
+    assert capsys.readouterr().out == f"llava-batch {__version__}\n"
+
+
+def test_no_command_at_all_prints_the_help_and_no_broken_line(capsys) -> None:
+    # Once `llava-batch:  See llava-batch --help.` stood behind the help.
+    assert exit_status(app, [], "llava-batch") == 2
+    said = capsys.readouterr()
+    assert "Commands" in said.out and said.err == ""
 
 
 def test_the_console_script_has_every_command(capsys, monkeypatch) -> None:

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from html import unescape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,42 @@ def test_a_question_is_named_as_asked_of_all_only_where_it_was(tmp_path: Path) -
     html = page(several)
     assert data(html)["asked"] == [] and "Each image was asked" not in html
     assert "<dt>Dialogues</dt>" not in html
+
+
+def test_where_choices_were_given_it_says_how_often_each_was_the_answer(tmp_path: Path) -> None:
+    run = {"settings": Job(question=("A dog?", "Indoors?"), choices=("yes", "no")).settings()}
+    said = [("yes", "no"), ("no", "no"), ("no", "yes"), ("no", "no")]
+    rows = [
+        good(str(i), answer, question, question_id=str(number))
+        for i, pair in enumerate(said)
+        for number, (answer, question) in enumerate(zip(pair, ("A dog?", "Indoors?"), strict=True))
+    ]
+    html = page(write_folder(tmp_path, [*rows, bad("x", "image_missing", "gone")], run=run))
+    table = html[
+        html.index("How often each choice") : html.index("</table>", html.index("How often"))
+    ]
+    cells = re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", table)
+    assert [re.sub("<.*?>", "", cell) for cell in cells] == [
+        "Question", "yes", "no",
+        "A dog?", "1 25 %", "3 75 %",
+        "Indoors?", "1 25 %", "3 75 %",
+    ]  # fmt: skip
+
+
+def test_choices_of_a_file_of_questions_are_counted_together(tmp_path: Path) -> None:
+    run = {"settings": Job(questions="q.jsonl", choices=("a", "b", "c")).settings()}
+    rows = [good(str(i), "ab"[i % 2], f"Q{i}?", question_id=str(i)) for i in range(9)]
+    html = page(write_folder(tmp_path / "file", rows, run=run))
+    assert re.search(r"All questions</th><td[^>]*>5 .*?<td[^>]*>4 .*?<td[^>]*>0 ", html)
+    plain = write_folder(tmp_path / "plain", rows, run=RUN)
+    assert "How often each choice" not in page(plain)
+    assert "How often each choice" in page(plain, str(tmp_path / "file"))
+
+
+def test_a_log_probability_on_a_card_says_what_it_is() -> None:
+    # Once a bare -0.01; the script is not run here.
+    script = files("llava_batch.report").joinpath("assets/gallery.js").read_text(encoding="utf-8")
+    assert "facts.push(`log-prob. ${row.mean_logprob.toFixed(2)}`)" in script
 
 
 def test_each_error_code_comes_with_its_sentence_and_examples(tmp_path: Path) -> None:
