@@ -225,7 +225,7 @@ def test_scienceqa_s_conversations_without_an_image_are_left_out_and_counted(
     )
     questions = read_questions(write(tmp_path, "sqa.json", document))
     assert [q.text for q in questions.of(unit="u", key="4/image.png")] == ["Which?\nA. x\nB. y"]
-    assert questions.notes == ("1 questions have no image and were left out",)
+    assert questions.notes == ("Questions without an image, left out: 1",)
 
 
 def test_mmbench_s_tsv_asks_hint_question_and_options(tmp_path: Path) -> None:
