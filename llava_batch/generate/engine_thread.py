@@ -4,7 +4,6 @@ Knows the engine and asyncio; nothing of Ray, Arrow or rows.
 """
 
 import asyncio
-import faulthandler
 import os
 import threading
 import time
@@ -15,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from llava_batch.engine import Completion, Engine, Request
+from llava_batch.workers.process import watchdog
 
 
 @dataclass
@@ -84,14 +84,12 @@ class EngineLoop:
             os._exit(1)
 
     def _step(self) -> list[Completion]:
-        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
-        faulthandler.dump_traceback_later(self._stall_timeout_s, exit=True)
         started = time.perf_counter()
         try:
-            return self.engine.step()
+            with watchdog(self._stall_timeout_s):
+                return self.engine.step()
         finally:
             self.busy_s += time.perf_counter() - started
-            faulthandler.cancel_dump_traceback_later()
 
     def _deliver(self, completion: Completion) -> None:
         waiting = self._waiting[completion.id]

@@ -5,7 +5,6 @@ prompt becomes the row's error; its neighbours never notice. Pixels leave as uin
 float32 that the model wants; the generating side rescales and normalises.
 """
 
-import faulthandler
 import hashlib
 import json
 from typing import Any
@@ -87,12 +86,8 @@ class Prepare:
         return made
 
     def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
-        # A timer in C: it ends the process even where a decoder never comes back.
-        faulthandler.dump_traceback_later(self._job.stall_timeout_s, exit=True)
-        try:
+        with process.watchdog(self._job.stall_timeout_s):
             return self.row(row)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """One `images` row as a PREPARED row (both as dicts)."""

@@ -6,7 +6,6 @@ kills its reader `max_tries` times, ends with an end row in error: it is left op
 committed, and the next run reads it again. A reader that hangs ends its process.
 """
 
-import faulthandler
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from llava_batch.read.storage_failed import StorageFailed, stored
 from llava_batch.read.tar import read_tar
 from llava_batch.unit import Unit
 from llava_batch.workers.crash_guard import Attempts
+from llava_batch.workers.process import watchdog
 
 _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
@@ -175,12 +175,8 @@ def count_rows(unit: Unit, reading: Reading, most: int) -> int:
 def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
     """`rows`; one that takes longer than the limit ends the process, which Ray starts anew."""
     while True:
-        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
-        faulthandler.dump_traceback_later(stall_timeout_s, exit=True)
-        try:
+        with watchdog(stall_timeout_s):
             row = next(rows, None)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
         if row is None:
             return
         yield row
