@@ -80,7 +80,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, board=handle
+                plan, sizing, committer, progress.history, started, status=status, shared=handle
             )
     problem = summary.problem(plan.job.max_error_rate)
     if problem:

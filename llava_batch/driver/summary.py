@@ -72,7 +72,7 @@ def summarise(
     started: float,
     *,
     status: str,
-    board: Any = None,
+    shared: Any = None,
 ) -> Summary:
     """Gather the run's figures and, unless it was a dry run, write `_run.json` and the thumbnails."""
     now = datetime.now(UTC)
@@ -97,10 +97,10 @@ def summarise(
     )
     if committer is None:
         return summary
-    summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
+    summary.throughput.update(_throughput(tally, wall_s, history, _stages(shared)))
     if plan.questions is not None:
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
-    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()), most=NUM_THUMBNAILS)
+    thumbnails.save(plan.ledger.out, ray.get(shared.thumbnails.remote()), most=NUM_THUMBNAILS)
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 
@@ -176,8 +176,8 @@ def _totals(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stages(board: Any) -> dict[str, dict[str, float]]:
-    return ray.get(board.stages.remote())
+def _stages(shared: Any) -> dict[str, dict[str, float]]:
+    return ray.get(shared.stages.remote())
 
 
 def _throughput(

@@ -32,7 +32,7 @@ from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Ballot, Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
-from llava_batch.engine.validate import Limits, errors, images_of, refusal
+from llava_batch.engine.validate import Limits, errors, images_of, why_not
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue a request; a bad one comes out of the next step in error."""
         self.stats.requests += 1
-        refused = refusal(request, self._limits)
+        refused = why_not(request, self._limits)
         if refused is not None:
             self._done += errors(request, *refused)
             return

@@ -28,7 +28,7 @@ from llava_batch.read.row import Row
 from llava_batch.read.storage_failed import StorageFailed, stored
 from llava_batch.read.tar import read_tar
 from llava_batch.unit import Unit
-from llava_batch.workers.crash_guard import Attempts
+from llava_batch.workers.crash_guard import CrashGuard
 from llava_batch.workers.process import watchdog
 
 _BLOCK_ROWS = 32
@@ -68,13 +68,13 @@ class Reading:
 
 
 class UnitSource(Datasource):
-    """A Ray Data source with one streaming read task for each unit; `board` counts the attempts."""
+    """A Ray Data source with one streaming read task for each unit; the shared state counts the attempts."""
 
-    def __init__(self, units: Sequence[Unit], reading: Reading, board: Any) -> None:
+    def __init__(self, units: Sequence[Unit], reading: Reading, shared: Any) -> None:
         super().__init__()
         self._units = units
         self._reading = reading
-        self._board = board
+        self._shared = shared
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -86,20 +86,20 @@ class UnitSource(Datasource):
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
         return [
-            ReadTask(partial(_read_carefully, u, self._reading, self._board), unknown)
+            ReadTask(partial(_read_carefully, u, self._reading, self._shared), unknown)
             for u in self._units
         ]
 
 
-def _read_carefully(unit: Unit, reading: Reading, board: Any) -> Iterator[pa.Table]:
+def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Table]:
     """The unit's blocks, unless its reader has died too often."""
-    attempts = Attempts(board, "read", reading.max_tries)
+    guard = CrashGuard(shared, "read", reading.max_tries)
     in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
-    if not attempts.may_try(in_hand):
-        yield _end(unit, 0, reading, attempts.verdict()["error_message"])
+    if not guard.may_try(in_hand):
+        yield _end(unit, 0, reading, guard.verdict()["error_message"])
         return
     yield from read_blocks(unit, reading)
-    attempts.done([in_hand])
+    guard.done([in_hand])
 
 
 def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
