@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from llava_batch.engine.passes import on_device
+from llava_batch.engine.device import on_device
 from llava_batch.engine.sequence import Sequence
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.device import is_out_of_memory
+from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import Packed, on_device
+from llava_batch.engine.passes import Packed
 from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
