@@ -9,7 +9,6 @@ Ray or other processes.
 """
 
 import logging
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from llava_batch.engine.completions import Completions
 from llava_batch.engine.device import is_out_of_memory
-from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
+from llava_batch.engine.ending import Decode
 from llava_batch.engine.forward.runner import Runner, device_option
 from llava_batch.engine.model import load, sizing
 from llava_batch.engine.model.llava import Llava, Normalisation, end_tokens
@@ -30,13 +30,11 @@ from llava_batch.engine.readback import Flight, pick
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
-from llava_batch.engine.sequence import Ballot, Sequence, fingerprint, sequences
+from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
-from llava_batch.engine.validate import Limits, errors, images_of, why_not
+from llava_batch.engine.validate import Limits, images_of, why_not
 
 log = logging.getLogger(__name__)
-
-NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
 class Engine:
@@ -74,7 +72,6 @@ class Engine:
         plan = sizing.plan(llava, slots=slots, max_tokens=max_tokens, prefill_tokens=prefill_tokens)
         self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
         self.stats = Stats()
-        self._decode_text, self._end_tokens = decode, end_tokens(model)
         self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
         self._lag = device_option("lag", lag, llava)
         self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
@@ -87,9 +84,10 @@ class Engine:
             reuse=reuse,
             graphs=device_option("graphs", graphs, llava),
         )
-        self._sampler = Sampler(self._end_tokens, plan.num_slots, llava.device)
+        ends = end_tokens(model)
+        self._sampler = Sampler(ends, plan.num_slots, llava.device)
         self._flights: deque[Flight] = deque()
-        self._done: list[Completion] = []
+        self._completions = Completions(self._scheduler, self.cache, self.stats, ends, decode)
         startup.end("cache")
         self.load_seconds = startup.seconds
 
@@ -151,21 +149,19 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another `step` would do or bring anything."""
-        return bool(self._scheduler.waiting or self._scheduler.active or self._done)
+        return bool(self._scheduler.waiting or self._scheduler.active or self._completions)
 
     def submit(self, request: Request) -> None:
         """Queue a request; a bad one comes out of the next step in error."""
         self.stats.requests += 1
         refused = why_not(request, self._limits)
         if refused is not None:
-            self._done += errors(request, *refused)
+            self._completions.refuse(request, *refused)
             return
         images = [fingerprint(image) for image in images_of(request)]
-        made = sequences(request, images, self.llava.image_token, self.llava.tokens_per_image)
-        ballot = Ballot(request=request) if request.choices else None
-        for sequence in made:
-            sequence.ballot = ballot
-        self._scheduler.add(made)
+        self._scheduler.add(
+            sequences(request, images, self.llava.image_token, self.llava.tokens_per_image)
+        )
 
     @torch.inference_mode()
     def step(self) -> list[Completion]:
@@ -204,7 +200,9 @@ class Engine:
         todo = [s for s in self._scheduler.active.values() if s.num_pending > 1]
         for group, logits in self._runner.prefill(todo):
             if logits is None:
-                self._fail(group, "out_of_memory", "out of memory in prefill of this prompt")
+                self._completions.fail(
+                    group, "out_of_memory", "out of memory in prefill of this prompt"
+                )
                 continue
             self._note_cached(group)
             ends = list(accumulate(sequence.num_scores for sequence in group))
@@ -231,10 +229,7 @@ class Engine:
             self._back_off(error)
             return 0
         self._note_cached(decoding)
-        self.stats.tokens_decoded += len(decoding)
-        self.stats.steps += 1
-        self.stats.slot_steps += self.num_slots
-        self.stats.occupied_slot_steps += len(decoding)
+        self.stats.note_step(len(decoding), self.num_slots)
         return self._pick(decoding, scored, by_slot=True)
 
     def _back_off(self, error: RuntimeError) -> None:
@@ -244,7 +239,9 @@ class Engine:
         log.warning("out of memory in a decode step of %d rows: %s", len(active), error)
         self.stats.memory_backoffs += 1
         if len(active) == 1:
-            self._fail(active, "out_of_memory", "out of memory in a decode step of this row alone")
+            self._completions.fail(
+                active, "out_of_memory", "out of memory in a decode step of this row alone"
+            )
         elif active:
             self._scheduler.back_off()
             self._sampler.forget()
@@ -266,56 +263,11 @@ class Engine:
     def _land(self, *, still_up: int) -> None:
         """Take in what has been picked, but for the last `still_up` flights."""
         while len(self._flights) > still_up:
-            flight = self._flights.popleft()
-            landed = 0
-            for sequence, token, score in flight.land():
-                landed += 1
-                if not math.isfinite(score):
-                    self._fail([sequence], "non_finite", NON_FINITE)
-                elif sequence.ballot is not None:
-                    self._vote(sequence, sequence.ballot, score)
-                else:
-                    self._extend(sequence, token, score)
-            self.stats.tokens_wasted += len(flight.sequences) - landed
-
-    def _extend(self, sequence: Sequence, token: int, logprob: float) -> None:
-        """Append an answer's next token."""
-        sequence.append(token, logprob)
-        end = ending(sequence, self._end_tokens, self._decode_text)
-        if end is not None:
-            self._finish(sequence, end)
-
-    def _finish(self, sequence: Sequence, end: Ending) -> None:
-        """The current turn's answer is complete; go on to the next turn or leave the slot."""
-        sequence.cut(end.num_tokens)
-        self._done.append(answered(sequence, end))
-        if not sequence.next_turn():
-            self._scheduler.release(sequence)
-
-    def _vote(self, sequence: Sequence, ballot: Ballot, score: float) -> None:
-        """A choice has been scored."""
-        self._scheduler.release(sequence)
-        completion = ballot.add(sequence.choice, score)
-        if completion is not None:
-            self._done.append(completion)
-
-    def _fail(self, group: list[Sequence], code: str, message: str) -> None:
-        """End sequences in error: the current turn and those that were still to come."""
-        for sequence in group:
-            # What is not finite must not stay: masked keys are multiplied by zero, not left out.
-            self.cache.clear(sequence.slot)
-            self._scheduler.forget(sequence.slot)
-            self._scheduler.release(sequence)
-            if sequence.ballot is not None and not sequence.ballot.close():
-                continue
-            self._done += failed(sequence, code, message)
+            self._completions.take(self._flights.popleft())
 
     def _collect(self, *, still_up: int) -> list[Completion]:
         """Hand out what has ended since the last step."""
         self._land(still_up=still_up)
         if not self._scheduler.active:
             self._land(still_up=0)  # all that is still up was picked for rows that have ended
-        done, self._done = self._done, []
-        self.stats.completions += len(done)
-        self.stats.errors += sum(completion.finish_reason == "error" for completion in done)
-        return done
+        return self._completions.hand_out()

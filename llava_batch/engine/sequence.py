@@ -198,6 +198,7 @@ def sequences(
         # The last token of a choice is only scored, never fed.
         tails = [list(choice[:-1]) for choice in request.choices]
     prefix = prefix_key(prompt, images, image_token, per_image)
+    ballot = Ballot(request=request) if request.choices else None
     made = []
     for number, tail in enumerate(tails):
         made.append(
@@ -205,6 +206,7 @@ def sequences(
                 request=request,
                 sample=0 if request.choices else number,
                 choice=number if request.choices else -1,
+                ballot=ballot,
                 ids=prompt + tail,
                 turns=turns,
                 prefix=np.concatenate([prefix, np.asarray(tail, dtype=np.int64)]),
