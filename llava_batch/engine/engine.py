@@ -193,11 +193,11 @@ class Engine:
             if admission.num_shared and admission.donor != sequence.slot:
                 self.cache.copy(admission.donor, sequence.slot, admission.num_shared)
             self.stats.tokens_reused += admission.num_shared
-        return any(s.num_pending > 1 for s in self._scheduler.active.values())
+        return any(s.needs_prefill for s in self._scheduler.active.values())
 
     def _prefill(self) -> None:
         """Feed all that is pending, and pick each sequence's first token."""
-        todo = [s for s in self._scheduler.active.values() if s.num_pending > 1]
+        todo = [s for s in self._scheduler.active.values() if s.needs_prefill]
         for group, logits in self._runner.prefill(todo):
             if logits is None:
                 self._completions.fail(
@@ -218,7 +218,6 @@ class Engine:
             # Such a processor must know the answer so far; what lands may end rows.
             self._land(still_up=0)
             decoding = [s for s in self._scheduler.active.values() if s.can_decode]
-            decoding = [s for s in decoding if s.num_pending <= 1]
         if not decoding:
             return 0
         try:

@@ -180,7 +180,7 @@ class Scheduler:
             (
                 common_prefix(other.prefix, sequence.prefix)
                 for other in self.active.values()
-                if len(self._held[other.slot]) < len(other.prefix) and other.num_pending > 1
+                if len(self._held[other.slot]) < len(other.prefix) and other.needs_prefill
             ),
             default=0,
         )
