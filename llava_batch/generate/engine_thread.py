@@ -52,13 +52,15 @@ class EngineLoop:
 
     async def answer(self, request: Request) -> list[Completion]:
         """All completions of `request`; one of an id that is in flight waits for that one's."""
-        if request.id not in self._waiting:
+        # The thread strikes a request off as soon as it is answered: it is looked up once.
+        waiting = self._waiting.get(request.id)
+        if waiting is None:
             expected = 1 if request.choices else (1 + len(request.turns)) * request.num_samples
-            future = asyncio.get_running_loop().create_future()
-            self._waiting[request.id] = _Waiting(future, expected)
+            waiting = _Waiting(asyncio.get_running_loop().create_future(), expected)
+            self._waiting[request.id] = waiting
             self._inbox.append(request)
             self._wake.set()
-        return await asyncio.shield(self._waiting[request.id].future)
+        return await asyncio.shield(waiting.future)
 
     def _run(self, loaded: Future[None]) -> None:
         try:
