@@ -198,18 +198,18 @@ class Engine:
     def _prefill(self) -> None:
         """Feed all that is pending, and pick each sequence's first token."""
         todo = [s for s in self._scheduler.active.values() if s.needs_prefill]
-        for group, logits in self._runner.prefill(todo):
-            if logits is None:
-                self._completions.fail(
-                    group, "out_of_memory", "out of memory in prefill of this prompt"
-                )
-                continue
-            self._note_cached(group)
-            ends = list(accumulate(sequence.num_scores for sequence in group))
-            scored = self._runner.score(logits)
-            self._pick(group, replace(scored, rows=[end - 1 for end in ends]), by_slot=False)
+        for lost in self._runner.prefill(todo, self._pick_first):
+            self._completions.fail(
+                [lost], "out_of_memory", "out of memory in prefill of this prompt"
+            )
         if not self._lag:
             self._land(still_up=0)
+
+    def _pick_first(self, group: list[Sequence], logits: torch.Tensor) -> None:
+        """Choose what comes first behind each prompt of a group, from logits `[sum K, V]`."""
+        ends = accumulate(sequence.num_scores for sequence in group)
+        scored = replace(self._runner.score(logits), rows=[end - 1 for end in ends])
+        self._pick(group, scored, by_slot=False)
 
     def _decode(self) -> int:
         """One more token for every row that wants one; how many flights these are."""
@@ -221,41 +221,50 @@ class Engine:
         if not decoding:
             return 0
         try:
-            scored = self._runner.decode(decoding)
+            num_flights = self._pick(decoding, self._runner.decode(decoding), by_slot=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self._back_off(error)
+            self._back_off(decoding, error)
             return 0
-        self._note_cached(decoding)
+        self._scheduler.step_went_well()
         self.stats.note_step(len(decoding), self.num_slots)
-        return self._pick(decoding, scored, by_slot=True)
+        return num_flights
 
-    def _back_off(self, error: RuntimeError) -> None:
+    def _back_off(self, decoding: list[Sequence], error: RuntimeError) -> None:
         """A decode step found no memory: go on with half as many rows, or end the only one in error."""
         self._land(still_up=0)
-        active = list(self._scheduler.active.values())
-        log.warning("out of memory in a decode step of %d rows: %s", len(active), error)
+        log.warning("out of memory in a decode step of %d rows: %s", len(decoding), error)
         self.stats.memory_backoffs += 1
-        if len(active) == 1:
+        left = [
+            s for s in decoding if s.slot >= 0 and s.can_decode
+        ]  # what landed may have ended rows
+        if len(decoding) == 1:
             self._completions.fail(
-                active, "out_of_memory", "out of memory in a decode step of this row alone"
+                left, "out_of_memory", "out of memory in a decode step of this row alone"
             )
-        elif active:
+        elif left:
             self._scheduler.back_off()
-            self._sampler.forget()
+            self._sampler.forget(range(self.num_slots))
 
-    def _note_cached(self, group: list[Sequence]) -> None:
-        """All that was pending is in the slots, or will be before anything else is done there."""
+    def _pick(self, group: list[Sequence], scored: Scored, *, by_slot: bool) -> int:
+        """Choose what comes next, and send it to the host; how many flights that makes.
+
+        Whatever finds no memory here does so before anything is noted of the group.
+        """
+        try:
+            flights, tokens = pick(group, scored, self._sampler)
+            if self._lag:
+                self._runner.keep(tokens, group, scored.rows, by_slot=by_slot)
+        except RuntimeError:
+            self._sampler.forget(sequence.slot for sequence in group)
+            raise
+        # All that was pending is in the slots, or will be before anything else is done there.
         for sequence in group:
             sequence.num_cached = len(sequence.ids) + sequence.in_flight
             self._scheduler.cached(sequence)
-
-    def _pick(self, group: list[Sequence], scored: Scored, *, by_slot: bool) -> int:
-        """Choose what comes next, and send it to the host; how many flights that makes."""
-        flights, tokens = pick(group, scored, self._sampler)
-        if self._lag:
-            self._runner.keep(tokens, group, scored.rows, by_slot=by_slot)
+        for flight in flights:
+            flight.expect()
         self._flights += flights
         return len(flights)
 

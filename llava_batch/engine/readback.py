@@ -41,8 +41,6 @@ class Flight:
             ready.record()
         else:
             tokens, scores = tokens.clone(), scores.clone()
-        for sequence in sequences:
-            sequence.in_flight += 1
         return cls(
             sequences=sequences,
             turns=[sequence.turn for sequence in sequences],
@@ -51,6 +49,11 @@ class Flight:
             scores=scores,
             ready=ready,
         )
+
+    def expect(self) -> None:
+        """From here on each sequence has one token more in flight."""
+        for sequence in self.sequences:
+            sequence.in_flight += 1
 
     def land(self) -> Iterator[tuple[Sequence, int, float]]:
         """Wait, then give every sequence that still wants it its token and score."""
