@@ -11,15 +11,9 @@ from typing import Protocol
 import numpy as np
 import torch
 
+from llava_batch.engine.device import on_device
+
 KV = tuple[torch.Tensor, torch.Tensor]
-
-
-def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on `device`; to CUDA from pinned memory, so that the host does not wait for it."""
-    tensor = torch.from_numpy(array)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Places(Protocol):

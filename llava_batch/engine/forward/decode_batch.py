@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.device import on_device
 from llava_batch.engine.forward.cuda_graphs import Graphs, Key, Outputs
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import Prefix, on_device
+from llava_batch.engine.passes import Prefix
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 

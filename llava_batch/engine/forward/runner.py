@@ -7,24 +7,25 @@ that are at work; with kernels a prefill is packed `[1, T]` and a decode step ta
 
 import logging
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.device import is_out_of_memory
+from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import Packed, on_device
+from llava_batch.engine.passes import Packed
 from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 
 log = logging.getLogger(__name__)
 
-Prefilled = tuple[list[Sequence], torch.Tensor | None]
+Take = Callable[[list[Sequence], torch.Tensor], None]
+"""Given a prefilled group and its logits `[sum K, V]`; where memory runs out in it nothing has come of it."""
 
 
 class Runner:
@@ -49,8 +50,8 @@ class Runner:
         if llava.kernels is not None:
             self.batch = DecodeBatch(llava, cache, stats, graphs=graphs)
 
-    def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
-        """Feed all pending tokens, group by group; logits are None for a row that found no memory.
+    def prefill(self, sequences: list[Sequence], take: Take) -> Iterator[Sequence]:
+        """Feed all pending tokens, group by group, each handed to `take`; yields rows without memory.
 
         Logits are `[sum K, V]`, one row's last K = `num_scores` positions after the other's.
         """
@@ -62,7 +63,7 @@ class Runner:
                 if not is_out_of_memory(error):
                     raise
                 self.encoder.back_off(error)  # the group encodes its own, or is halved
-            yield from self._prefill(waiting.pop(0))
+            yield from self._prefill(waiting.pop(0), take)
             if self.max_prefill_tokens < budget:
                 waiting = self._groups([sequence for group in waiting for sequence in group])
                 budget = self.max_prefill_tokens
@@ -71,24 +72,24 @@ class Runner:
     def _groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
         return groups(sequences, self.max_prefill_tokens, padded=self.llava.kernels is None)
 
-    def _prefill(self, group: list[Sequence]) -> Iterator[Prefilled]:
+    def _prefill(self, group: list[Sequence], take: Take) -> Iterator[Sequence]:
         """One group, halved when memory runs out, as are then the groups to come."""
         try:
-            logits = self._prefill_group(group)
+            take(group, self._prefill_group(group))
+            return
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             log.warning("out of memory in prefill of %d prompts: %s", len(group), error)
             self.stats.memory_backoffs += 1
-            logits = None
-        if logits is not None or len(group) == 1:
-            yield group, logits
+        if len(group) == 1:
+            yield group[0]
             return
         fed = sum(sequence.num_pending for sequence in group)
         self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, fed // 2))
         half = len(group) // 2
-        yield from self._prefill(group[:half])
-        yield from self._prefill(group[half:])
+        yield from self._prefill(group[:half], take)
+        yield from self._prefill(group[half:], take)
 
     def _prefill_group(self, group: list[Sequence]) -> torch.Tensor:
         """One pass over a group's pending tokens -> logits `[sum K, V]`."""
