@@ -12,12 +12,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.device import is_out_of_memory
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import Packed, on_device
+from llava_batch.engine.passes import Packed, Rows, on_device
 from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from llava_batch.engine.cache import Rows
+from llava_batch.engine.passes import Rows
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")

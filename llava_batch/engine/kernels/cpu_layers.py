@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu as native
+from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}

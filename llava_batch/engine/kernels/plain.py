@@ -8,9 +8,8 @@ This file is the plain torch form, right on every device; `native.cpp` has the f
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llava_batch.engine.cache import Rows
 from llava_batch.engine.kernels.cuda import Kernels
-from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.passes import Packed, Prefix, Rows
 
 NAME = "llava_batch_slots"
 BLOCK = 128

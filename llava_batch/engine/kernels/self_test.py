@@ -7,10 +7,9 @@ means; it does not measure speed, and says nothing of lengths beyond those it tr
 
 import torch
 
-from llava_batch.engine.cache import Rows
 from llava_batch.engine.kernels import plain as attention
 from llava_batch.engine.kernels.cuda import Kernels
-from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.passes import Packed, Prefix, Rows
 
 LENGTH = 320
 SLOTS = 4

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine.cache import Rows, SlotCache
+from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu as native
 from llava_batch.engine.kernels import cpu_layers as fused
 from llava_batch.engine.kernels import cuda as kernels
 from llava_batch.engine.kernels import plain as attention
 from llava_batch.engine.kernels.choose import choose_attention
-from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.passes import Packed, Prefix, Rows
 
 log = logging.getLogger(__name__)
 

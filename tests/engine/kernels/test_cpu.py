@@ -10,10 +10,10 @@ from tiny_llava import engine, reference, requests
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from llava_batch.engine.cache import Rows
 from llava_batch.engine.kernels import cpu as native
 from llava_batch.engine.kernels import plain as attention
 from llava_batch.engine.kernels.cpu_layers import FusedMLP
+from llava_batch.engine.passes import Rows
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 

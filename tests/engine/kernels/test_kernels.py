@@ -12,12 +12,11 @@ from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, request
 
 from llava_batch.driver.plan import make_plan
 from llava_batch.engine import Request
-from llava_batch.engine.cache import Rows
 from llava_batch.engine.kernels import cuda as kernels
 from llava_batch.engine.kernels import plain as attention
 from llava_batch.engine.kernels import self_test as trial
 from llava_batch.engine.kernels.choose import ATTENTIONS, choose_attention
-from llava_batch.engine.passes import Prefix
+from llava_batch.engine.passes import Prefix, Rows
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 

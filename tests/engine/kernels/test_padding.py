@@ -18,9 +18,9 @@ from tiny_llava import (
 )
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.cache import Rows
 from llava_batch.engine.forward import runner
 from llava_batch.engine.kernels import plain as attention
+from llava_batch.engine.passes import Rows
 
 
 def answers(made: Engine, given: list[Request]) -> list[tuple[int, ...]]:
