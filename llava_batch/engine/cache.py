@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from llava_batch.engine.passes import Packed, Prefix, Rows
+from llava_batch.engine.passes import Pass, Rows
 
 
 class SlotLayer(CacheLayerMixin):
@@ -24,7 +24,7 @@ class SlotLayer(CacheLayerMixin):
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self.rows: Rows | Packed | Prefix = Rows(slots=(0,), past=(0,), new=(0,))
+        self.rows: Pass = Rows(slots=(0,), past=(0,), new=(0,))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the slots are allocated with the engine."""
@@ -89,7 +89,7 @@ class SlotCache(Cache):
         self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`
         self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
 
-    def select(self, rows: Rows | Packed | Prefix) -> None:
+    def select(self, rows: Pass) -> None:
         """Work on these rows from now on."""
         self.rows = rows
         for layer in self.slot_layers:

@@ -40,6 +40,11 @@ class Rows:
         """Q: the common length that the rows are padded to."""
         return max(self.new)
 
+    @property
+    def is_decode(self) -> bool:
+        """Whether every row has one new token."""
+        return self.length == 1
+
     @cached_property
     def array(self) -> np.ndarray:
         """int64 `[3, B]`: slots, past, new, as the kernels take them."""
@@ -53,7 +58,7 @@ class Rows:
         new_values: torch.Tensor,
     ) -> KV:
         """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
-        if self.length == 1:
+        if self.is_decode:
             slots = torch.as_tensor(self.slots, device=keys.device)
             past_on_device = torch.as_tensor(self.past, device=keys.device)
             keys[slots, :, past_on_device] = new_keys[:, :, 0]
@@ -103,6 +108,11 @@ class Packed:
             q_offsets=sent[2].int(),
             k_offsets=sent[3].int(),
         )
+
+    @property
+    def is_decode(self) -> bool:
+        """A prefill, also of one token a row."""
+        return False
 
     @property
     def max_keys(self) -> int:
@@ -170,6 +180,11 @@ class Prefix:
     span: int
     _known: dict[object, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def is_decode(self) -> bool:
+        """One token a slot."""
+        return True
+
     def store(
         self,
         keys: torch.Tensor,
@@ -200,3 +215,6 @@ class Prefix:
             zero = torch.zeros((), dtype=dtype, device=self.lengths.device)
             self._known[key] = torch.where(seen, zero, float("-inf"))[:, None, None]
         return self._known[key]
+
+
+Pass = Rows | Packed | Prefix

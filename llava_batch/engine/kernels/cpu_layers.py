@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from llava_batch.engine.cache import SlotCache
-from llava_batch.engine.kernels import cpu as native
+from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
@@ -57,7 +58,7 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return native.rms_norm(x, self.weight, self.epsilon)
+        return cpu.rms_norm(x, self.weight, self.epsilon)
 
 
 class FusedMLP(nn.Module):
@@ -100,9 +101,9 @@ class FusedAttention(nn.Module):
         rows = past_key_values.rows
         qkv = self.qkv(hidden_states)
         cosine, sine = position_embeddings
-        native.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
+        cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
         query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
-        mixed = native.attend(
+        mixed = cpu.attend(
             query, layer.keys, layer.values, rows, scaling=self.scaling, window=self.window
         )
         return self.out(mixed.view(batch, length, -1)), None
@@ -123,7 +124,7 @@ class FusedClipAttention(nn.Module):
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
-        mixed = native.attend(
+        mixed = cpu.attend(
             query,
             key.transpose(1, 2),
             value.transpose(1, 2),
@@ -143,7 +144,7 @@ class FusedClipMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return self.fc2(native.quick_gelu_(self.fc1(x)))
+        return self.fc2(cpu.quick_gelu_(self.fc1(x)))
 
 
 def fuse(model: Any) -> None:
@@ -172,3 +173,13 @@ def _fused(module: nn.Module) -> nn.Module | None:
     if type(module) is nn.Linear:
         return PackedLinear(module)
     return None
+
+
+KERNELS = Kernels(
+    name="native",
+    packed=False,
+    prefill=cpu.unfused,
+    decode=cpu.unfused,
+    best_token=cpu.best_token,
+    prepare=fuse,
+)
