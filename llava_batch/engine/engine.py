@@ -75,7 +75,7 @@ class Engine:
         self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
         self._lag = device_option("lag", lag, llava)
         self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
-        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, packed=llava.kernels is not None)
+        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, packed=llava.kernels.packed)
         self._runner = Runner(
             llava,
             self.cache,
@@ -127,7 +127,7 @@ class Engine:
         made = cls(
             loaded.model,
             max_tokens=max_tokens,
-            attention=loaded.attention,
+            attention=attention,
             normalisation=loaded.normalisation,
             decode=loaded.decode,
             **options,
