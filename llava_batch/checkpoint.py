@@ -14,8 +14,9 @@ from PIL import Image
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
-from llava_batch.prompts.templates import IMAGE, Guards, Render, from_chat_template, llava_15
-from llava_batch.prompts.tokens import Encoder
+from llava_batch.prompts.guards import IMAGE, Guards
+from llava_batch.prompts.templates import Render, from_chat_template, llava_15
+from llava_batch.prompts.tokens import SegmentTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +123,11 @@ class Checkpoint:
 
     def encode(self, segment: str, *, first: bool) -> list[int]:
         """Token ids of a segment, one id for each `<image>`; `first` puts the one BOS in front."""
-        return self._encoder.ids(segment, first=first)
+        return self._segment_tokenizer.ids(segment, first=first)
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self.tokenizer)
+    def _segment_tokenizer(self) -> SegmentTokenizer:
+        return SegmentTokenizer(self.tokenizer)
 
     def decode(self, ids: Any) -> str:
         """The answer's text, special tokens left out, blanks at both ends kept."""

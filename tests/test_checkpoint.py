@@ -17,8 +17,9 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.demo import model_path
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
-from llava_batch.prompts.templates import Guards, llava_15, unguarded
-from llava_batch.prompts.tokens import Encoder
+from llava_batch.prompts.guards import Guards, unguarded
+from llava_batch.prompts.templates import llava_15
+from llava_batch.prompts.tokens import SegmentTokenizer
 
 VICUNA_ON_THE_HUB = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ m.content[0].text }} {% else %}"
@@ -244,8 +245,8 @@ def tokenizer(request, demo: Checkpoint) -> Any:
 
 
 @pytest.fixture(scope="module")
-def encoder(tokenizer: Any) -> Encoder:
-    return Encoder(tokenizer)
+def segment_tokenizer(tokenizer: Any) -> SegmentTokenizer:
+    return SegmentTokenizer(tokenizer)
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -255,11 +256,11 @@ def answer_ids(tokenizer: Any, answer: str) -> list[int]:
 
 
 def in_pieces(
-    tokenizer: Any, encoder: Encoder, segments: list[str], answers: list[str]
+    tokenizer: Any, segment_tokenizer: SegmentTokenizer, segments: list[str], answers: list[str]
 ) -> list[int]:
-    ids = encoder.ids(segments[0], first=True)
+    ids = segment_tokenizer.ids(segments[0], first=True)
     for segment, answer in zip(segments[1:], answers, strict=True):
-        ids += answer_ids(tokenizer, answer) + encoder.ids(segment, first=False)
+        ids += answer_ids(tokenizer, answer) + segment_tokenizer.ids(segment, first=False)
     return ids
 
 
@@ -278,18 +279,20 @@ _questions = st.lists(
 @given(questions=_questions, system=st.sampled_from([None, "Be brief."]))
 @settings(deadline=None, max_examples=30)
 def test_a_conversation_in_pieces_has_the_ids_of_the_whole(
-    tokenizer, encoder, questions, system
+    tokenizer, segment_tokenizer, questions, system
 ) -> None:
     segments = llava_15([f"<image>\n{questions[0]}", *questions[1:]], system)
     answers = [" A red circle.", " No", " two three"][: len(questions) - 1]
     whole = tokenizer(interleaved(segments, answers)).input_ids
-    assert in_pieces(tokenizer, encoder, segments, answers) == whole
+    assert in_pieces(tokenizer, segment_tokenizer, segments, answers) == whole
 
 
-def test_a_segment_that_no_special_token_opens_gets_no_blank_of_its_own(tokenizer, encoder) -> None:
+def test_a_segment_that_no_special_token_opens_gets_no_blank_of_its_own(
+    tokenizer, segment_tokenizer
+) -> None:
     segments = ["USER: <image>\nWho? ASSISTANT:", " USER: Why? ASSISTANT:"]
     whole = tokenizer(interleaved(segments, [" A cat"])).input_ids
-    assert in_pieces(tokenizer, encoder, segments, [" A cat"]) == whole
+    assert in_pieces(tokenizer, segment_tokenizer, segments, [" A cat"]) == whole
 
 
 @given(
@@ -300,13 +303,13 @@ def test_a_segment_that_no_special_token_opens_gets_no_blank_of_its_own(tokenize
 )
 @settings(deadline=None, max_examples=30)
 def test_guarded_words_keep_their_characters_and_make_no_special_token(
-    tokenizer, encoder, words
+    tokenizer, segment_tokenizer, words
 ) -> None:
     special = tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<image>"])
     text = Guards(["<s>", "</s>", "<unk>"]).value("".join(words))
     segments = llava_15([f"<image>\nSay {text}.", f"Say {text}."], None)
-    first = encoder.ids(segments[0], first=True)
-    later = encoder.ids(segments[1], first=False)
+    first = segment_tokenizer.ids(segments[0], first=True)
+    later = segment_tokenizer.ids(segments[1], first=False)
     assert [first.count(s) for s in special] == [1, 0, 1]
     assert [later.count(s) for s in special] == [0, 1, 0]
     for segment, ids in zip(segments, (first, later), strict=True):
@@ -315,18 +318,20 @@ def test_guarded_words_keep_their_characters_and_make_no_special_token(
         assert bare == "".join(unguarded(segment).split())
 
 
-def test_a_guarded_token_is_not_set_apart_from_the_words_around_it(tokenizer, encoder) -> None:
+def test_a_guarded_token_is_not_set_apart_from_the_words_around_it(
+    tokenizer, segment_tokenizer
+) -> None:
     guards = Guards(["</s>"])
     for lead in ("", "on: <image>", "on: <image> "):
-        guarded = encoder.ids(guards.text(f"{lead}a</s>b one?"), first=True)
+        guarded = segment_tokenizer.ids(guards.text(f"{lead}a</s>b one?"), first=True)
         unlike = tokenizer(f"{lead}a</t>b one?").input_ids  # one letter makes it plain text
         s, t = tokenizer.convert_tokens_to_ids(["s", "t"])
         assert [t if i == s else i for i in guarded] == unlike
 
 
-def test_guarded_words_change_nothing_of_their_neighbours(tokenizer, encoder) -> None:
+def test_guarded_words_change_nothing_of_their_neighbours(tokenizer, segment_tokenizer) -> None:
     guards = Guards(["</s>"])
-    before = encoder.ids("Is it?", first=True)
-    encoder.ids(guards.text("</s> </s>"), first=True)
-    assert encoder.ids("Is it?", first=True) == before
+    before = segment_tokenizer.ids("Is it?", first=True)
+    segment_tokenizer.ids(guards.text("</s> </s>"), first=True)
+    assert segment_tokenizer.ids("Is it?", first=True) == before
     assert tokenizer("</s>", add_special_tokens=False).input_ids == [tokenizer.eos_token_id]

@@ -158,7 +158,15 @@ def test_generate_is_the_only_stage_where_ray_meets_the_engine() -> None:
     assert meet == {"llava_batch.generate.actor"}
 
 
-PLAIN = ("job", "errors", "ids", "prompts.templates", "prompts.presets", "score.rules")
+PLAIN = (
+    "job",
+    "errors",
+    "ids",
+    "prompts.guards",
+    "prompts.templates",
+    "prompts.presets",
+    "score.rules",
+)
 
 
 @pytest.mark.parametrize("module", PLAIN)

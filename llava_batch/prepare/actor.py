@@ -26,8 +26,9 @@ from llava_batch.prepare.pixels import (
 )
 from llava_batch.prepare.thumbnails import Thumbnails
 from llava_batch.prompts.asks import Ask, Lookup, asks_of
+from llava_batch.prompts.guards import unguarded
 from llava_batch.prompts.recipe import Recipe
-from llava_batch.prompts.templates import BadPrompt, place_images, unguarded
+from llava_batch.prompts.templates import BadPrompt, place_images
 from llava_batch.tables import KEEP, PREPARED
 from llava_batch.workers import process
 from llava_batch.workers.counters import Reporter
