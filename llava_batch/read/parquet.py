@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
+from llava_batch.read.image_column import find_image_column, find_key_column
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Keys, Row, damaged, missing
 from llava_batch.read.storage_failed import StorageFailed, stored
@@ -22,8 +23,6 @@ from llava_batch.unit import Unit
 SPLIT_BYTES = 256 * 2**20
 """A Parquet file over this size is split into units of whole row groups of about this size."""
 
-_IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
-_KEY_NAMES = ("key", "__key__")
 _ROWS_AT_ONCE = 64
 _UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
 """What pyarrow raises for damage: bad pages, bad text, sizes and dates out of all bounds."""
@@ -101,43 +100,6 @@ def _row_group_runs(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
             runs.append((start, i + 1))
             start, size = i + 1, 0
     return runs + ([(start, metadata.num_row_groups)] if start < metadata.num_row_groups else [])
-
-
-def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
-    """The name of the image column: `wanted`, or the one that its type and name give away.
-
-    Raises:
-        UsageError: none, or several and none of a usual name; the message lists the columns.
-    """
-    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise UsageError(
-                f"--image-column {wanted}: {shown} has no such column; there are {columns}"
-            )
-        if not _holds_images(schema.field(wanted).type):
-            raise UsageError(f"--image-column {wanted}: {schema.field(wanted).type} holds no bytes")
-        return wanted
-    candidates = [f.name for f in schema if _holds_images(f.type)]
-    for name in _IMAGE_NAMES:
-        if name in candidates:
-            return name
-    if len(candidates) == 1:
-        return candidates[0]
-    problem = "several columns could hold the image" if candidates else "no column holds images"
-    raise UsageError(f"{shown}: {problem}; name one with --image-column; there are {columns}")
-
-
-def find_key_column(schema: pa.Schema, wanted: str | None, shown: str) -> str | None:
-    """The name of the key column, or None where rows go by their number."""
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise UsageError(
-                f"--key-column {wanted}: {shown} has no such column; "
-                f"there are {', '.join(schema.names)}"
-            )
-        return wanted
-    return next((name for name in _KEY_NAMES if name in schema.names), None)
 
 
 def read_parquet(
@@ -260,17 +222,3 @@ def _row(key: str, mark: str, values: dict[str, Any], image: str, max_image_byte
         what = f"{largest} bytes, the limit is {max_image_bytes} (--max-image-bytes)"
         return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
     return Row(key=key, mark=mark, images=images, columns=values)
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_images(kind.value_type)
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_images(kind.field(index).type)
-    return (
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )
