@@ -49,11 +49,16 @@ def find_key_column(schema: pa.Schema, wanted: str | None, shown: str) -> str | 
 
 
 def _holds_images(kind: pa.DataType) -> bool:
+    """Bytes, Hugging Face's struct of bytes and path, or a list of either."""
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_images(kind.value_type)
+        kind = kind.value_type
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_images(kind.field(index).type)
+        return index >= 0 and _is_bytes(kind.field(index).type)
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
     return (
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
