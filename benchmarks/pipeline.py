@@ -127,12 +127,13 @@ def engine_alone(job) -> dict:
 def whole_job(job) -> dict:
     """The job through Ray, as a user runs it."""
     from llava_batch import pipeline
+    from llava_batch.generate.actor import Generate
 
     begun = Path(job.output).with_suffix(".begun")
     ended = 0.0
     as_they_come = pipeline.answers
 
-    class TimedGenerate(pipeline.Generate):
+    class TimedGenerate(Generate):
         """Notes when the first rows reach it."""
 
         async def __call__(self, table):
@@ -146,7 +147,7 @@ def whole_job(job) -> dict:
             ended = time.time()
             yield batch
 
-    pipeline.Generate, pipeline.answers = TimedGenerate, timed_answers
+    vars(pipeline).update(Generate=TimedGenerate, answers=timed_answers)
     summary = pipeline.run(job)
     if summary.run["ok"] != summary.run["rows"]:
         raise RuntimeError(f"not every row was answered: {summary.run}")

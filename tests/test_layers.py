@@ -16,7 +16,7 @@ import llava_batch
 
 PACKAGE = Path(llava_batch.__file__).parent
 NAME = PACKAGE.name
-GROUND = {"errors", "ids", "job", "quiet", "storage", "tables", "unit", "version"}
+GROUND = {"errors", "ids", "job", "patience", "storage", "tables", "unit", "version"}
 STAGES = {"read", "prepare", "generate", "write"}
 BESIDE = {"ground", "prompts", "checkpoint", "workers"}
 ROOMS: dict[str, set[str]] = {
@@ -158,7 +158,7 @@ def test_generate_is_the_only_stage_where_ray_meets_the_engine() -> None:
     assert meet == {"llava_batch.generate.actor"}
 
 
-PLAIN = ("job", "errors", "ids", "prompts.templates", "prompts.presets", "score.rules")
+PLAIN = ("job", "errors", "ids", "patience", "prompts.templates", "prompts.presets", "score.rules")
 
 
 @pytest.mark.parametrize("module", PLAIN)

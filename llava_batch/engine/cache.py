@@ -59,7 +59,7 @@ class Rows:
         return keys, values
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values, each `[S, H, L, D]`."""
 
     keys: torch.Tensor
@@ -76,7 +76,7 @@ class SlotLayer(CacheLayerMixin):
         """Nothing to do: the slots are allocated with the engine."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the pass's keys and values to their slots; return those that its rows see."""
         return self.rows.store(self.keys, self.values, key_states, value_states)
@@ -91,14 +91,14 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """L."""
-        return self.keys.shape[2]
+        return int(self.keys.shape[2])
 
     def get_max_cache_shape(self) -> int:
         """L, by the name that older transformers use."""
-        return self.keys.shape[2]
+        return int(self.keys.shape[2])
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]
     """All layers' slots.
 
     Pages are touched when a slot is first written, so that on CPU an unused slot costs nothing.
@@ -156,7 +156,7 @@ class SlotCache(Cache):
 
 def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:
     """Bytes of one slot for a language model's config: 2 (K and V) · layers · heads · D · L."""
-    return (
+    size: int = (
         2
         * config.num_hidden_layers
         * kv_heads(config)
@@ -164,13 +164,16 @@ def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:
         * max_tokens
         * (dtype.itemsize)
     )
+    return size
 
 
 def kv_heads(config: Any) -> int:
     """K/V heads of a language model's config."""
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads
 
 
 def head_dim(config: Any) -> int:
     """Head size of a language model's config."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    given: int | None = getattr(config, "head_dim", None)
+    return given or int(config.hidden_size // config.num_attention_heads)

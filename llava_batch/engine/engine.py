@@ -167,7 +167,7 @@ class Engine:
             sequence.ballot = ballot
         self._scheduler.add(made)
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self) -> list[Completion]:
         """Fill the free slots, decode every active slot by one token, return what has ended."""
         is_time = self._scheduler.is_time()

@@ -88,7 +88,8 @@ class EngineLoop:
         faulthandler.dump_traceback_later(self._stall_timeout_s, exit=True)
         started = time.perf_counter()
         try:
-            return self.engine.step()
+            ended: list[Completion] = self.engine.step()
+            return ended
         finally:
             self.busy_s += time.perf_counter() - started
             faulthandler.cancel_dump_traceback_later()

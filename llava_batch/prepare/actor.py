@@ -151,8 +151,8 @@ class Prepare:
         if row["error_code"]:  # nobody will be asked; and the row may be one that kills
             return made
         try:
-            if ask.problem:
-                raise BadPrompt(ask.problem)
+            if ask.why_not:
+                raise BadPrompt(ask.why_not)
             turns = place_images(ask.turns, max(row["num_images"], 1))
             segments = self._render(turns, self._job.system)
             made["segments"] = [unguarded(s) for s in segments]

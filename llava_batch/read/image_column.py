@@ -15,7 +15,7 @@ def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
         UsageError: none, or several and none of a usual name; the message lists the columns.
     """
     columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
-    types = {f.name: f.type for f in schema}
+    types: dict[str, pa.DataType] = {f.name: f.type for f in schema}
     if wanted is not None:
         if wanted not in types:
             raise UsageError(
@@ -26,7 +26,7 @@ def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
                 f"--image-column {wanted}: {shown} has no bytes in it; there are {columns}"
             )
         return wanted
-    candidates = [name for name, kind in types.items() if _holds_images(kind)]
+    candidates: list[str] = [name for name, kind in types.items() if _holds_images(kind)]
     for name in _IMAGE_NAMES:
         if name in candidates:
             return name
@@ -59,7 +59,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
-    return (
+    return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
         or pa.types.is_binary_view(kind)

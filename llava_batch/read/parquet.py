@@ -236,7 +236,8 @@ class _Table:
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
     """Each row's values, or what is wrong with a row of which one cannot be read."""
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+        return rows
     except _UNREADABLE as error:
         if not is_damage(error):
             raise
@@ -245,7 +246,8 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
 
 def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
     try:
-        return row.to_pylist()[0]
+        values: dict[str, Any] = row.to_pylist()[0]
+        return values
     except _UNREADABLE as error:
         if not is_damage(error):
             raise

@@ -19,10 +19,11 @@ from ray.data.block import BlockMetadata
 
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
-from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
+from llava_batch.read.columns import as_json, cast_kept, image_schema
 from llava_batch.read.kinds import read_rows
 from llava_batch.read.reading import Reading
 from llava_batch.read.row import Row
+from llava_batch.tables import KEEP
 from llava_batch.unit import Unit
 from llava_batch.workers.crash_guard import Attempts
 
@@ -31,7 +32,7 @@ _BLOCK_BYTES = 8 * 2**20
 _TRIES = 3
 
 
-class UnitSource(Datasource):
+class UnitSource(Datasource):  # type: ignore[misc]
     """A Ray Data source with one streaming read task for each unit; `board` counts the attempts."""
 
     def __init__(self, units: Sequence[Unit], reading: Reading, board: Any) -> None:

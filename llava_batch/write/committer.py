@@ -68,11 +68,6 @@ class Committer:
         self._keep = keep
         self._run = run
 
-    @property
-    def num_open(self) -> int:
-        """Units of which some rows have come."""
-        return len(self._open)
-
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
         committed = []

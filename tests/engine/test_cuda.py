@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +36,12 @@ def test_the_demo_models_float32_answers_are_cpus(slots):
     given = questions(12)
     made = Engine.load(FOLDER, device="cuda", dtype="float32", slots=slots, max_tokens=256)
     assert made._lag
-    assert made._runner.batch._graphs is not None
+    batch = made._runner.batch
+    assert batch is not None and batch._graphs is not None
     found = tokens(made, given)
     assert found == {(request.id, 0, 0): alone(request) for request in given}
     assert made.stats.memory_backoffs == 0
-    assert not made._runner.batch._graphs._gave_up
+    assert not batch._graphs._gave_up
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,7 +56,8 @@ def test_float32_answers_are_transformers_own(shape, attention):
 
 @pytest.mark.parametrize("lag", [False, True])
 def test_every_kind_of_request_is_the_same_with_graphs_and_without(lag):
-    options = {"attention": "sdpa", "max_tokens": 200, "decode": lambda ids: "x" * len(ids)}
+    options: dict[str, Any] = {"attention": "sdpa", "max_tokens": 200}
+    options["decode"] = lambda ids: "x" * len(ids)
     given = mixture()
     with_graphs = tokens(wrapped(lag=lag, graphs=True, **options), given)
     without = tokens(wrapped(lag=lag, graphs=False, **options), given)

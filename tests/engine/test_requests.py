@@ -1,6 +1,7 @@
 """What a request may ask for, and that none of it touches its neighbours."""
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,7 @@ def test_a_logits_processor_constrains_its_own_request_only():
         assert found[(request.id, 0, 0)].token_ids == reference("multi-head", request)[0]
 
 
-BAD = {
+BAD: dict[str, dict[str, Any]] = {
     "prompt_too_long": {"max_new_tokens": 500},
     "bad_prompt": {"prompt_ids": []},
     "bad_prompt ": {"prompt_ids": [1, VOCAB]},

@@ -13,11 +13,12 @@ from PIL import Image, ImageFile
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.job import Job
-from llava_batch.prepare.actor import PREPARED, Prepare
+from llava_batch.prepare.actor import Prepare
 from llava_batch.read.columns import image_schema
 from llava_batch.read.find import find_units
 from llava_batch.read.reading import Reading
 from llava_batch.read.source import read_blocks
+from llava_batch.tables import PREPARED
 from llava_batch.workers import counters as reporter
 from llava_batch.workers.shared_state import Board
 

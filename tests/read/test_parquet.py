@@ -267,9 +267,10 @@ def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path, monkeypatc
 def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypatch):
     monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
     (unit,) = units_of(parquet(tmp_path / "a.parquet"))
-    import llava_batch.read.source as module
+    from llava_batch.read import source
+    from llava_batch.read.kinds import read_rows as whole
 
-    whole, calls = module.read_rows, []
+    calls = []
 
     def breaking(unit, how):
         calls.append(1)
@@ -278,7 +279,7 @@ def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypat
                 raise ConnectionResetError("gone")
             yield row
 
-    monkeypatch.setattr(module, "read_rows", breaking)
+    monkeypatch.setattr(source, "read_rows", breaking)
     assert [r["key"] for r in rows_of(unit)] == [*map(str, range(30))]
     assert len(calls) == 3
 

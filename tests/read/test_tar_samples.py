@@ -15,7 +15,7 @@ from llava_batch.read.row import Row
 from llava_batch.read.tar import read_tar
 from tests.shards import picture, put, reading, rows_of, tar_bytes, units_of
 
-BOUNDED = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def rows(names: list[str], **how: Any) -> list[Row]:
@@ -208,7 +208,7 @@ def by_image(names: list[str], found: list[Row]) -> dict[str, dict[str, Any]]:
     return {number[r.images[0]]: r.columns for r in found if r.images}
 
 
-@settings(max_examples=300, **BOUNDED)
+@settings(QUIET, max_examples=300)
 @given(names=any_names.map(lambda names: sorted(dict.fromkeys(names), key=key)))
 def test_in_a_well_formed_tar_every_image_is_a_row_with_all_its_side_files(names):
     found = rows(names)
@@ -218,7 +218,7 @@ def test_in_a_well_formed_tar_every_image_is_a_row_with_all_its_side_files(names
     assert {r.key for r in found if r.error} == without
 
 
-@settings(max_examples=300, **BOUNDED)
+@settings(QUIET, max_examples=300)
 @given(names=any_names, held=st.sampled_from([1, 2, 256]), waiting=st.sampled_from([0, 20, 2**20]))
 def test_in_any_tar_every_image_is_one_row_and_none_has_anothers_side_files(
     monkeypatch, names, held, waiting
@@ -238,7 +238,7 @@ def test_in_any_tar_every_image_is_one_row_and_none_has_anothers_side_files(
             assert own or stem(name).startswith(f"{stem(side)}.")
 
 
-@settings(max_examples=200, **BOUNDED)
+@settings(QUIET, max_examples=200)
 @given(
     samples=st.lists(
         st.tuples(

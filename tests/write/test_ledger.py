@@ -260,7 +260,7 @@ def test_an_owner_whose_clock_is_wrong_is_seen_to_beat(tmp_path, quick, monkeypa
     path = owner_file(tmp_path, machine="another", beat=past)
     said = json.loads(path.read_bytes())
     monkeypatch.setattr(
-        ownership.time, "sleep", lambda s: path.write_text(json.dumps(said | {"beat": past + 5}))
+        time, "sleep", lambda s: path.write_text(json.dumps(said | {"beat": past + 5}))
     )
     with pytest.raises(OutputConflict):
         Ownership(locate(str(tmp_path))).__enter__()

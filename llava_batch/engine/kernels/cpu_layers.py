@@ -20,7 +20,7 @@ MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module):  # type: ignore[misc]
     """A linear layer whose weight lies as oneDNN wants it; several side by side become one."""
 
     def __init__(self, *parts: nn.Linear) -> None:
@@ -47,7 +47,7 @@ class PackedLinear(nn.Module):
         return multiplied(x, factor, self.packed, self.bias, "mul")
 
 
-class FusedNorm(nn.Module):
+class FusedNorm(nn.Module):  # type: ignore[misc]
     """RMSNorm in one pass."""
 
     def __init__(self, norm: Any) -> None:
@@ -59,7 +59,7 @@ class FusedNorm(nn.Module):
         return native.rms_norm(x, self.weight, self.epsilon)
 
 
-class FusedMLP(nn.Module):
+class FusedMLP(nn.Module):  # type: ignore[misc]
     """SiLU and the product of gate and up within the products that make them."""
 
     def __init__(self, mlp: Any) -> None:
@@ -72,7 +72,7 @@ class FusedMLP(nn.Module):
         return self.down(self.up.times(x, self.gate(x, "swish")))
 
 
-class FusedAttention(nn.Module):
+class FusedAttention(nn.Module):  # type: ignore[misc]
     """Attention over slots: one product for q, k and v, rotation and cache write in one pass."""
 
     def __init__(self, attention: Any) -> None:
@@ -107,7 +107,7 @@ class FusedAttention(nn.Module):
         return self.out(mixed.view(batch, length, -1)), None
 
 
-class FusedClipAttention(nn.Module):
+class FusedClipAttention(nn.Module):  # type: ignore[misc]
     """The tower's attention, over all of an image's patches."""
 
     def __init__(self, attention: Any) -> None:
@@ -116,7 +116,9 @@ class FusedClipAttention(nn.Module):
         self.out = PackedLinear(attention.out_proj)
         self.scaling, self.head_dim = attention.scale, attention.head_dim
 
-    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object):
+    def forward(
+        self, hidden_states: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, None]:
         """`[N, T, C]` -> `[N, T, C]`."""
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
@@ -133,7 +135,7 @@ class FusedClipAttention(nn.Module):
         return self.out(mixed.view(batch, length, width)), None
 
 
-class FusedClipMLP(nn.Module):
+class FusedClipMLP(nn.Module):  # type: ignore[misc]
     """The tower's feed-forward with quick-GELU in place."""
 
     def __init__(self, mlp: Any) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from llava_batch.engine.passes import Packed, Prefix
 
@@ -88,7 +89,9 @@ def _varlen_parameters() -> set[str]:
     return set(inspect.signature(varlen_attn).parameters)
 
 
-def flash_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tensor:
+def flash_prefill(
+    query: Tensor, key: Tensor, value: Tensor, rows: Packed, scaling: float, window: int | None
+) -> Tensor:
     """One call over all rows; the causal mask is aligned to the last key."""
     from flash_attn import flash_attn_varlen_func
 
@@ -107,7 +110,9 @@ def flash_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Ten
     return mixed[None]
 
 
-def flash_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tensor:
+def flash_decode(
+    query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
+) -> Tensor:
     """Each slot's own length is read, and no more; the K/V of the step are in the slots already."""
     from flash_attn import flash_attn_with_kvcache
 
@@ -122,7 +127,10 @@ def flash_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tens
     )
 
 
-def _varlen(query, key, value, offsets, lengths, scaling, window, **more: Any) -> torch.Tensor:
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, offsets: tuple[Tensor, Tensor],
+    lengths: tuple[int, int], scaling: float, window: int | None, **more: Any,
+) -> Tensor:  # fmt: skip
     """torch's function, by the arguments that this torch's has."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -140,7 +148,9 @@ def _varlen(query, key, value, offsets, lengths, scaling, window, **more: Any) -
     )
 
 
-def varlen_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tensor:
+def varlen_prefill(
+    query: Tensor, key: Tensor, value: Tensor, rows: Packed, scaling: float, window: int | None
+) -> Tensor:
     """One call over all rows; the causal mask is aligned to the last key."""
     offsets = (rows.q_offsets, rows.k_offsets)
     lengths = (max(rows.new), rows.max_keys)
@@ -148,7 +158,9 @@ def varlen_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Te
     return _varlen(*packed, offsets, lengths, scaling, window)[None]
 
 
-def varlen_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tensor:
+def varlen_decode(
+    query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
+) -> Tensor:
     """The slots one behind the other are the keys; each slot's own length of them is used."""
     size, kv_heads, length, dim = key.shape
     offsets = (step.q_offsets, step.q_offsets * length)
@@ -159,7 +171,9 @@ def varlen_decode(query, key, value, step: Prefix, scaling, window) -> torch.Ten
     return _varlen(query[:, :, 0], keys, values, offsets, lengths, scaling, window, **used)[:, None]
 
 
-def sdpa_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tensor:
+def sdpa_prefill(
+    query: Tensor, key: Tensor, value: Tensor, rows: Packed, scaling: float, window: int | None
+) -> Tensor:
     """Row by row: a mask only where a row has a past or is longer than the window."""
     out = torch.empty_like(query)
     begin = 0
@@ -182,7 +196,9 @@ def sdpa_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tens
     return out.transpose(1, 2)
 
 
-def sdpa_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tensor:
+def sdpa_decode(
+    query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
+) -> Tensor:
     """The queries that share a K/V head are its queries: no head is repeated."""
     size, heads, _, dim = query.shape
     mixed = F.scaled_dot_product_attention(

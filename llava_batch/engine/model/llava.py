@@ -119,7 +119,10 @@ class Llava:
     def _no_tf32(self) -> AbstractContextManager[None]:
         """float32 means float32: cuDNN would take the tower's convolution in TF32."""
         if self.dtype == torch.float32 and self.device.type == "cuda":
-            return torch.backends.cudnn.flags(enabled=False, allow_tf32=False)
+            exact: AbstractContextManager[None] = torch.backends.cudnn.flags(
+                enabled=False, allow_tf32=False
+            )
+            return exact
         return nullcontext()
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -197,9 +200,10 @@ def tokens_per_image(config: Any) -> int:
     """T: patches, and a class token where the tower has one (SigLIP's has none); the `default`
     strategy drops the first of them."""
     vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    class_token = vision.model_type != "siglip_vision_model"
-    return patches + class_token - (config.vision_feature_select_strategy == "default")
+    patches: int = (vision.image_size // vision.patch_size) ** 2
+    class_token: bool = vision.model_type != "siglip_vision_model"
+    dropped: bool = config.vision_feature_select_strategy == "default"
+    return patches + class_token - dropped
 
 
 def cut_tower(model: LlavaForConditionalGeneration) -> bool:

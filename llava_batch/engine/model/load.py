@@ -161,7 +161,7 @@ def decoder(folder: Path) -> Callable[[list[int]], str]:
     """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed."""
 
     @remember
-    def tokenizer():
+    def tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
     return lambda ids: tokenizer().decode(ids, skip_special_tokens=True)

@@ -1,7 +1,9 @@
 """Attention kernels: what is passed to them is right, what is missing is said, what errs is not used."""
 
 import builtins
+import importlib.util
 import sys
+from typing import Any
 
 import pytest
 import stand_in
@@ -10,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests
 
-from llava_batch.driver.plan import make_plan
+from llava_batch.driver.refusals import refuse_what_is_missing
+from llava_batch.driver.settle import settle
 from llava_batch.engine import Request
 from llava_batch.engine.cache import Rows
 from llava_batch.engine.kernels import cuda as kernels
@@ -31,7 +34,10 @@ def kernel(request, monkeypatch):
     return kernels.kernels(request.param.split()[-1])
 
 
-SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+SLOW: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
 
 
 def slots_of(kv_heads, dim, length):
@@ -192,9 +198,10 @@ def test_the_kernels_of_a_card_are_refused_on_cpu(name):
     ],
 )
 def test_the_driver_refuses_kernels_before_any_worker_starts(monkeypatch, job, on_gpu, said):
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=said):
-        make_plan(job, on_gpu=on_gpu)
+        placed = settle(job).on(on_gpu=on_gpu, card=None).job
+        refuse_what_is_missing(placed, on_gpu=on_gpu, card=None)
 
 
 def test_the_flag_offers_what_the_engine_has():
@@ -206,8 +213,8 @@ def test_the_flag_offers_what_the_engine_has():
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'llava-batch[flash]'" in kernels.missing_package("flash")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'llava-batch[flash]'" in (kernels.missing_package("flash") or "")
     whole = builtins.__import__
 
     def without_varlen(name, *rest):
@@ -216,7 +223,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         return whole(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_varlen)
-    assert "pip install 'torch>=2.11'" in kernels.missing_package("varlen")
+    assert "pip install 'torch>=2.11'" in (kernels.missing_package("varlen") or "")
 
 
 def test_a_varlen_without_windows_counts_as_missing(monkeypatch):
@@ -224,7 +231,7 @@ def test_a_varlen_without_windows_counts_as_missing(monkeypatch):
         raise AssertionError
 
     stand_in.install(monkeypatch, oldest)
-    assert "variable-length" in kernels.missing_package("varlen")
+    assert "variable-length" in (kernels.missing_package("varlen") or "")
 
 
 def test_this_torch_has_a_varlen_that_fits():

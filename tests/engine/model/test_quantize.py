@@ -18,7 +18,7 @@ from llava_batch.demo.questions import Question, questions
 from llava_batch.demo.scenes import draw
 from llava_batch.demo.scoring import score_answer
 from llava_batch.demo.training.evaluate import held_out
-from llava_batch.driver import plan
+from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.model import load, quantize
 from llava_batch.errors import UsageError
@@ -53,7 +53,8 @@ def asked() -> tuple[list[Request], dict[str, Question]]:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model_path(), backend="pil")
-    requests, wanted = [], {}
+    requests: list[Request] = []
+    wanted: dict[str, Question] = {}
     for number, scene in enumerate(held_out(NUM_SCENES)):
         pixels = processor.image_processor(
             images=[draw(scene, short_side=224)],
@@ -181,7 +182,7 @@ def test_fp8_where_it_cannot_be_had_says_what_it_needs(capability, dtype, said) 
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch) -> None:
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, package in (("nf4", "bitsandbytes"), ("int8wo", "torchao")):
         with pytest.raises(
             ValueError, match=rf"{package} and .*pip install 'llava-batch\[quant\]'"
@@ -197,9 +198,9 @@ def test_a_job_says_so_before_anything_starts(monkeypatch) -> None:
     with pytest.raises(UsageError, match="--attention native"):
         Job(quantization="nf4", attention="native")
     with pytest.raises(UsageError, match="--attention native: its kernels are for CPUs"):
-        plan.make_plan(Job(attention="native"), on_gpu=True)
+        refuse_what_is_missing(Job(attention="native"), on_gpu=True, card=None)
     with pytest.raises(UsageError, match="--quantization fp8: needs a card"):
-        plan.make_plan(Job(quantization="fp8"), on_gpu=False)
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+        refuse_what_is_missing(Job(quantization="fp8", dtype="float32"), on_gpu=False, card=None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--quantization int8: needs bitsandbytes.*\[quant\]"):
-        plan.make_plan(Job(quantization="int8"), on_gpu=False)
+        refuse_what_is_missing(Job(quantization="int8", dtype="float32"), on_gpu=False, card=None)
