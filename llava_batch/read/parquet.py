@@ -65,6 +65,12 @@ class Parquet(Kind):
                 retry=unit.retry or frozenset(),
             )
 
+    def refuse(self, unit: Unit, reading: Reading) -> None:
+        schema = self.columns(unit)
+        if len(schema) and self.count(unit):
+            find_image_column(schema, reading.image_column, unit.shown)
+            find_key_column(schema, reading.key_column, unit.shown)
+
     def columns(self, unit: Unit) -> pa.Schema:
         metadata = _metadata(unit)
         try:

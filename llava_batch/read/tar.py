@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO
 
-from llava_batch.errors import RowError
+from llava_batch.errors import RowError, UsageError
 from llava_batch.read.image_names import is_image
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row, damaged
@@ -46,6 +46,24 @@ class Tar(Kind):
                 max_image_bytes=reading.max_image_bytes,
                 image_extension=reading.image_column,
                 rules=unit.rules,
+            )
+
+    def refuse(self, unit: Unit, reading: Reading) -> None:
+        if reading.image_column is None or unit.rules == 1:
+            return
+        take = _Take(reading.image_column, max_image_bytes=0)
+        there: set[str] = set()
+        with unit.fs.open_input_stream(unit.path, buffer_size=_STREAM_BYTES) as stream:
+            for member in members(stream, lambda name: 0):
+                part = None if isinstance(member, Damage) else take.part(member)
+                if isinstance(part, ImageMember):
+                    return
+                if part is not None and is_image(part.name):
+                    there.add(part.name.rpartition(".")[2])
+        if there:
+            raise UsageError(
+                f"--image-column {reading.image_column}: {unit.shown} has {take.why_missing}; there are "
+                f"{', '.join(sorted(there))}"
             )
 
 
