@@ -15,7 +15,7 @@ class Unit:
 
     name: str
     kind: str
-    """`tar`, `parquet` or `files`."""
+    """The name of its kind: `tar`, `parquet`, `files`, or another of `read.kinds`."""
     path: str
     shown: str
     fs: pafs.FileSystem = field(compare=False, repr=False)

@@ -3,8 +3,10 @@
 import io
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from llava_batch.read.row import Row
 from llava_batch.read.tar import read_tar
 from tests.shards import picture, put, reading, rows_of, tar_bytes, units_of
 
+OLDER = Path(__file__).parents[1] / "fixtures" / "answers_0_1_0"
 QUIET = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -157,6 +160,14 @@ def test_rows_answered_by_the_first_rules_are_made_by_them_again():
     }  # fmt: skip
     masked = ["a.jpg", "a.png"]
     assert [r.name for r in rows(masked, rules=1, image_extension="png")] == ["a"]
+
+
+def test_the_tars_of_an_older_folder_have_the_ids_they_were_answered_under():
+    for name in ("dotted", "plain"):
+        (unit,) = units_of(OLDER / "input" / f"{name}.tar")
+        answered = pq.read_table(OLDER / "captions" / f"{name}.parquet")
+        found = rows_of(replace(unit, rules=1))
+        assert [f"{name}/{r['key']}" for r in found] == answered["id"].to_pylist()
 
 
 def test_a_unit_says_by_which_rules_its_rows_are_made(tmp_path):
