@@ -200,9 +200,6 @@ class Job:
         if self.choices and (self.dialogue or self.num_samples > 1 or self.temperature > 0):
             raise bad_flag("choices", ",".join(self.choices), "choices are scored, not sampled: "
                            "drop --dialogue, --num-samples and --temperature")  # fmt: skip
-        if self.quantization and self.attention == "native":
-            raise bad_flag("attention", "native", "its kernels read float weights, drop it or "
-                           "--quantization")  # fmt: skip
         if self.json_schema:
             against = [n for n in ("choices", "stop", "min_new_tokens") if getattr(self, n)]
             if against:

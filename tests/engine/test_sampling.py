@@ -99,7 +99,7 @@ def test_a_row_that_comes_back_to_a_slot_is_penalised_for_what_it_said_elsewhere
     said = []
     for slot in (0, 1, 0):
         row.slot = slot
-        sampler.forget()
+        sampler.forget([slot])
         said.append(int(sampler.pick(scored, [row], [0])[0]))
         row.append(said[-1], 0.0)
     assert said == [2, 3, 4]

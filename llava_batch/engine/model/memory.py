@@ -155,7 +155,7 @@ def headers(folder: str | Path) -> Iterator[Tensor]:
                 yield name, tensor["dtype"], tuple(tensor["shape"])
 
 
-def refusal(
+def why_not(
     config: Any, tensors: list[Tensor], device: Device, *, dtype: torch.dtype,
     quantization: str | None, max_tokens: int,
 ) -> str | None:  # fmt: skip
