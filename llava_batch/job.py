@@ -40,8 +40,9 @@ class Job:
         "Data",
     )
     image_column: str | None = _flag(
-        None, "Parquet column with the image (default: by type and name).", "Data", answers=True
-    )
+        None, "Parquet column with the image (default: by type and name); in tars, the extension of "
+        "the members that are images (default: any image's).", "Data", answers=True,
+    )  # fmt: skip
     key_column: str | None = _flag(
         None, "Parquet column with each row's key (default: `key`, else its number).", "Data",
         answers=True,
@@ -188,9 +189,6 @@ class Job:
         if self.num_samples > 1 and self.temperature == 0:
             raise bad_flag("num_samples", self.num_samples, "samples need --temperature over 0")
         _refuse_what_asks_nothing(self)
-        if self.quantization and self.attention == "native":
-            raise bad_flag("attention", "native", "its kernels read float weights, drop it or "
-                           "--quantization")  # fmt: skip
         if self.json_schema:
             against = [n for n in ("choices", "stop", "min_new_tokens") if getattr(self, n)]
             if against:

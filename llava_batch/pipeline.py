@@ -90,13 +90,13 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     from llava_batch.workers.prometheus import RunMetrics
 
     plan.ledger.begin(plan.todo, plan.reading.keep)
-    board = shared_state.start()
+    shared = shared_state.start()
     committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
-    with Progress(plan, committer, board) as progress:
+    with Progress(plan, committer, shared) as progress:
         try:
-            for batch in answers(plan, sizing, board):
+            for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
                     committer.add(batch)
@@ -105,7 +105,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, board=board
+                plan, sizing, committer, progress.history, started, status=status, shared=shared
             )
     problem = summary.problem(plan.job.max_error_rate)
     if problem:
@@ -113,7 +113,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     return summary
 
 
-def answers(plan: Plan, sizing: Sizing, board: Any) -> Iterator[pa.Table]:
+def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     """The answer rows of the plan's units, as they come."""
     import ray
     from ray.data import ActorPoolStrategy
@@ -125,11 +125,11 @@ def answers(plan: Plan, sizing: Sizing, board: Any) -> Iterator[pa.Table]:
     job = plan.job
     _set_up_ray_data(job)
     rows = ray.data.read_datasource(
-        UnitSource(plan.todo, plan.reading, board), num_cpus=cluster.READ_CPUS
+        UnitSource(plan.todo, plan.reading, shared), num_cpus=cluster.READ_CPUS
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, board, plan.lookup(), plan.settled.recipe),
+        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,
@@ -137,7 +137,7 @@ def answers(plan: Plan, sizing: Sizing, board: Any) -> Iterator[pa.Table]:
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, board, sizing.threads_per_worker),
+        fn_constructor_args=(job, shared, sizing.threads_per_worker),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,

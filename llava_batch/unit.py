@@ -4,6 +4,10 @@ from dataclasses import dataclass, field
 
 import pyarrow.fs as pafs
 
+ROW_RULES = 2
+"""The newest rules of which rows an input has and what their keys are. By the first, 1, a tar had a
+row for each sample of WebDataset's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -11,7 +15,7 @@ class Unit:
 
     name: str
     kind: str
-    """`tar`, `parquet` or `files`."""
+    """The name of its kind: `tar`, `parquet`, `files`, or another of `read.kinds`."""
     path: str
     shown: str
     fs: pafs.FileSystem = field(compare=False, repr=False)
@@ -25,6 +29,8 @@ class Unit:
     """Read at most this many images (`--limit`); such a unit is never complete."""
     retry: frozenset[str] | None = None
     """`--retry-errors`: read only the images of these names (see `ids.name_in_unit`)."""
+    rules: int = ROW_RULES
+    """By which rules its rows are made and named: for rows answered before, those of then."""
 
     @property
     def input(self) -> str:

@@ -24,7 +24,7 @@ from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.find import find_units
-from llava_batch.read.kinds import count_rows, first_row
+from llava_batch.read.kinds import count_rows, first_row, refuse_without_images
 from llava_batch.read.reading import Reading
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
@@ -118,6 +118,7 @@ def make_plan(settled: Settled) -> Plan:
         todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
     keep = _keep(settled, ledger, units) if todo else pa.schema([])
     reading = Reading.of(job, settled.columns, keep)
+    refuse_without_images(todo, reading)
     if job.limit is not None:
         todo = _first_images(todo, reading, job.limit)
     questions = read_questions(job.questions) if job.questions and todo else None

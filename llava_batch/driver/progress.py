@@ -26,8 +26,8 @@ class Progress:
     `history` is [(seconds since the start, images done)], thinned out to a bounded length.
     """
 
-    def __init__(self, plan: Plan, committer: Committer, board: Any) -> None:
-        self._plan, self._committer, self._board = plan, committer, board
+    def __init__(self, plan: Plan, committer: Committer, shared: Any) -> None:
+        self._plan, self._committer, self._shared = plan, committer, shared
         self._console = Console(stderr=True)
         self._started = time.monotonic()
         self._stop = threading.Event()
@@ -65,7 +65,7 @@ class Progress:
         self.history.append((round(elapsed, 1), self._committer.tally.images))
         if len(self.history) > _MAX_POINTS:
             self.history = self.history[::2]
-        ready, _ = ray.wait([reference := self._board.stages.remote()], timeout=_LIVE_EVERY_S)
+        ready, _ = ray.wait([reference := self._shared.stages.remote()], timeout=_LIVE_EVERY_S)
         if ready:
             self._stages = ray.get(reference)
 

@@ -70,7 +70,7 @@ def summarise(
     started: float,
     *,
     status: str,
-    board: Any = None,
+    shared: Any = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -102,12 +102,12 @@ def summarise(
     )
     if committer is None:
         return summary
-    summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
+    summary.throughput.update(_throughput(tally, wall_s, history, _stages(shared)))
     if plan.questions is not None:
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
     import ray
 
-    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()), most=NUM_THUMBNAILS)
+    thumbnails.save(plan.ledger.out, ray.get(shared.thumbnails.remote()), most=NUM_THUMBNAILS)
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 
@@ -183,10 +183,10 @@ def _totals(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stages(board: Any) -> dict[str, dict[str, float]]:
+def _stages(shared: Any) -> dict[str, dict[str, float]]:
     import ray
 
-    stages: dict[str, dict[str, float]] = ray.get(board.stages.remote())
+    stages: dict[str, dict[str, float]] = ray.get(shared.stages.remote())
     return stages
 
 

@@ -1,62 +1,16 @@
 """The K/V cache: slots allocated once, behind transformers' Cache interface.
 
-Legend: S slots, L tokens a slot can hold, H K/V heads, D head size, B rows of one forward pass,
-Q its (left-padded) length. A slot is left-aligned: the token at position p lies at index p, so that a
+Legend: S slots, L tokens a slot can hold, H K/V heads, D head size. A slot is left-aligned: the token at position p lies at index p, so that a
 row's window is `[0, position]` and stale tokens behind it are overwritten before they are seen.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from llava_batch.engine.passes import KV, Packed, Prefix
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Which slots one forward pass works on, and where in them.
-
-    slots[b]: the row's slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
-    adds, the last `new[b]` of the row's Q; the ones before are padding.
-    """
-
-    slots: tuple[int, ...]
-    past: tuple[int, ...]
-    new: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        """Q: the common length that the rows are padded to."""
-        return max(self.new)
-
-    @cached_property
-    def array(self) -> np.ndarray:
-        """int64 `[3, B]`: slots, past, new, as the kernels take them."""
-        return np.array([self.slots, self.past, self.new], dtype=np.int64)
-
-    def store(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        new_keys: torch.Tensor,
-        new_values: torch.Tensor,
-    ) -> KV:
-        """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
-        if self.length == 1:
-            slots = torch.as_tensor(self.slots, device=keys.device)
-            past_on_device = torch.as_tensor(self.past, device=keys.device)
-            keys[slots, :, past_on_device] = new_keys[:, :, 0]
-            values[slots, :, past_on_device] = new_values[:, :, 0]
-            return keys, values
-        for row, (slot, past, new) in enumerate(zip(self.slots, self.past, self.new, strict=True)):
-            keys[slot, :, past : past + new] = new_keys[row, :, -new:]
-            values[slot, :, past : past + new] = new_values[row, :, -new:]
-        return keys, values
+from llava_batch.engine.passes import Pass, Rows
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -70,7 +24,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self.rows: Rows | Packed | Prefix = Rows(slots=(0,), past=(0,), new=(0,))
+        self.rows: Pass = Rows(slots=(0,), past=(0,), new=(0,))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the slots are allocated with the engine."""
@@ -135,7 +89,7 @@ class SlotCache(Cache):  # type: ignore[misc]
         self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`
         self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
 
-    def select(self, rows: Rows | Packed | Prefix) -> None:
+    def select(self, rows: Pass) -> None:
         """Work on these rows from now on."""
         self.rows = rows
         for layer in self.slot_layers:

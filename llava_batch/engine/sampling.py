@@ -6,12 +6,14 @@ temperature, top-k, top-p. What is drawn is decided by the row's logits and its 
 never by its neighbours. Nothing here waits for the device, unless a request's own processor does.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from llava_batch.engine.passes import on_device
+from llava_batch.engine.device import on_device
+from llava_batch.engine.draw import draw
 from llava_batch.engine.sequence import Sequence
 
 
@@ -40,9 +42,12 @@ class Sampler:
         self._seen_by: list[tuple[Sequence, int] | None] = [None] * num_slots
         """Whose tokens, and of which turn, a slot's row of `_seen` holds."""
 
-    def forget(self) -> None:
-        """Rows have left their slots unfinished, and may come back to where they were."""
-        self._seen_by = [None] * len(self._seen_by)
+    def forget(self, slots: Iterable[int]) -> None:
+        """What the rows there have seen is not to be relied on: what was picked may never be said, and a
+        row that left its slot unfinished may come back to it. Nothing may be in flight to them when
+        they are asked next."""
+        for slot in slots:
+            self._seen_by[slot] = None
 
     def pick(
         self, scored: Scored, sequences: list[Sequence], rows: list[int]
@@ -138,33 +143,6 @@ def is_plain(sequence: Sequence) -> bool:
         and request.logits_processor is None
         and sequence.num_picked >= request.min_new_tokens
     )
-
-
-def draw(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    point: torch.Tensor,
-) -> torch.Tensor:
-    """Sample every row of `[R, V]` by inverting its cumulative distribution at `point`, in [0, 1).
-
-    The rules are float64 `[R]`; a top_k of 0 and a top_p of 1 switch those filters off.
-    """
-    scaled = logits / temperature.float()[:, None]
-    ordered, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
-    size = logits.shape[-1]
-    places = torch.arange(size, device=logits.device)
-    limit = torch.where(top_k > 0, top_k, size)[:, None]
-    ordered = ordered.masked_fill(places >= limit, float("-inf"))
-    probabilities = torch.softmax(ordered.double(), dim=-1)
-    total = probabilities.cumsum(dim=-1)
-    # The smallest set whose mass reaches top_p: a token stays if the mass before it is less.
-    kept = (places < limit) & ((total - probabilities < top_p[:, None]) | (top_p[:, None] >= 1))
-    # What is not finite keeps nothing, and must still name a token that exists.
-    last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    place = torch.searchsorted(total, point[:, None] * total.gather(1, last), right=True)
-    return order.gather(1, torch.minimum(place, last))[:, 0]
 
 
 def choice_scores(group: list[tuple[Sequence, torch.Tensor]]) -> torch.Tensor:

@@ -1,12 +1,11 @@
 """Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
-them knows when the unit is whole. A unit that its storage does not give (after `_TRIES`), or that
-kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
+them knows when the unit is whole. A unit that its storage does not give, or for which there
+is no memory (after `_TRIES`), or that kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
 committed, and the next run reads it again. A reader that hangs ends its process.
 """
 
-import faulthandler
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,7 +24,8 @@ from llava_batch.read.reading import Reading
 from llava_batch.read.row import Row
 from llava_batch.tables import KEEP
 from llava_batch.unit import Unit
-from llava_batch.workers.crash_guard import Attempts
+from llava_batch.workers.crash_guard import CrashGuard
+from llava_batch.workers.process import watchdog
 
 _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
@@ -33,13 +33,13 @@ _TRIES = 3
 
 
 class UnitSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source with one streaming read task for each unit; `board` counts the attempts."""
+    """A Ray Data source with one streaming read task for each unit; `shared` counts the attempts."""
 
-    def __init__(self, units: Sequence[Unit], reading: Reading, board: Any) -> None:
+    def __init__(self, units: Sequence[Unit], reading: Reading, shared: Any) -> None:
         super().__init__()
         self._units = units
         self._reading = reading
-        self._board = board
+        self._shared = shared
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -51,20 +51,20 @@ class UnitSource(Datasource):  # type: ignore[misc]
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
         return [
-            ReadTask(partial(_read_carefully, u, self._reading, self._board), unknown)
+            ReadTask(partial(_read_carefully, u, self._reading, self._shared), unknown)
             for u in self._units
         ]
 
 
-def _read_carefully(unit: Unit, reading: Reading, board: Any) -> Iterator[pa.Table]:
+def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Table]:
     """The unit's blocks, unless its reader has died too often."""
-    attempts = Attempts(board, "read", reading.max_tries)
+    guard = CrashGuard(shared, "read", reading.max_tries)
     in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
-    if not attempts.may_try(in_hand):
-        yield _end(unit, 0, reading, attempts.verdict()["error_message"])
+    if not guard.may_try(in_hand):
+        yield _end(unit, 0, reading, guard.verdict()["error_message"])
         return
     yield from read_blocks(unit, reading)
-    attempts.done([in_hand])
+    guard.done([in_hand])
 
 
 def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
@@ -81,26 +81,23 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
             yield _table(unit, ordinal, held, reading)
             ordinal += len(held)
         yield _end(unit, ordinal, reading, None)
-    except (OSError, LlavaBatchError) as error:
+    except (OSError, MemoryError, LlavaBatchError) as error:
         yield _end(unit, ordinal, reading, f"{type(error).__name__}: {error}")
 
 
 def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
     """`rows`; one that takes longer than the limit ends the process, which Ray starts anew."""
     while True:
-        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
-        faulthandler.dump_traceback_later(stall_timeout_s, exit=True)
-        try:
+        with watchdog(stall_timeout_s):
             row = next(rows, None)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
         if row is None:
             return
         yield row
 
 
 def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
-    """The unit's rows; where the storage fails, opened again and carried on where it broke off."""
+    """The unit's rows; where the storage fails or memory is short, opened again and carried on where
+    it broke off."""
     done = 0
     for attempt in range(1, _TRIES + 1):
         try:
@@ -109,7 +106,7 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
                     yield row
                 done += 1
             return
-        except OSError:
+        except (OSError, MemoryError):
             if attempt == _TRIES:
                 raise
             time.sleep(2 ** (attempt - 1))

@@ -92,7 +92,7 @@ def varlen_attn_without_lengths(
 
 def install(monkeypatch, varlen=varlen_attn) -> list[str]:
     """Put both modules in place, and let the engine believe that they can be had; the calls made."""
-    from llava_batch.engine.kernels import cuda as kernels
+    from llava_batch.engine.kernels import choose
 
     flash = types.ModuleType("flash_attn")
     vars(flash).update(
@@ -103,6 +103,6 @@ def install(monkeypatch, varlen=varlen_attn) -> list[str]:
     vars(torchs).update(varlen_attn=varlen)
     monkeypatch.setitem(sys.modules, "flash_attn", flash)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", torchs)
-    monkeypatch.setattr(kernels, "unavailable", lambda name, dtype, device: None)
+    monkeypatch.setattr(choose, "why_not", lambda name, place: None)
     calls.clear()
     return calls

@@ -11,7 +11,8 @@ from test_lag import mixture
 from tiny_llava import SHAPES, by_key, image, prompt, reference, requests, tiny
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import cuda as kernels
+from llava_batch.engine.kernels import choose, cuda
+from llava_batch.engine.model.llava import place_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -66,15 +67,15 @@ def test_every_kind_of_request_is_the_same_with_graphs_and_without(lag):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("name", cuda.NAMES)
 def test_each_kernel_agrees_with_the_plain_form(name, shape):
-    missing = kernels.unavailable(name, torch.bfloat16, CUDA)
+    missing = choose.why_not(name, place_of(CUDA, torch.bfloat16, quantized=False))
     if missing:
         pytest.skip(missing)
     given = requests(8, max_new_tokens=1)
     made = wrapped(shape, torch.bfloat16, attention=name)  # tried against the plain form at start
     plain = wrapped(shape, torch.bfloat16, attention="torch")
-    assert made.llava.attention == name
+    assert made.llava.kernels.name == name
     scores = [
         {c.id: (c.token_ids, c.mean_logprob) for c in engine.generate(given)}
         for engine in (made, plain)
@@ -86,9 +87,9 @@ def test_each_kernel_agrees_with_the_plain_form(name, shape):
             assert scores[0][name][1] == pytest.approx(scores[1][name][1], abs=0.1)
 
 
-@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("name", cuda.NAMES)
 def test_each_kernels_graphs_answer_as_its_plain_steps(name):
-    missing = kernels.unavailable(name, torch.bfloat16, CUDA)
+    missing = choose.why_not(name, place_of(CUDA, torch.bfloat16, quantized=False))
     if missing:
         pytest.skip(missing)
     given = requests(10, max_new_tokens=12)

@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.kernels import cpu as native
+from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
@@ -56,7 +58,7 @@ class FusedNorm(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return native.rms_norm(x, self.weight, self.epsilon)
+        return cpu.rms_norm(x, self.weight, self.epsilon)
 
 
 class FusedMLP(nn.Module):  # type: ignore[misc]
@@ -99,9 +101,9 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         rows = past_key_values.rows
         qkv = self.qkv(hidden_states)
         cosine, sine = position_embeddings
-        native.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
+        cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
         query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
-        mixed = native.attend(
+        mixed = cpu.attend(
             query, layer.keys, layer.values, rows, scaling=self.scaling, window=self.window
         )
         return self.out(mixed.view(batch, length, -1)), None
@@ -124,7 +126,7 @@ class FusedClipAttention(nn.Module):  # type: ignore[misc]
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
-        mixed = native.attend(
+        mixed = cpu.attend(
             query,
             key.transpose(1, 2),
             value.transpose(1, 2),
@@ -144,7 +146,7 @@ class FusedClipMLP(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return self.fc2(native.quick_gelu_(self.fc1(x)))
+        return self.fc2(cpu.quick_gelu_(self.fc1(x)))
 
 
 def fuse(model: Any) -> None:
@@ -173,3 +175,13 @@ def _fused(module: nn.Module) -> nn.Module | None:
     if type(module) is nn.Linear:
         return PackedLinear(module)
     return None
+
+
+KERNELS = Kernels(
+    name="native",
+    packed=False,
+    prefill=cpu.unfused,
+    decode=cpu.unfused,
+    best_token=cpu.best_token,
+    prepare=fuse,
+)

@@ -18,9 +18,9 @@ from tiny_llava import (
 )
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.cache import Rows
 from llava_batch.engine.forward import runner
-from llava_batch.engine.kernels import plain as attention
+from llava_batch.engine.kernels import plain
+from llava_batch.engine.passes import Rows
 
 
 def answers(made: Engine, given: list[Request]) -> list[tuple[int, ...]]:
@@ -81,9 +81,9 @@ def test_a_position_off_by_one_is_noticed(monkeypatch, shift):
 
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_a_mask_off_by_one_is_noticed(monkeypatch, shift):
-    whole = attention.masked_softmax
+    whole = plain.masked_softmax
     monkeypatch.setattr(
-        attention,
+        plain,
         "masked_softmax",
         lambda scores, positions, first, window: whole(
             scores, (positions + shift).clamp(min=0), first, window

@@ -117,7 +117,7 @@ def test_the_weights_are_those_of_the_published_sizes() -> None:
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
     def said(gigabytes: int, dtype: torch.dtype = torch.bfloat16, how: str | None = None):
-        return memory.refusal(
+        return memory.why_not(
             config("13b"), tensors("13b"), card(gigabytes),
             dtype=dtype, quantization=how, max_tokens=2048,
         )  # fmt: skip
@@ -184,7 +184,7 @@ class OnCard:
 
 @pytest.mark.parametrize(
     ("free_gib", "max_tokens", "expected"),
-    [(60, 2048, 53), (60, 704, 154), (60, 256, 256), (2, 2048, 1)],
+    [(60, 2048, 53), (60, 704, 153), (60, 256, 256), (2, 2048, 1)],
 )
 def test_slots_are_sized_when_the_weights_are_loaded(
     monkeypatch, free_gib, max_tokens, expected
