@@ -18,8 +18,8 @@ from llava_batch.driver.joined import unjoined
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts.asks import Ask, asks_of
+from llava_batch.prompts.guards import Guards
 from llava_batch.prompts.questions import Questions, closeness, join_key, read_questions
-from llava_batch.prompts.templates import Guards
 from llava_batch.tables import load_schema
 
 PIXEL = b"not really a picture"
