@@ -15,6 +15,7 @@ from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.generate.actor import Generate
 from llava_batch.job import Job
+from llava_batch.patience import Patience
 from llava_batch.prepare.actor import Prepare
 from llava_batch.read.source import UnitSource
 from llava_batch.workers import shared_state
@@ -41,12 +42,13 @@ def run(job: Job) -> Summary:
         RunFailed: more rows in error than allowed, or units that could not be read.
         KeyboardInterrupt: stopped by a signal; what was whole is committed.
     """
-    with cluster.connected():
+    with cluster.connected(), Stop() as stop:
         cluster.refuse_local_paths(job)
         sizing = cluster.size_up(job)
         card = gpus.look() if sizing.on_gpu else None
         try:
-            plan = make_plan(job, on_gpu=sizing.on_gpu, card=card)
+            patience = Patience(job.storage_patience, stop.sleep)
+            plan = make_plan(job, on_gpu=sizing.on_gpu, card=card, patience=patience)
         except OSError as error:
             raise UsageError(
                 f"the storage refused: {error}; check the paths, the credentials and the endpoint"
@@ -54,7 +56,7 @@ def run(job: Job) -> Summary:
         if job.dry_run:
             return summarise(plan, sizing, None, [], 0.0, status="dry run")
         try:
-            with Stop() as stop, Ownership(plan.ledger.out) as owner:
+            with Ownership(plan.ledger.out, patience) as owner:
                 return _run(plan, sizing, stop, owner)
         except OSError as error:
             raise RunFailed(

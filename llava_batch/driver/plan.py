@@ -21,6 +21,7 @@ from llava_batch.errors import UsageError
 from llava_batch.generate.json_schema import read_schema
 from llava_batch.ids import name_of
 from llava_batch.job import Job
+from llava_batch.patience import BRIEF, Patience
 from llava_batch.prompts.asks import Lookup, prompt_columns
 from llava_batch.prompts.presets import preset
 from llava_batch.prompts.questions import Questions, read_questions
@@ -87,8 +88,11 @@ class Plan:
         }
 
 
-def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
-    """Check `job` and settle what is to be done; `card` is what the workers have, if it is known.
+def make_plan(
+    job: Job, *, on_gpu: bool, card: Card | None = None, patience: Patience = BRIEF
+) -> Plan:
+    """Check `job` and settle what is to be done; `card` is what the workers have, if it is known, and
+    `patience` what the run will have with its output's storage.
 
     Raises:
         UsageError: anything that keeps the job from running as asked.
@@ -102,7 +106,7 @@ def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
     checkpoint.renderer(job.template)(["<image>\nq"], job.system)
     job = job.but(revision=checkpoint.commit or job.revision)  # the same on every node
     out = locate(job.output)
-    ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
+    ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint), patience)
     ledger.load(overwrite=job.overwrite)
     units = find_units(job.input, ledger.members)
     ledger.compare(units, overwrite=job.overwrite)

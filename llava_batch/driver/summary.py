@@ -100,7 +100,10 @@ def summarise(
     summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
     if plan.questions is not None:
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
-    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()), most=NUM_THUMBNAILS)
+    made = ray.get(board.thumbnails.remote())
+    plan.ledger.patience.keep_trying(
+        lambda: thumbnails.save(plan.ledger.out, made, most=NUM_THUMBNAILS)
+    )
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 
@@ -204,4 +207,4 @@ def _throughput(
 
 def _write(plan: Plan, name: str, data: bytes) -> None:
     out = plan.ledger.out
-    write_whole(out.fs, f"{out.path}/{name}", data)
+    write_whole(out.fs, f"{out.path}/{name}", data, plan.ledger.patience)

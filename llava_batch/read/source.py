@@ -1,13 +1,12 @@
 """Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
-them knows when the unit is whole. A unit that its storage does not give (after `_TRIES`), or that
+them knows when the unit is whole. A unit that its storage does not give (in `--storage-patience`), or that
 kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
 committed, and the next run reads it again. A reader that hangs ends its process.
 """
 
 import faulthandler
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from ray.data.block import BlockMetadata
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
 from llava_batch.job import Job
+from llava_batch.patience import Outage, Patience
 from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
 from llava_batch.read.files import read_files
 from llava_batch.read.parquet import read_parquet
@@ -34,7 +34,6 @@ from llava_batch.workers.crash_guard import Attempts
 _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
 _FIRST_ROWS = 32
-_TRIES = 3
 _STREAM_BYTES = 4 * 2**20
 
 
@@ -48,6 +47,7 @@ class Reading:
     key_column: str | None
     max_image_bytes: int
     stall_timeout_s: float
+    patience: Patience
     max_tries: int
 
     @classmethod
@@ -59,6 +59,7 @@ class Reading:
             key_column=job.key_column,
             max_image_bytes=job.max_image_bytes,
             stall_timeout_s=job.stall_timeout_s,
+            patience=Patience(job.storage_patience),
             max_tries=job.max_tries,
         )
 
@@ -106,7 +107,7 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
     """The unit's rows as tables of `images` rows, and then its end row."""
     ordinal, held, held_bytes = 0, [], 0
     try:
-        for row in _watched(_persistently(unit, reading), reading.stall_timeout_s):
+        for row in _persistently(unit, reading):
             held.append(row)
             held_bytes += sum(map(len, row.images))
             if len(held) >= _BLOCK_ROWS or held_bytes >= _BLOCK_BYTES:
@@ -188,18 +189,19 @@ def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
 
 def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
     """The unit's rows; where the storage fails, opened again and carried on where it broke off."""
-    done = 0
-    for attempt in range(1, _TRIES + 1):
+    done, outage = 0, Outage(reading.patience)
+    while True:
         try:
-            for row in islice(read_rows(unit, reading), done, unit.limit):
+            rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
+            for row in islice(rows, done, unit.limit):
+                outage.over()
                 if unit.retry is None or row.name in unit.retry:
                     yield row
                 done += 1
             return
-        except OSError:
-            if attempt == _TRIES:
+        except OSError as error:
+            if not outage.waited(error):
                 raise
-            time.sleep(2 ** (attempt - 1))
 
 
 def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Table:

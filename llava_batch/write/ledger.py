@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict
 from llava_batch.job import Job, fingerprint, flag_name
+from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import (
     TEMPORARY,
     Location,
@@ -66,8 +67,15 @@ class Record:
 class Ledger:
     """The state of one output folder. `open` refuses a folder that holds another run's answers."""
 
-    def __init__(self, out: Location, format: str, settings: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        out: Location,
+        format: str,
+        settings: dict[str, Any],
+        patience: Patience = BRIEF,
+    ) -> None:
         self.out = out
+        self.patience = patience
         self.format = format
         self.settings = settings
         self.fingerprint = fingerprint(settings)
@@ -86,7 +94,7 @@ class Ledger:
         Raises:
             OutputConflict: answers of other settings or another format, named field by field.
         """
-        self._job = read_bytes(self.out.fs, self._path("_job.json"))
+        self._job = self._read("_job.json")
         if self._job is not None:
             said = json.loads(self._job)
             changed = self._changed(said["settings"])
@@ -97,7 +105,7 @@ class Ledger:
                 self.fingerprint = said["fingerprint"]
                 self.keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"])))
         records = []
-        for info in list_files(self.out):
+        for info in self.patience.keep_trying(lambda: list_files(self.out)):
             name = info.path[len(self.out.path) + 1 :]
             if name.rpartition("/")[2].startswith(TEMPORARY):
                 self._leftovers.append(info.path)
@@ -105,9 +113,14 @@ class Ledger:
                 self._sizes[name] = info.size
             elif name.endswith((".json", ".members")):
                 records.append(name.removeprefix("_manifest/"))
+        held = self.patience.keep_trying(lambda: self._read_all(records))
+        for name, data in zip(records, held, strict=True):
+            self._take_in(name, data)
+
+    def _read_all(self, names: list[str]) -> list[bytes | None]:
+        paths = [self._path(name) for name in names]
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            for name, data in zip(records, pool.map(self._read, records), strict=True):
-                self._take_in(name, data)
+            return list(pool.map(lambda path: read_bytes(self.out.fs, path), paths))
 
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
@@ -179,7 +192,7 @@ class Ledger:
         }
         self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
         for path in self._leftovers:
-            delete_file(self.out.fs, path)
+            self._delete(path)
         for record in self._stale:
             self._remove(record)
         for record in self._adopted.values():
@@ -198,7 +211,8 @@ class Ledger:
     def read_table(self, unit: str) -> pa.Table | None:
         """The unit's table, or None where there is none that reads."""
         # All bytes first: what the storage does not give is raised, what does not parse is not there.
-        data = read_bytes(self.out.fs, f"{self.out.path}/{self.table_name(unit)}")
+        path = f"{self.out.path}/{self.table_name(unit)}"
+        data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path))
         if data is None:
             return None
         try:
@@ -217,14 +231,14 @@ class Ledger:
         else:
             pq.write_table(table, sink, compression="zstd")
         name, data = self.table_name(unit.name), sink.getvalue()
-        write_whole(self.out.fs, f"{self.out.path}/{name}", data)
+        write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 
     def commit(self, record: Record) -> None:
         """The unit is answered: from here on it is never read again."""
         held = self.records.get(record.unit)
         if held is not None and held.table != record.table:  # of another format, overwritten
-            delete_file(self.out.fs, f"{self.out.path}/{held.table}")
+            self._delete(f"{self.out.path}/{held.table}")
         self._write(f"{record.unit}.json", record.to_json())
         self.records[record.unit] = record
 
@@ -259,8 +273,8 @@ class Ledger:
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
-        delete_file(self.out.fs, f"{self.out.path}/{record.table}")
-        delete_file(self.out.fs, self._path(f"{record.unit}.json"))
+        self._delete(f"{self.out.path}/{record.table}")
+        self._delete(self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
 
     def _changed(self, held: dict[str, Any]) -> list[str]:
@@ -288,10 +302,13 @@ class Ledger:
         return f"{self.out.path}/_manifest/{name}"
 
     def _read(self, name: str) -> bytes | None:
-        return read_bytes(self.out.fs, self._path(name))
+        return self.patience.keep_trying(lambda: read_bytes(self.out.fs, self._path(name)))
 
     def _write(self, name: str, data: bytes) -> None:
-        write_whole(self.out.fs, self._path(name), data)
+        write_whole(self.out.fs, self._path(name), data, self.patience)
+
+    def _delete(self, path: str) -> None:
+        self.patience.keep_trying(lambda: delete_file(self.out.fs, path))
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:

@@ -1,6 +1,7 @@
 """Damaged and odd Parquet files: what reads is a row, what does not is said, storage is not damage."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,6 +15,7 @@ from llava_batch.read.columns import keep_schema
 from llava_batch.read.parquet import read_parquet
 from llava_batch.read.source import first_row, read_blocks
 from llava_batch.read.storage_failed import StorageFailed
+from tests.away import Clock
 from tests.shards import outcome, picture, put, put_parquet, read, reading, rows_of, units_of
 
 THIRTY = [picture(n) for n in range(30)]
@@ -164,8 +166,7 @@ def test_a_storage_that_fails_is_never_taken_for_damage(tmp_path, reads):
     assert all(not row.error for row in good)
 
 
-def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
+def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path):
     path = parquet(tmp_path / "a.parquet")
     (unit,) = units_of(path)
     path.unlink()
@@ -175,7 +176,6 @@ def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path, monkeypatc
 
 
 def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
     (unit,) = units_of(parquet(tmp_path / "a.parquet"))
     import llava_batch.read.source as module
 
@@ -189,7 +189,8 @@ def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypat
             yield row
 
     monkeypatch.setattr(module, "read_rows", breaking)
-    assert [r["key"] for r in rows_of(unit)] == [*map(str, range(30))]
+    patient = replace(reading(), patience=Clock().patience())
+    assert [r["key"] for r in rows_of(unit, patient)] == [*map(str, range(30))]
     assert len(calls) == 3
 
 
