@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -12,12 +13,13 @@ from llava_batch.driver.plan import Plan, make_plan
 from llava_batch.driver.progress import Progress
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
-from llava_batch.errors import RunFailed, UsageError
+from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.generate.actor import Generate
 from llava_batch.job import Job
 from llava_batch.patience import Patience
 from llava_batch.prepare.actor import Prepare
 from llava_batch.read.source import UnitSource
+from llava_batch.storage import advice, locate, without_credentials
 from llava_batch.workers import shared_state
 from llava_batch.workers.prometheus import RunMetrics
 from llava_batch.write.committer import Committer
@@ -45,24 +47,34 @@ def run(job: Job) -> Summary:
     with cluster.connected(), Stop() as stop:
         cluster.refuse_local_paths(job)
         sizing = cluster.size_up(job)
-        card = gpus.look() if sizing.on_gpu else None
-        try:
-            patience = Patience(job.storage_patience, stop.sleep)
-            plan = make_plan(job, on_gpu=sizing.on_gpu, card=card, patience=patience)
-        except OSError as error:
-            raise UsageError(
-                f"the storage refused: {error}; check the paths, the credentials and the endpoint"
-            ) from error
+        patience = Patience(job.storage_patience, stop.sleep)
         if job.dry_run:
-            return summarise(plan, sizing, None, [], 0.0, status="dry run")
+            return summarise(_look(job, sizing, patience), sizing, None, [], 0.0, status="dry run")
         try:
-            with Ownership(plan.ledger.out, patience) as owner:
-                return _run(plan, sizing, stop, owner)
+            with ExitStack() as held:
+                with _refusing_the_storage():
+                    owner = held.enter_context(Ownership(locate(job.output), patience))
+                return _run(_look(job, sizing, patience), sizing, stop, owner)
         except OSError as error:
             raise RunFailed(
-                f"{plan.ledger.out.shown}: the storage failed ({error}); what was committed stands, "
-                "run again to go on"
+                f"{without_credentials(job.output)}: the storage failed ({first_line(error)}); what was "
+                f"committed stands, run again to go on; {advice(error)}"
             ) from error
+
+
+def _look(job: Job, sizing: Sizing, patience: Patience) -> Plan:
+    """What there is to do. A storage that fails here has refused: nothing has begun."""
+    card = gpus.look() if sizing.on_gpu else None
+    with _refusing_the_storage():
+        return make_plan(job, on_gpu=sizing.on_gpu, card=card, patience=patience)
+
+
+@contextmanager
+def _refusing_the_storage() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"the storage refused: {first_line(error)}; {advice(error)}") from error
 
 
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:

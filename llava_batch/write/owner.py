@@ -36,6 +36,7 @@ class Ownership:
     def __init__(self, out: Location, patience: Patience = BRIEF) -> None:
         self._patience = patience
         self._fs, self._path = out.fs, f"{out.path}/_manifest/_owner.json"
+        self._made = _missing_folders(out)
         self._shown = out.shown
         self._me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(),
                     "token": secrets.token_hex(8), "started": time.time()}  # fmt: skip
@@ -71,6 +72,9 @@ class Ownership:
 
     def _leave(self) -> None:
         delete_file(self._fs, self._path)
+        with suppress(OSError):  # the first that is not empty: something was written
+            for folder in self._made:
+                os.rmdir(folder)
 
     def _conflict(self, other: dict[str, Any]) -> OutputConflict:
         return OutputConflict(
@@ -82,9 +86,11 @@ class Ownership:
     def _lives(self, other: dict[str, Any]) -> bool:
         if other["machine"] == self._me["machine"] and not _process_lives(other["pid"]):
             return False
-        if time.time() - other["beat"] < STALE_S:
+        if 0 <= time.time() - other["beat"] < STALE_S:
             return True
-        time.sleep(2.5 * HEARTBEAT_S)  # its clock may be wrong: see whether it still beats
+        time.sleep(
+            2.5 * HEARTBEAT_S
+        )  # its clock is wrong, or it is dead: see whether it still beats
         now = self._read()
         return now is not None and now["beat"] != other["beat"]
 
@@ -114,6 +120,15 @@ class Ownership:
     def _write(self) -> None:
         said = json.dumps(self._me | {"beat": time.time()})
         write_whole(self._fs, self._path, said.encode(), _ONCE)
+
+
+def _missing_folders(out: Location) -> list[str]:
+    """The folders that the first write will make, innermost first; an object store has none."""
+    path, missing = f"{out.path}/_manifest", []
+    while out.is_local and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
 
 
 def _machine() -> str:

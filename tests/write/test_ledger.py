@@ -225,8 +225,7 @@ def owner_file(out: Path, **changes) -> Path:
     path = manifest(out, "_owner.json")
     with Ownership(locate(str(out))):
         said = json.loads(path.read_bytes())
-    path.write_text(json.dumps(said | {"token": "other"} | changes))
-    return path
+    return put(path, json.dumps(said | {"token": "other"} | changes).encode())
 
 
 def test_a_second_run_on_one_output_is_refused_and_the_first_leaves_it_free(tmp_path):
@@ -262,6 +261,21 @@ def test_an_owner_whose_clock_is_wrong_is_seen_to_beat(tmp_path, quick, monkeypa
     monkeypatch.setattr(
         ownership.time, "sleep", lambda s: path.write_text(json.dumps(said | {"beat": past + 5}))
     )
+    with pytest.raises(OutputConflict):
+        Ownership(locate(str(tmp_path))).__enter__()
+
+
+def test_an_owner_whose_clock_is_ahead_is_believed_only_where_it_beats(
+    tmp_path, quick, monkeypatch
+):
+    # A killed run of a machine an hour ahead blocked the folder for that hour.
+    path = owner_file(tmp_path, machine="another", beat=time.time() + 3600)
+    with Ownership(locate(str(tmp_path))) as mine:
+        mine.check()
+    path = owner_file(tmp_path, machine="another", beat=time.time() + 3600)
+    said = json.loads(path.read_bytes())
+    later = json.dumps(said | {"beat": said["beat"] + 5})
+    monkeypatch.setattr(ownership.time, "sleep", lambda s: path.write_text(later))
     with pytest.raises(OutputConflict):
         Ownership(locate(str(tmp_path))).__enter__()
 
