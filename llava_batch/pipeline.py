@@ -91,6 +91,8 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
                     committer.add(batch)
                 metrics.update(committer.tally)
             committer.close()
+            if not committer.tally.failed_units:
+                plan.ledger.finish()
             status = "complete"
         finally:
             summary = summarise(

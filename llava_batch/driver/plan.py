@@ -112,7 +112,7 @@ def make_plan(
     ledger.compare(units, overwrite=job.overwrite)
     reading = Reading.of(job, columns, _keep(job, ledger, units, columns))
     todo = [u for u in units if not ledger.is_committed(u)]
-    changed = [u for u in todo if u.name in ledger.records]
+    changed = [u for u in todo if u.name in ledger.records and not job.overwrite]
     if job.retry_errors:
         todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
     if job.limit is not None:

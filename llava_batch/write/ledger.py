@@ -4,7 +4,8 @@
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
     OUT/_manifest/<unit>.members     a unit of loose files: which files, fixed before they are read
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
-    OUT/_manifest/_owner.json        the run that is writing now (ownership.py)
+    OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
+    OUT/_manifest/_owner.json        the run that is writing now (owner.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
 kill prevented is adopted if its footer fits. A record whose table is not there, or has another
@@ -36,6 +37,8 @@ from llava_batch.storage import (
 from llava_batch.unit import Unit
 
 _READS_AT_ONCE = 16
+_OVERWRITING = "_overwriting.json"
+_NEVER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +87,16 @@ class Ledger:
         self._members: dict[str, tuple[str, ...]] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
+        self._written: dict[str, int] = {}
+        self._overwriting: int | None = None
+        self._counts_since = 0
         self._leftovers: list[str] = []
         self._stale: list[Record] = []
         self._adopted: dict[str, Record] = {}
 
     def load(self, *, overwrite: bool) -> None:
-        """Read what the folder holds; with `overwrite`, units answered otherwise count as open.
+        """Read what the folder holds; with `overwrite`, all units count as open but those that an
+        `--overwrite` which was killed has answered already.
 
         Raises:
             OutputConflict: answers of other settings or another format, named field by field.
@@ -111,8 +118,13 @@ class Ledger:
                 self._leftovers.append(info.path)
             elif not name.startswith("_manifest/"):
                 self._sizes[name] = info.size
+                self._written[name] = info.mtime_ns or 0
+            elif name == f"_manifest/{_OVERWRITING}":
+                self._overwriting = info.mtime_ns or 0
             elif name.endswith((".json", ".members")):
                 records.append(name.removeprefix("_manifest/"))
+        if overwrite:
+            self._counts_since = self._overwriting or _NEVER  # 0: a store that tells no times
         held = self.patience.keep_trying(lambda: self._read_all(records))
         for name, data in zip(records, held, strict=True):
             self._take_in(name, data)
@@ -163,6 +175,8 @@ class Ledger:
 
     def is_committed(self, unit: Unit) -> bool:
         """Whether `unit` was answered as asked, from the input as it is now."""
+        if self._written.get(self.table_name(unit.name), 0) < self._counts_since:
+            return False
         record = self.records.get(unit.name)
         fits = (
             record is not None
@@ -191,6 +205,10 @@ class Ledger:
             "settings": self.settings,
         }
         self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
+        if self._counts_since == _NEVER:
+            self._write(_OVERWRITING, b"{}\n")
+        elif not self._counts_since and self._overwriting is not None:
+            self._delete(self._path(_OVERWRITING))  # given up: what it did not replace stands
         for path in self._leftovers:
             self._delete(path)
         for record in self._stale:
@@ -200,6 +218,11 @@ class Ledger:
         for unit in units:
             if unit.kind == "files" and self._members.get(unit.name) != unit.members:
                 self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
+
+    def finish(self) -> None:
+        """Everything was answered: the next `--overwrite` is another one."""
+        if self._counts_since:
+            self._delete(self._path(_OVERWRITING))
 
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"

@@ -127,6 +127,42 @@ def test_overwrite_replaces_and_leaves_no_table_of_the_old_settings_or_format(tm
     assert ledger_of(tmp_path, format="arrow", prompt="y").records.keys() == {"a"}
 
 
+def test_overwrite_with_the_same_settings_answers_all_of_the_input_again(tmp_path):
+    # It did nothing: all was committed already.
+    answered(tmp_path, unit("a"), unit("b"), unit("c"))
+    ledger = ledger_of(tmp_path, overwrite=True)
+    assert [ledger.is_committed(unit(n)) for n in "abc"] == [False] * 3
+    answered(tmp_path, unit("a"), overwrite=True)
+    assert tables(tmp_path) == ["a.parquet", "b.parquet", "c.parquet"]
+
+
+def test_an_overwrite_that_was_killed_goes_on_where_it_was(tmp_path):
+    answered(tmp_path, unit("a"), unit("b"))
+    old = (tmp_path / "a.parquet").stat()
+    for path in tmp_path.glob("*.parquet"):
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**9))
+    killed = ledger_of(tmp_path, overwrite=True)
+    killed.begin([unit("a"), unit("b")], EMPTY)
+    made = Committer(killed, [unit("a"), unit("b")], EMPTY, RUN)
+    made.add(table(answer("a", 0), end("a", 1)))
+    resumed = ledger_of(tmp_path, overwrite=True)
+    assert [resumed.is_committed(unit(n)) for n in "ab"] == [True, False]
+    resumed.begin([unit("b")], EMPTY)
+    Committer(resumed, [unit("b")], EMPTY, RUN).add(table(answer("b", 0), end("b", 1)))
+    resumed.finish()
+    assert not ledger_of(tmp_path, overwrite=True).is_committed(unit("a")), "another overwrite"
+    assert ledger_of(tmp_path).is_committed(unit("a"))
+
+
+def test_an_overwrite_that_is_given_up_leaves_the_answers_that_stand(tmp_path):
+    answered(tmp_path, unit("a"), unit("b"))
+    ledger_of(tmp_path, overwrite=True).begin([unit("a"), unit("b")], EMPTY)
+    plain = ledger_of(tmp_path)
+    assert [plain.is_committed(unit(n)) for n in "ab"] == [True, True]
+    plain.begin([], EMPTY)
+    assert not manifest(tmp_path, "_overwriting.json").exists()
+
+
 def test_a_file_that_grew_until_it_is_split_leaves_no_table_of_the_whole(tmp_path):
     answered(tmp_path, unit("a"), unit("z"))
     parts = [replace(unit(f"a-0000{n}", source="2-2"), path="/in/a.tar") for n in range(2)]
