@@ -51,8 +51,8 @@ class Summary:
         if failed:
             name, what = next(iter(failed.items()))
             return (
-                f"{len(failed)} unit(s) could not be read and are left open, {name} first: {what}; "
-                "the rest is committed; run again to read them"
+                f"{len(failed)} unit(s) could not be read or written and are left open, {name} first: {what}; "
+                "the rest is committed; run again to answer them"
             )
         rows, errors = self.run["rows"], self.run["rows"] - self.run["ok"]
         if rows and (errors / rows > max_error_rate or errors == rows):

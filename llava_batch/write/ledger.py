@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict
 from llava_batch.job import Job, fingerprint, flag_name
@@ -35,6 +34,7 @@ from llava_batch.storage import (
     write_whole,
 )
 from llava_batch.unit import Unit
+from llava_batch.write.unit_table import decoded, encoded
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
@@ -236,24 +236,11 @@ class Ledger:
         # All bytes first: what the storage does not give is raised, what does not parse is not there.
         path = f"{self.out.path}/{self.table_name(unit)}"
         data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path))
-        if data is None:
-            return None
-        try:
-            if self.format == "arrow":
-                return pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            return pq.read_table(pa.BufferReader(data))
-        except (OSError, ValueError, pa.ArrowException):
-            return None
+        return None if data is None else decoded(data, self.format)
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
-        sink = pa.BufferOutputStream()
-        if self.format == "arrow":
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-        else:
-            pq.write_table(table, sink, compression="zstd")
-        name, data = self.table_name(unit.name), sink.getvalue()
+        name, data = self.table_name(unit.name), encoded(table, self.format)
         write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 

@@ -75,6 +75,13 @@ def test_keys_that_come_twice_null_or_as_bytes_are_told_apart(tmp_path):
     assert names[:4] == ["a", "a%dup2", "2", "3"]
 
 
+def test_a_key_with_a_stray_byte_and_one_that_spells_it_out_are_told_apart(tmp_path):
+    # Both were the id `a\\xff`, and the whole run ended with a traceback.
+    keys = pa.array([b"a\xff", rb"a\xff", b"a\xff"] + [b"%d" % n for n in range(27)])
+    names = [*outcome(read(parquet(tmp_path / "a.parquet", key=keys)))]
+    assert names[:3] == [r"a\xff", r"a\xff%dup2", r"a\xff%dup3"]
+
+
 def test_null_and_empty_images_are_missing_with_what_the_download_said(tmp_path):
     path = put_parquet(
         tmp_path / "a.parquet",
