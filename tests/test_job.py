@@ -61,6 +61,25 @@ CHANGES_NO_ANSWER = {
         ({"choices": ("yes", "")}, "--choices yes,: a choice is empty"),
         ({"question": ("a",), "question_column": "q"}, "--question and --question-column were both"),
         ({"questions": "f", "recipe": "detail"}, "--questions and --recipe were both"),
+        ({"prompt": "Who?", "question": ("a",)}, "--question and --prompt were both"),
+        ({"prompt": "Who?", "question_column": "q"}, "--question-column and --prompt were both"),
+        ({"prompt": "Who?", "questions": "f"}, "--questions and --prompt were both"),
+        ({"prompt": "Who?", "recipe": "detail"}, "--recipe and --prompt were both"),
+        ({"recipe": "detail", "dialogue": True}, "--recipe and --dialogue were both"),
+        ({"recipe": "detail", "suffix": "."}, "--recipe and --suffix were both"),
+        ({"recipe": "detail", "preset": "gqa"}, "--recipe and --preset were both"),
+        ({"choices": ("yes",), "question": ("a",)}, "--choices yes: of one there is nothing to choose"),
+        ({"choices": ("a", "b", "a"), "question": ("a",)}, "--choices a,b,a: a choice is there twice"),
+        ({"choices": ("a", "b")}, "--choices a,b: nothing is asked that they answer"),
+        ({"dialogue": True}, "--dialogue: there is no second question"),
+        ({"dialogue": True, "prompt": "Who?"}, "--dialogue: there is no second question"),
+        ({"dialogue": True, "question": ("a",)}, "--dialogue: there is no second question"),
+        ({"question": ("",)}, "--question '': it is empty"),
+        ({"question": ("a", " ")}, "--question ' ': a question is blank"),
+        ({"question_column": ""}, "--question-column '': it is empty"),
+        ({"questions": ""}, "--questions '': it is empty"),
+        ({"input": ("a", "")}, "--input '': it is empty"),
+        ({"stop": ("",)}, "--stop '': it is empty"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_refused_by_flag_and_value(
@@ -79,6 +98,9 @@ def test_a_value_that_cannot_be_used_is_refused_by_flag_and_value(
         {"num_samples": 2, "temperature": 0.5},
         {"min_new_tokens": 8, "max_new_tokens": 8},
         {"choices": ("yes", "no"), "question": ("Is it?",)},
+        {"choices": ("yes", "no"), "prompt": "Is it a cat? Answer yes or no."},
+        {"question": ("Who?", "Why?"), "dialogue": True, "stop": (" ", "\n")},
+        {"question_column": "q", "dialogue": True},
         {"limit": 1, "slots": 1, "workers": 1, "prepare_workers": 1},
     ],
 )
@@ -129,7 +151,7 @@ def test_every_flag_that_would_change_an_answer_is_in_the_fingerprint() -> None:
 
 
 def test_settings_are_plain_json_in_the_order_of_the_fields() -> None:
-    job = Job(input=("a", "b"), choices=("x",), limit=3)
+    job = Job(input=("a", "b"), keep=("x",), limit=3)
     settings = job.settings()
     assert list(settings) == [f.name for f in fields(Job)]
     assert json.loads(json.dumps(settings)) == settings

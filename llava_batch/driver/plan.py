@@ -113,7 +113,9 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     units = find_units(job.input, ledger.members)
     ledger.compare(units, overwrite=job.overwrite)
     todo = [u for u in units if not ledger.is_committed(u)]
-    changed = [u for u in todo if u.name in ledger.records and not job.overwrite]
+    changed = [
+        u for u in todo if u.name in ledger.records and ledger.records[u.name].source != u.source
+    ]
     if job.retry_errors:
         todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
     keep = _keep(settled, ledger, units) if todo else pa.schema([])

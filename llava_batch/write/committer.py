@@ -138,7 +138,8 @@ class Committer:
         self.tally.rows_with_several_images += asked.filter(
             pc.greater(asked["num_images"], 1)
         ).num_rows
-        self.tally.answer_tokens += pc.sum(asked["answer_tokens"]).as_py() or 0
+        turns = pc.list_flatten(asked["turns"])  # the row's own columns are its last turn's alone
+        self.tally.answer_tokens += pc.sum(pc.struct_field(turns, "answer_tokens")).as_py() or 0
         self.tally.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
         return asked
 

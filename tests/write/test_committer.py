@@ -35,6 +35,16 @@ def test_a_unit_is_committed_when_its_end_and_all_its_rows_are_there(tmp_path):
     assert [r["id"] for r in answers_of(tmp_path, "a")] == ["a/0", "a/1", "a/2"]
 
 
+def test_every_turn_of_a_dialogue_is_counted_in_tokens(tmp_path):
+    # Once the last turn's alone: 1,755 of 4,074 in a run of dialogues.
+    turns = [{"question": "Q?", "answer": "A", "answer_tokens": n} for n in (30, 2)]
+    dialogue = answer("a", 0) | {"turns": turns, "answer_tokens": 2}
+    caption = answer("a", 1) | {"turns": turns[:1], "answer_tokens": 30}
+    made = committer(tmp_path, unit("a"))
+    made.add(table(dialogue, caption, answer("a", 2, error="bad_prompt"), end("a", 3)))
+    assert made.tally.answer_tokens == 62
+
+
 def test_rows_in_equal_rows_out_whatever_the_order_and_the_repetitions(tmp_path_factory):
     sizes = {"a": 4, "b": 1, "c": 0}
     rows = [answer(u, i, j, 2) for u, n in sizes.items() for i in range(n) for j in range(2)]

@@ -136,7 +136,7 @@ def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator
     if rows:
         yield _batch(rows)
     if without_image:
-        notes.add(f"{without_image} questions have no image and were left out")
+        notes.add(f"Questions without an image, left out: {without_image}")
 
 
 def _batch(rows: list[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
