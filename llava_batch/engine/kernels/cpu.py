@@ -181,6 +181,10 @@ def rope_store(
     num_heads: int,
 ) -> None:
     """Rotate the queries of `[B, Q, (Hq + 2 H) D]` in place; write its K/V to slots `[S, H, L, D]`."""
+    if cosine.shape[-1] != key.shape[3]:
+        raise ValueError(
+            f"a rotation of {cosine.shape[-1]} entries is not a head's, {key.shape[3]}"
+        )
     batch, length, _ = qkv.shape
     shape = _Shape(batch, num_heads, key.shape[1], key.shape[3], length, 0, 0, 0, *key.stride()[:3])
     tensors = (qkv, cosine, sine, key, value)

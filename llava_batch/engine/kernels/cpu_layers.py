@@ -15,6 +15,7 @@ from torch import nn
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.kernels.interface import HARMLESS, refuse_unknown
 from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
@@ -86,16 +87,18 @@ class FusedAttention(nn.Module):
         self.num_heads = attention.q_proj.out_features // attention.head_dim
         # Qwen2 has it per layer, Mistral in its config, Llama not at all.
         default = getattr(attention.config, "sliding_window", None)
-        self.window = getattr(attention, "sliding_window", default)
+        self.window: int | None = getattr(attention, "sliding_window", default)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         past_key_values: SlotCache,
-        **_: object,
+        attention_mask: torch.Tensor | None = None,
+        **more: object,
     ) -> tuple[torch.Tensor, None]:
         """`[B, Q, C]` -> `[B, Q, C]`; K/V of the pass are in their slots afterwards."""
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS - {"slot_rows", "slot_kernels"})
         batch, length, _width = hidden_states.shape
         layer = past_key_values.slot_layers[self.layer_idx]
         rows = past_key_values.rows
@@ -118,8 +121,14 @@ class FusedClipAttention(nn.Module):
         self.out = PackedLinear(attention.out_proj)
         self.scaling, self.head_dim = attention.scale, attention.head_dim
 
-    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **more: object,
+    ) -> tuple[torch.Tensor, None]:
         """`[N, T, C]` -> `[N, T, C]`."""
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]

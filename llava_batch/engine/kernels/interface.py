@@ -4,6 +4,8 @@ It hands each layer's query to the kernels of the engine, with the pass that is 
 Legend: B rows, Q queries of a row, Hq query heads, D head size.
 """
 
+from collections.abc import Set
+
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -11,6 +13,14 @@ from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Pass
 
 NAME = "llava_batch_slots"
+HARMLESS = frozenset(
+    {
+        *("dropout", "position_ids", "cache_position", "use_cache"),
+        *("output_attentions", "output_hidden_states"),
+    }
+)
+"""What transformers passes to attentions and changes no number: there is no dropout outside of training,
+the pass knows its positions, and what a layer is to hand out beside its answer is not the kernels'."""
 
 
 def slot_attention(
@@ -24,11 +34,29 @@ def slot_attention(
     slot_rows: Pass,
     slot_kernels: Kernels,
     sliding_window: int | None = None,
-    **_: object,
+    **more: object,
 ) -> tuple[torch.Tensor, None]:
-    """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`."""
+    """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`.
+
+    Raises:
+        ValueError: the layer asks for something that is not implemented; it is named.
+    """
+    refuse_unknown(module, attention_mask, more.keys() - HARMLESS)
     attend = slot_kernels.decode if slot_rows.is_decode else slot_kernels.prefill
     return attend(query, key, value, slot_rows, scaling, sliding_window), None
+
+
+def refuse_unknown(
+    module: torch.nn.Module, attention_mask: torch.Tensor | None, unknown: Set[str]
+) -> None:
+    """Refuse what a layer asks of its attention beyond the causal mask and a window."""
+    if attention_mask is not None:
+        unknown = unknown | {"attention_mask"}
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} asks its attention for {', '.join(sorted(unknown))}, "
+            "which is not implemented; this model cannot be had"
+        )
 
 
 def register() -> None:
