@@ -15,12 +15,15 @@ from torch import nn
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
-from llava_batch.engine.kernels.interface import HARMLESS, refuse_unknown
+from llava_batch.engine.kernels.interface import HARMLESS, narrowed, refuse_unknown
 from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+
+KNOWN = {"slot_rows", "slot_kernels", "slot_tokens"}
+"""What the engine passes to every layer, and these have from the cache."""
 
 
 class PackedLinear(nn.Module):
@@ -98,7 +101,7 @@ class FusedAttention(nn.Module):
         **more: object,
     ) -> tuple[torch.Tensor, None]:
         """`[B, Q, C]` -> `[B, Q, C]`; K/V of the pass are in their slots afterwards."""
-        refuse_unknown(self, attention_mask, more.keys() - HARMLESS - {"slot_rows", "slot_kernels"})
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS - KNOWN)
         batch, length, _width = hidden_states.shape
         layer = past_key_values.slot_layers[self.layer_idx]
         rows = past_key_values.rows
@@ -106,8 +109,9 @@ class FusedAttention(nn.Module):
         cosine, sine = position_embeddings
         cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
         query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
+        window = narrowed(self.window, past_key_values.max_tokens)
         mixed = cpu.attend(
-            query, layer.keys, layer.values, rows, scaling=self.scaling, window=self.window
+            query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
         )
         return self.out(mixed.view(batch, length, -1)), None
 

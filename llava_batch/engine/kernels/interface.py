@@ -1,7 +1,7 @@
 """The attention that transformers' layers call, registered through its attention interface.
 
 It hands each layer's query to the kernels of the engine, with the pass that is at work.
-Legend: B rows, Q queries of a row, Hq query heads, D head size.
+Legend: B rows, Q queries of a row, Hq query heads, L slot length, D head size.
 """
 
 from collections.abc import Set
@@ -33,17 +33,26 @@ def slot_attention(
     scaling: float,
     slot_rows: Pass,
     slot_kernels: Kernels,
+    slot_tokens: int,
     sliding_window: int | None = None,
     **more: object,
 ) -> tuple[torch.Tensor, None]:
     """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`.
+
+    slot_tokens: L, what a slot can hold.
 
     Raises:
         ValueError: the layer asks for something that is not implemented; it is named.
     """
     refuse_unknown(module, attention_mask, more.keys() - HARMLESS)
     attend = slot_kernels.decode if slot_rows.is_decode else slot_kernels.prefill
-    return attend(query, key, value, slot_rows, scaling, sliding_window), None
+    window = narrowed(sliding_window, slot_tokens)
+    return attend(query, key, value, slot_rows, scaling, window), None
+
+
+def narrowed(window: int | None, slot_tokens: int) -> int | None:
+    """A layer's window, or None where all that a slot can hold is seen: kernels are faster without."""
+    return None if window is None or window >= slot_tokens else window
 
 
 def refuse_unknown(

@@ -139,6 +139,7 @@ class Llava:
             use_cache=True,
             slot_rows=rows,
             slot_kernels=self.kernels,
+            slot_tokens=cache.max_tokens,
         ).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

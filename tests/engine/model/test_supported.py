@@ -219,7 +219,8 @@ def test_an_attention_argument_that_is_not_implemented_raises_by_name(argument, 
     layer = tiny().model.language_model.layers[0].self_attn
     query, slots = torch.randn(1, 4, 1, 16), torch.randn(1, 4, 8, 16)
     rows = Rows(slots=(0,), past=(3,), new=(1,))
-    known = {"scaling": 0.25, "slot_rows": rows, "slot_kernels": plain.KERNELS, "dropout": 0.0}
+    slot = {"slot_rows": rows, "slot_kernels": plain.KERNELS, "slot_tokens": 8}
+    known = {"scaling": 0.25, "dropout": 0.0, **slot}
     interface.slot_attention(layer, query, slots, slots, None, **known, use_cache=True)
     with pytest.raises(ValueError, match=f"LlamaAttention asks its attention for {argument}, "):
         interface.slot_attention(layer, query, slots, slots, None, **known, **{argument: value})
