@@ -31,7 +31,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        weight = torch.cat([part.weight.detach() for part in parts])
+        weights = [part.weight.detach() for part in parts]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         biases = [part.bias for part in parts]
         self.bias = None
@@ -160,13 +161,19 @@ class FusedClipMLP(nn.Module):
         return self.fc2(cpu.quick_gelu_(self.fc1(x)))
 
 
-def fuse(model: Any) -> None:
-    """Exchange what the kernels know, in a LlavaForConditionalGeneration on CPU."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            fused = _fused(child)
-            if fused is not None:
-                setattr(module, name, fused)
+def fuse(module: Any) -> None:
+    """Exchange what the kernels know, in a LlavaForConditionalGeneration on CPU.
+
+    Each weight is packed once, and let go before the next module's: memory never holds the model twice.
+    """
+    for name in [name for name, _ in module.named_children()]:
+        child = getattr(module, name)
+        fused = _fused(child)
+        if fused is None:
+            fuse(child)
+        else:
+            setattr(module, name, fused)
+        del child
 
 
 def _fused(module: nn.Module) -> nn.Module | None:
