@@ -1,8 +1,9 @@
 """Compiles and calls the fused CPU kernels of `cpu.cpp`.
 
 The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
-folder. Where there is no AVX-512 `why_not` says so, where there is no compiler or an old one `why_not_built`,
-and the engine runs on torch's own kernels. Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
+folder. Where there is no AVX-512 `why_not` says so, where there is no compiler or an old one
+`why_not_built`, and the engine runs on torch's own kernels.
+Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
 """
 
 import ctypes
@@ -158,8 +159,8 @@ def attend(
 ) -> torch.Tensor:
     """query `[B, Q, Hq, D]`, key and value `[S, H, L, D]` of any strides -> `[B, Q, Hq, D]`.
 
-    The last dimension must be contiguous, and key and value of the same strides. Rows of padding
-    are zero.
+    The last dimension must be contiguous, key and value of the same strides, and all of one dtype.
+    Rows of padding are zero.
     """
     batch, length, heads, dim = query.shape
     decode = length == 1 and causal

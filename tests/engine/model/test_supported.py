@@ -1,6 +1,7 @@
 """Models that are taken answer as transformers' `generate`; all others are refused by name, and early."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -41,7 +42,8 @@ from transformers import (
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.refusals import refuse_what_does_not_fit
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import cpu, interface, plain
+from llava_batch.engine.kernels import choose, cpu, interface, plain
+from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.kernels.cpu_layers import FusedAttention
 from llava_batch.engine.model import load, supported
 from llava_batch.engine.passes import Rows
@@ -243,3 +245,23 @@ def test_a_rotation_of_part_of_a_head_is_refused_by_the_fused_kernel() -> None:
     rows = Rows(slots=(0,), past=(0,), new=(1,))
     with pytest.raises(ValueError, match="a rotation of 8 entries is not a head's, 16"):
         cpu.rope_store(qkv, half, half, slots, slots, rows, 1)
+
+
+@pytest.mark.parametrize("kind", supported.TEXTS)
+def test_in_bfloat16_the_fast_cpu_kernels_agree_with_plain_torch(kind) -> None:
+    place = Place(device="cpu", dtype=torch.bfloat16)
+    if choose.why_not("native", place) or cpu.why_not_built(place.dtype):
+        pytest.skip("the kernels cannot be had here")
+    half = random_llava(vision_config(), text(kind)).bfloat16()
+    first = [replace(request, max_new_tokens=1) for request in given()]
+    scores = [
+        {c.id: (c.token_ids, c.mean_logprob) for c in made.generate(first)}
+        for made in (
+            wrapped(copy.deepcopy(half), attention=name, max_tokens=100)
+            for name in ("native", "torch")
+        )
+    ]
+    same = [key for key in scores[0] if scores[0][key][0] == scores[1][key][0]]
+    assert len(same) >= len(first) - 1, "bfloat16 rounds by kernel, but not that much"
+    for key in same:
+        assert scores[0][key][1] == pytest.approx(scores[1][key][1], abs=0.15)
