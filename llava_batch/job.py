@@ -155,6 +155,9 @@ class Job:
     stall_timeout_s: float = _flag(
         600.0, "Seconds without progress after which a worker counts as hung.", "Limits"
     )
+    storage_patience: float = _flag(
+        600.0, "Seconds that a storage may be away before its units are left open.", "Limits"
+    )
 
     retry_errors: bool = _flag(False, "Answer the rows in error again, keep the rest.", "Run")
     overwrite: bool = _flag(False, "Replace what the output folder holds.", "Run")
@@ -269,7 +272,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
 _LEAST: dict[str, float] = {
     "limit": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
     "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
-    "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1,
+    "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1, "storage_patience": 0,
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
     "input", "output", "format", "limit", "attention", "slots", "workers", "prepare_workers",
-    "max_tries", "stall_timeout_s", "retry_errors", "overwrite", "max_error_rate",
+    "max_tries", "stall_timeout_s", "storage_patience", "retry_errors", "overwrite", "max_error_rate",
     "shared_filesystem", "quiet", "dry_run",
 }  # fmt: skip
 """Written down a second time: a flag that is left out of the fingerprint must be meant."""
@@ -48,6 +48,7 @@ CHANGES_NO_ANSWER = {
         ({"max_image_bytes": 0}, "--max-image-bytes 0: give at least 1"),
         ({"max_tries": 0}, "--max-tries 0: give at least 1"),
         ({"stall_timeout_s": 0}, "--stall-timeout-s 0: give at least 1"),
+        ({"storage_patience": -1}, "--storage-patience -1: give at least 0"),
         ({"top_p": 0}, "--top-p 0: give a share over 0 and up to 1"),
         ({"top_p": 1.1}, "--top-p 1.1: give a share over 0 and up to 1"),
         ({"max_error_rate": 1.5}, "--max-error-rate 1.5: give a share from 0 to 1"),
@@ -108,7 +109,13 @@ def test_values_at_their_bounds_are_taken(settings: dict) -> None:
 
 
 def test_numbers_that_are_not_numbers_are_refused() -> None:
-    for name in ("temperature", "top_p", "repetition_penalty", "max_error_rate", "stall_timeout_s"):
+    for name in (
+        "temperature",
+        "top_p",
+        "repetition_penalty",
+        "max_error_rate",
+        "storage_patience",
+    ):
         for value in (float("nan"), float("inf")):
             setting: dict[str, Any] = {name: value}
             with pytest.raises(UsageError, match=f"{flag_name(name)} {value}: give a"):

@@ -203,6 +203,36 @@ def test_json_lines_named_json_as_pope_s_are(tmp_path: Path) -> None:
     assert asked(questions, "310196") == ["1", "1:2"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["1", "1:2", "1:2:2", "2", ""]))))
+def test_no_two_questions_of_an_image_have_one_id(tmp_path_factory, given_ids) -> None:
+    # `1, 1, 1:2` became `1, 1:2, 1:2`: two rows of one id ended the run with a traceback.
+    folder = tmp_path_factory.mktemp("q")
+    records = [
+        llava(f"q{ident}", f"{image}.jpg", str(n)) for n, (image, ident) in enumerate(given_ids)
+    ]
+    if not records:
+        return
+    questions = read_questions(write(folder, "q.jsonl", lines(*records)))
+    for image in "ab":
+        own = [f"q{ident}" for name, ident in given_ids if name == image]
+        found = asked(questions, image)
+        assert len(found) == len(own) == len(set(found))
+        firsts = [ident for n, ident in enumerate(own) if ident not in own[:n]]
+        assert [ident for n, ident in enumerate(found) if own.index(own[n]) == n] == firsts
+
+
+def test_an_image_asked_by_its_key_and_by_its_bytes_has_no_id_twice(tmp_path: Path) -> None:
+    records = [
+        llava(1, "a.jpg", "One?"),
+        llava(1, DATA_URI, "Two?"),
+        llava("1:2", "a.jpg", "Three?"),
+    ]
+    questions = read_questions(write(tmp_path, "q.jsonl", lines(*records)))
+    found = asked(questions, "a", sha256=hashlib.sha256(PIXEL).hexdigest())
+    assert found == ["1", "1:3", "1:2"]
+
+
 def test_textvqa_s_json_and_a_plain_list(tmp_path: Path) -> None:
     entry = {"question_id": 34602, "image_id": "003a8ae2ef43b901", "question": "What brand?"}
     document = json.dumps({"dataset_type": "val", "data": [entry]})
