@@ -102,6 +102,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     plan.ledger.begin(plan.todo, plan.reading.keep)
     shared = shared_state.start()
     committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
+    several = plan.several_images()
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
     with Progress(plan, committer, shared) as progress:
@@ -109,6 +110,8 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
+                    if several is not None:
+                        several.check(batch)
                     committer.add(batch)
                 metrics.update(committer.tally)
             committer.close()
@@ -117,8 +120,9 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, shared=shared
-            )
+                plan, sizing, committer, progress.history, started, status=status, shared=shared,
+                several=several,
+            )  # fmt: skip
     problem = summary.problem(plan.job.max_error_rate)
     if problem:
         raise RunFailed(problem)

@@ -107,7 +107,7 @@ def open_answers(text: str) -> Answers:
 
 def holds_answers(folder: Location) -> bool:
     """Whether a run answered into this very folder, and not into one below it."""
-    return folder.child("_manifest").info().type == pafs.FileType.Directory
+    return bool(folder.child("_manifest").info().type == pafs.FileType.Directory)
 
 
 def _is_table(relative: str) -> bool:

@@ -133,6 +133,8 @@ _COUNTED = (
      "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
     ("images_without_question", "image had no question in the file.",
      "images had no question in the file."),
+    ("questions_with_several_images", "question of the file joined several images.",
+     "questions of the file joined several images."),
     ("questions_without_image", "question of the file joined no image.",
      "questions of the file joined no image."),
 )  # fmt: skip

@@ -13,6 +13,7 @@ from llava_batch.answers.folder import open_answers
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import unjoined
 from llava_batch.driver.plan import Plan
+from llava_batch.driver.several_images import SeveralImages
 from llava_batch.prompts.questions import Questions
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
@@ -71,6 +72,7 @@ def summarise(
     *,
     status: str,
     shared: Any = None,
+    several: SeveralImages | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -105,6 +107,8 @@ def summarise(
     summary.throughput.update(_throughput(tally, wall_s, history, _stages(shared)))
     if plan.questions is not None:
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
+    if several is not None:
+        summary.run["questions_with_several_images"] = several.count
     import ray
 
     made = ray.get(shared.thumbnails.remote())
