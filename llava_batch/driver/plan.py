@@ -18,6 +18,7 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.errors import UsageError
+from llava_batch.generate.choices import choices_of
 from llava_batch.generate.json_schema import read_schema
 from llava_batch.ids import name_of
 from llava_batch.job import Job
@@ -100,6 +101,7 @@ def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
     checkpoint = Checkpoint.find(job)
     refuse_what_does_not_fit(job, checkpoint, card)
     checkpoint.renderer(job.template)(["<image>\nq"], job.system)
+    choices_of(job, checkpoint)
     job = job.but(revision=checkpoint.commit or job.revision)  # the same on every node
     out = locate(job.output)
     ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
