@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llava_batch.errors import OutputConflict
+from llava_batch.errors import OutputConflict, first_line
 from llava_batch.job import Job, fingerprint, flag_name
 from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import (
@@ -103,14 +103,11 @@ class Ledger:
         """
         self._job = self._read("_job.json")
         if self._job is not None:
-            said = json.loads(self._job)
-            changed = self._changed(said["settings"])
-            if not overwrite:
-                self._refuse_other_settings(said["format"], changed)
-            if not changed:
-                # Perhaps another version's, which knew fewer settings; its answers stand.
-                self.fingerprint = said["fingerprint"]
-                self.keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"])))
+            try:
+                self._take_in_job(self._job, overwrite=overwrite)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                if not overwrite:
+                    raise self._unreadable_job(error) from None
         records = []
         for info in self.patience.keep_trying(lambda: list_files(self.out)):
             name = info.path[len(self.out.path) + 1 :]
@@ -128,6 +125,22 @@ class Ledger:
         held = self.patience.keep_trying(lambda: self._read_all(records))
         for name, data in zip(records, held, strict=True):
             self._take_in(name, data)
+
+    def _take_in_job(self, data: bytes, *, overwrite: bool) -> None:
+        said = json.loads(data)
+        keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"])))
+        changed = self._changed(said["settings"])
+        if not overwrite:
+            self._refuse_other_settings(said["format"], changed)
+        if not changed:
+            # Perhaps another version's, which knew fewer settings; its answers stand.
+            self.fingerprint, self.keep = said["fingerprint"], keep
+
+    def _unreadable_job(self, error: Exception) -> OutputConflict:
+        return OutputConflict(
+            f"{self.out.shown}/_manifest/_job.json: does not say what was asked ({first_line(error)}); "
+            "put it back as it was, give another --output, or --overwrite to answer all again"
+        )
 
     def _read_all(self, names: list[str]) -> list[bytes | None]:
         paths = [self._path(name) for name in names]
