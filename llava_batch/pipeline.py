@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
+from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan
 from llava_batch.driver.progress import Progress
 from llava_batch.driver.signals import Stop
@@ -80,7 +81,11 @@ def _refusing_the_storage() -> Iterator[None]:
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     plan.ledger.begin(plan.todo, plan.reading.keep)
     handle = shared_state.start()
-    committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
+    joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
+    committer = Committer(
+        plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
+        on_commit=None if joined is None else joined.mark,
+    )  # fmt: skip
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
     with Progress(plan, committer, handle) as progress:
@@ -96,8 +101,9 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, board=handle
-            )
+                plan, sizing, committer, progress.history, started, status=status, board=handle,
+                joined=joined,
+            )  # fmt: skip
     problem = summary.problem(plan.job.max_error_rate)
     if problem:
         raise RunFailed(problem)

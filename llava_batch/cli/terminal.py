@@ -59,7 +59,7 @@ def told(summary: Summary) -> list[str]:
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
         return outlook(summary)
-    lines = list(summary.outlook["notes"])
+    lines = [*summary.outlook["notes"], *summary.notes]
     if run["units_done_before"]:
         lines.append(
             f"{run['units_done_before']} units were answered before and stand as they are."

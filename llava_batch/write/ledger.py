@@ -118,7 +118,7 @@ class Ledger:
                 self._written[name] = info.mtime_ns or 0
             elif name == f"_manifest/{_OVERWRITING}":
                 self._overwriting = info.mtime_ns or 0
-            elif name.endswith((".json", ".members")):
+            elif name.endswith((".json", ".members")) and not _is_side_file(name):
                 records.append(name.removeprefix("_manifest/"))
         if overwrite:
             self._counts_since = self._overwriting or _NEVER  # 0: a store that tells no times
@@ -150,10 +150,8 @@ class Ledger:
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
             self._members[name.removesuffix(".members")] = tuple(json.loads(data or b"[]"))
-        elif not name.rpartition("/")[2].startswith("_"):
-            record = Record.from_json(data)
-            if record is not None:
-                self.records[record.unit] = record
+        elif (record := Record.from_json(data)) is not None:
+            self.records[record.unit] = record
 
     def compare(self, units: Iterable[Unit], *, overwrite: bool) -> None:
         """Set the folder's records against all `units` of this run's input.
@@ -236,6 +234,12 @@ class Ledger:
         """Everything was answered: the next `--overwrite` is another one."""
         if self._counts_since:
             self._delete(self._path(_OVERWRITING))
+
+    def standing(self) -> dict[str, str]:
+        """The units whose answers stand in the folder, of this run's input or not, each with the
+        fingerprint of the input that they answer."""
+        ours = (r for r in self.records.values() if r.fingerprint == self.fingerprint)
+        return {r.unit: r.source for r in ours if r.table_bytes == self._sizes.get(r.table)}
 
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"
@@ -332,6 +336,10 @@ class Ledger:
 
     def _delete(self, path: str) -> None:
         self.patience.keep_trying(lambda: delete_file(self.out.fs, path))
+
+
+def _is_side_file(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("_")
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
