@@ -103,6 +103,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     plan.ledger.begin(plan.todo, plan.reading.keep)
     shared = shared_state.start()
     joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
+    several = plan.several_images()
     committer = Committer(
         plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
         on_commit=None if joined is None else joined.mark,
@@ -114,6 +115,8 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
+                    if several is not None:
+                        several.check(batch)
                     committer.add(batch)
                 metrics.update(committer.tally)
             committer.close()
@@ -123,7 +126,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined,
+                joined=joined, several=several,
             )  # fmt: skip
     problem = summary.problem(plan.job.max_error_rate)
     if problem:

@@ -13,6 +13,7 @@ from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan
+from llava_batch.driver.several_images import SeveralImages
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
@@ -73,6 +74,7 @@ def summarise(
     status: str,
     shared: Any = None,
     joined: Joined | None = None,
+    several: SeveralImages | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -111,6 +113,8 @@ def summarise(
     if joined is not None:
         all_told = status == "complete" and not tally.failed_units and plan.job.limit is None
         summary.run["questions_without_image"] = joined.count_unjoined() if all_told else None
+    if several is not None:
+        summary.run["questions_with_several_images"] = several.count
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     plan.ledger.patience.keep_trying(
         lambda: thumbnails.save(plan.ledger.out, heard.thumbnails, most=NUM_THUMBNAILS)

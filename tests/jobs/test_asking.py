@@ -5,11 +5,13 @@ import json
 import tarfile
 from pathlib import Path
 
+import duckdb
 import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
 from llava_batch.cli.instruct import run_instruct
+from llava_batch.cli.jobs import app, exit_status
 from llava_batch.demo.questions import Question, dialogue, questions
 from llava_batch.demo.scenes import draw, make_scene
 from llava_batch.demo.scoring import score_answer
@@ -137,18 +139,27 @@ def test_several_images_in_one_row_are_one_prompt(tmp_path):
     assert mismatched["error_code"] == "bad_prompt"
 
 
-def test_instruction_data_is_taken_by_trainers(tmp_path):
+def test_instruction_data_is_taken_by_trainers_and_said_where_it_is(tmp_path, capsys):
     import datasets
     import webdataset
 
     tar = write_tar(tmp_path / "scenes.tar", scenes())
     out = tmp_path / "out"
-    job = Job(
-        input=(str(tar),), output=str(out), recipe="conversation", max_new_tokens=16, quiet=True
-    )
+    job = Job(input=(str(tar),), output=str(out), recipe="conversation", max_new_tokens=16)
     run_instruct(job, ("llava", "webdataset", "huggingface"))
-    counts = json.loads((out / "instructions" / "_counts.json").read_text())
-    kept = counts["kept"] if "kept" in counts else counts["counts"]["kept"]
+    kept = json.loads((out / "instructions" / "_counts.json").read_text())["counts"]["kept"]
+    said = capsys.readouterr().err.splitlines()[-4:]
+    assert said[0].startswith(f"{out}/instructions/**/*.parquet: {kept} conversations kept")
+    assert [line.partition(":")[0] for line in said[1:]] == [
+        f"{out}/llava.json",
+        f"{out}/webdataset/**/*.tar",
+        f"{out}/huggingface",
+    ]
+    for kind, column in (("answers", "answer"), ("instructions", "conversations")):
+        pattern = f"{out}/{kind}/**/*.parquet"
+        (found,) = duckdb.execute(f"select count({column}) from '{pattern}'").fetchall()
+        assert found[0] > 0 and ds.dataset(out / kind).to_table().num_rows >= found[0]
+    assert exit_status(app, ["report", str(out)], "llava-batch") == 0
     llava = json.loads((out / "llava.json").read_text())
     assert check_llava(llava) == kept > 0
     assert all((out / "images" / entry["image"]).is_file() for entry in llava)

@@ -146,6 +146,31 @@ def test_only_the_closest_questions_join(tmp_path: Path) -> None:
     assert asked(questions, "0021") == []
 
 
+def test_a_question_that_names_another_unit_of_the_input_is_not_this_one_s(tmp_path: Path) -> None:
+    # Once `00000/000001.jpg` joined 000001 in 00001 too, where that had no question of its own.
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "00000/000001.jpg"), llava(2, "000002.jpg"),
+                                           llava(3, "data/day1/00000/000003.jpg")))  # fmt: skip
+    alone = read_questions(path)
+    assert asked(alone, "000001", unit="00001") == ["1"]
+    questions = alone.among(["00000", "00001", "day1/00000", "photos-00000"])
+    assert asked(questions, "000001", unit="00000") == ["1"]
+    assert asked(questions, "000001", unit="00001") == []
+    assert asked(questions, "000002", unit="00001") == ["2"]
+    assert asked(questions, "000003", unit="day1/00000") == ["3"]
+    assert asked(questions, "000003", unit="00000") == []
+    assert pickle.loads(pickle.dumps(questions)).units == questions.units
+
+
+def test_loose_files_are_named_by_their_folder(tmp_path: Path) -> None:
+    # Once the question of more/a.jpg was asked of photos/a.jpg as well.
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "photos/a.jpg"), llava(2, "more/a.jpg"),
+                                           llava(3, "photos/sub/b.jpg")))  # fmt: skip
+    questions = read_questions(path).among(["photos-00000", "more-00000"])
+    assert asked(questions, "a.jpg", unit="photos-00000") == ["1"]
+    assert asked(questions, "a.jpg", unit="more-00000") == ["2"]
+    assert asked(questions, "sub/b.jpg", unit="photos-00000") == ["3"]
+
+
 # The kinds of file
 
 
