@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -14,8 +14,10 @@ from llava_batch.driver.progress import Progress
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
-from llava_batch.errors import RunFailed, UsageError
+from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job, require_places
+from llava_batch.patience import Patience
+from llava_batch.storage import advice, locate, without_credentials
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 
@@ -43,46 +45,54 @@ def run(job: Job) -> Summary:
 
 def run_settled(settled: Settled) -> Summary:
     """`run` for a job whose files were read already."""
-    require_places(settled.job)
-    cluster.refuse_vanishing_output(settled.job)
-    try:
-        plan = make_plan(settled)
-    except OSError as error:
-        raise UsageError(
-            f"the storage refused: {error}; check the paths, the credentials and the endpoint"
-        ) from error
-    if not plan.todo and not settled.job.dry_run:
-        return _nothing_to_do(plan)
-    with cluster.connected():
-        cluster.refuse_local_paths(plan.job)
-        sizing = cluster.size_up(plan.job)
-        card = gpus.look() if sizing.on_gpu else None
-        plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
-        if plan.job.dry_run:
-            return summarise(plan, sizing, None, [], 0.0, status="dry run")
-        with _owned(plan) as (stop, owner):
+    job = settled.job
+    require_places(job)
+    cluster.refuse_vanishing_output(job)
+    with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
+        patience = Patience(job.storage_patience, stop.sleep)
+        with _refusing_the_storage():
+            # The folder is this run's before it is looked into: nobody else commits there meanwhile.
+            owner = None
+            if not job.dry_run:
+                owner = held.enter_context(Ownership(locate(job.output), patience))
+            plan = make_plan(settled, patience)
+        if owner is not None and not plan.todo:
+            return _nothing_to_do(plan)
+        with cluster.connected():
+            cluster.refuse_local_paths(job)
+            sizing = cluster.size_up(job)
+            card = gpus.look() if sizing.on_gpu else None
+            with _refusing_the_storage():
+                plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
+            if owner is None:
+                return summarise(plan, sizing, None, [], 0.0, status="dry run")
             return _run(plan, sizing, stop, owner)
-
-
-@contextmanager
-def _owned(plan: Plan) -> Iterator[tuple[Stop, Ownership]]:
-    """The output folder is this run's; a signal stops it between two commits."""
-    try:
-        with Stop() as stop, Ownership(plan.ledger.out) as owner:
-            yield stop, owner
-    except OSError as error:
-        raise RunFailed(
-            f"{plan.ledger.out.shown}: the storage failed ({error}); what was committed stands, "
-            "run again to go on"
-        ) from error
 
 
 def _nothing_to_do(plan: Plan) -> Summary:
     """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
     if not plan.ledger.is_tidy:
-        with _owned(plan):
-            plan.ledger.begin([], plan.ledger.keep or pa.schema([]))
+        plan.ledger.begin([], plan.ledger.keep or pa.schema([]))
     return summarise(plan, None, None, [], 0.0, status="complete")
+
+
+@contextmanager
+def _failing_with_the_storage(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"{without_credentials(job.output)}: the storage failed ({first_line(error)}); what was "
+            f"committed stands, run again to go on; {advice(error)}"
+        ) from error
+
+
+@contextmanager
+def _refusing_the_storage() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"the storage refused: {first_line(error)}; {advice(error)}") from error
 
 
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
@@ -102,6 +112,8 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
                     committer.add(batch)
                 metrics.update(committer.tally)
             committer.close()
+            if not committer.tally.failed_units:
+                plan.ledger.finish()
             status = "complete"
         finally:
             summary = summarise(

@@ -63,7 +63,7 @@ def _export(
 
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    units = find_units(job.input, ledger.members)
+    units = [ledger.as_answered(u) for u in find_units(job.input, ledger.members)]
     images = images_of(
         units,
         image_column=job.image_column,

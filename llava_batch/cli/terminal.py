@@ -1,8 +1,10 @@
 """What a run says on the terminal before and after itself; the demo where no place is named."""
 
+import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job, require_places
@@ -29,6 +31,7 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
         summary = run_settled(settled or settle(job))
     except RunFailed:
         _write_report(job)
+        _tell_where_to_look(job)
         raise
     if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
         _write_report(job)
@@ -69,39 +72,64 @@ def _write_report(job: Job) -> None:
         print(f"no report: {error}", file=sys.stderr)
 
 
+def _tell_where_to_look(job: Job) -> None:
+    """After a run that failed, which returns no summary: by what it wrote."""
+    from llava_batch.answers.folder import open_answers
+
+    with suppress(UsageError, OSError):  # nothing is there, and the failure itself is said
+        totals = open_answers(job.output).run().get("totals")
+        if totals and not job.quiet:
+            print("\n".join(_where_to_look(job.output, totals)), file=sys.stderr)
+
+
 def result_lines(summary: "Summary") -> list[str]:
     """The run in a few lines of text."""
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
         return outlook_lines(summary)
     lines = list(summary.outlook["notes"])
-    if run["units_done_before"]:
-        lines.append(
-            f"{run['units_done_before']} units were answered before and stand as they are."
-        )
-    if run["units_changed"]:
-        lines.append(f"{run['units_changed']} units had changed and were answered again.")
-    if run["rows_with_several_images"]:
-        lines.append(
-            f"{run['rows_with_several_images']} rows had several images: LLaVA-1.5 was not trained on "
-            "that, and answers may be poor."
-        )
-    if run["images_without_question"]:
-        lines.append(f"{run['images_without_question']} images had no question in the file.")
-    if run.get("questions_without_image"):
-        lines.append(f"{run['questions_without_image']} questions of the file joined no image.")
+    for name, one, many in _COUNTED:
+        if run.get(name):
+            lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
     rate = summary.throughput.get("images_per_s", 0.0)
     lines.append(
-        f"{run['images']} images in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
-        f"{summary.output} holds {totals['rows']} answers in {totals['units']} units, "
-        f"{totals['rows'] - totals['ok']} of them in error" + (f" ({errors})." if errors else ".")
+        f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
+        f"{summary.output} holds {counted(totals['rows'], 'answer')} in "
+        f"{counted(totals['units'], 'unit')}, {totals['rows'] - totals['ok']:,} of them in error"
+        + (f" ({errors})." if errors else ".")
     )
-    if totals["rows"] <= MAX_REPORT_ROWS:
-        lines.append(f"Look at them: {summary.output}/_report.html")
-    else:
-        lines.append(f"Look at them: llava-batch report {summary.output}")
-    return lines
+    return [*lines, *_where_to_look(summary.output, totals)]
+
+
+_COUNTED = (
+    ("units_done_before", "unit was answered before and stands as it is.",
+     "units were answered before and stand as they are."),
+    ("units_changed", "unit had changed and was answered again.",
+     "units had changed and were answered again."),
+    ("rows_with_several_images",
+     "row had several images: LLaVA-1.5 was not trained on that, and its answer may be poor.",
+     "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
+    ("images_without_question", "image had no question in the file.",
+     "images had no question in the file."),
+    ("questions_without_image", "question of the file joined no image.",
+     "questions of the file joined no image."),
+)  # fmt: skip
+"""What is said of a run's counts that are not 0: the count's name, and how the line goes on."""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,204 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _where_to_look(output: str, totals: dict[str, Any]) -> list[str]:
+    """The last lines: where the report is, and how the rows in error are seen."""
+    folder = shlex.quote(output)
+    with_page = totals["rows"] <= MAX_REPORT_ROWS
+    page = f"{output}/_report.html" if with_page else f"llava-batch report {folder}"
+    errors = [f"The rows in error: llava-batch show {folder} --errors"] if totals["errors"] else []
+    return [f"Look at them: {page}", *errors]
 
 
 def outlook_lines(summary: "Summary") -> list[str]:

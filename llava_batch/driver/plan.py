@@ -20,6 +20,7 @@ from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is
 from llava_batch.driver.settle import Settled
 from llava_batch.ids import name_of
 from llava_batch.job import Job
+from llava_batch.patience import BRIEF, Patience
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
@@ -92,10 +93,11 @@ class Plan:
         }
 
 
-def make_plan(settled: Settled) -> Plan:
+def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     """What is to be done, by the input and the output folder alone.
 
-    Where the dtype is `auto` still, the folder's own is taken: what was answered so stands.
+    Where the dtype is `auto` still, the folder's own is taken: what was answered so stands. `patience` is
+    what the run will have with its output's storage.
 
     Raises:
         UsageError: anything there that keeps the job from running as asked.
@@ -103,15 +105,17 @@ def make_plan(settled: Settled) -> Plan:
     job = settled.job
     checkpoint = Checkpoint.find(job)
     settled = settled.but(revision=checkpoint.commit or job.revision)  # the same on every node
-    ledger = Ledger(locate(job.output), job.format)
-    ledger.load()
+    ledger = Ledger(locate(job.output), job.format, patience)
+    ledger.load(overwrite=job.overwrite)
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
     units = find_units(job.input, ledger.members)
     ledger.compare(units, overwrite=job.overwrite)
     todo = [u for u in units if not ledger.is_committed(u)]
-    changed = [u for u in todo if u.name in ledger.records]
+    changed = [
+        u for u in todo if u.name in ledger.records and ledger.records[u.name].source != u.source
+    ]
     if job.retry_errors:
         todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
     keep = _keep(settled, ledger, units) if todo else pa.schema([])
@@ -146,7 +150,9 @@ def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
     if plan.ledger.held is None:
         _answer_under(plan.ledger, settled, plan.checkpoint)
     elif settled.job.dtype != plan.ledger.settings["dtype"]:
-        plan = make_plan(settled)  # refused, or with --overwrite more is open than was thought
+        plan = make_plan(
+            settled, plan.ledger.patience
+        )  # refused, or with --overwrite more is open than was thought
     return replace(plan, settled=settled, card=card)
 
 
@@ -188,7 +194,7 @@ def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:
             continue
         bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
         names = frozenset(name_of(ident, unit.name) for ident in bad)
-        again.append(replace(unit, retry=names))
+        again.append(replace(ledger.as_answered(unit), retry=names))
     return again
 
 

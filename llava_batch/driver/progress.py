@@ -84,7 +84,8 @@ class Progress:
         elapsed = time.monotonic() - self._started
         if not tally.images:
             return Text(f"{_clock(elapsed)}  starting {self._starting()}")
-        units = f"{plan.num_done + tally.units} of {plan.num_units} units"
+        noun = "unit" if plan.num_units == 1 else "units"
+        units = f"{plan.num_done + tally.units} of {plan.num_units} {noun}"
         parts = [f"{tally.images}{self._of_how_many()} images", units]
         if tally.num_errors:
             parts.append(f"{tally.num_errors} rows in error")

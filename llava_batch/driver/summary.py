@@ -49,8 +49,8 @@ class Summary:
         if failed:
             name, what = next(iter(failed.items()))
             return (
-                f"{len(failed)} unit(s) could not be read and are left open, {name} first: {what}; "
-                "the rest is committed; run again to read them"
+                f"{len(failed)} unit(s) could not be read or written and are left open, {name} first: {what}; "
+                "the rest is committed; run again to answer them"
             )
         rows, errors = self.run["rows"], self.run["rows"] - self.run["ok"]
         if rows and (errors / rows > max_error_rate or errors == rows):
@@ -107,7 +107,10 @@ def summarise(
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
     import ray
 
-    thumbnails.save(plan.ledger.out, ray.get(shared.thumbnails.remote()), most=NUM_THUMBNAILS)
+    made = ray.get(shared.thumbnails.remote())
+    plan.ledger.patience.keep_trying(
+        lambda: thumbnails.save(plan.ledger.out, made, most=NUM_THUMBNAILS)
+    )
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 
@@ -214,4 +217,4 @@ def _throughput(
 
 def _write(plan: Plan, name: str, data: bytes) -> None:
     out = plan.ledger.out
-    write_whole(out.fs, f"{out.path}/{name}", data)
+    write_whole(out.fs, f"{out.path}/{name}", data, plan.ledger.patience)

@@ -1,9 +1,10 @@
 """Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
-them knows when the unit is whole. A unit that its storage does not give, or for which there
-is no memory (after `_TRIES`), or that kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
-committed, and the next run reads it again. A reader that hangs ends its process.
+them knows when the unit is whole. A unit that its storage does not give (in `--storage-patience`), or for
+which there is no memory (after `_TRIES`), or that kills its reader `max_tries` times, ends with an end
+row in error: it is left open, nothing of it is committed, and the next run reads it again. A reader
+that hangs ends its process.
 """
 
 import time
@@ -18,6 +19,7 @@ from ray.data.block import BlockMetadata
 
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
+from llava_batch.patience import Outage
 from llava_batch.read.columns import as_json, cast_kept, image_schema
 from llava_batch.read.kinds import read_rows
 from llava_batch.read.reading import Reading
@@ -71,7 +73,7 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
     """The unit's rows as tables of `images` rows, and then its end row."""
     ordinal, held, held_bytes = 0, [], 0
     try:
-        for row in _watched(_persistently(unit, reading), reading.stall_timeout_s):
+        for row in _persistently(unit, reading):
             held.append(row)
             held_bytes += sum(map(len, row.images))
             if len(held) >= _BLOCK_ROWS or held_bytes >= _BLOCK_BYTES:
@@ -98,18 +100,24 @@ def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
 def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
     """The unit's rows; where the storage fails or memory is short, opened again and carried on where
     it broke off."""
-    done = 0
-    for attempt in range(1, _TRIES + 1):
+    done, outage, short = 0, Outage(reading.patience), 0
+    while True:
         try:
-            for row in islice(read_rows(unit, reading), done, unit.limit):
+            rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
+            for row in islice(rows, done, unit.limit):
+                outage.over()
                 if unit.retry is None or row.name in unit.retry:
                     yield row
                 done += 1
             return
-        except (OSError, MemoryError):
-            if attempt == _TRIES:
+        except OSError as error:
+            if not outage.waited(error):
                 raise
-            time.sleep(2 ** (attempt - 1))
+        except MemoryError:
+            short += 1
+            if short == _TRIES:
+                raise
+            time.sleep(2 ** (short - 1))
 
 
 def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Table:

@@ -14,9 +14,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llava_batch.errors import first_line
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
+from llava_batch.write.unit_table import gathered, retried
+
+_UNUSABLE = (ValueError, TypeError, LookupError, pa.ArrowException)
+"""What making a table of rows raises where they do not fit it; what its storage raises is OSError."""
 
 
 @dataclass
@@ -93,7 +98,11 @@ class Committer:
         if not opened.is_whole:
             return False
         del self._open[name]
-        self._commit(unit, opened)
+        try:
+            self._commit(unit, opened)
+        except _UNUSABLE as error:
+            self.tally.failed_units[name] = f"its table cannot be made: {first_line(error)}"
+            return False
         self._done.add(name)
         return True
 
@@ -120,7 +129,8 @@ class Committer:
             self.tally.images += ordinal not in opened.siblings
             opened.siblings[ordinal] = siblings
             keep.append(i)
-        rows = rows.take(pa.array(keep, pa.int64()))
+        if len(keep) < rows.num_rows:
+            rows = rows.take(pa.array(keep, pa.int64()))
         asked = rows.filter(pc.greater(rows["siblings"], 0))
         self.tally.rows += asked.num_rows
         self.tally.images_without_question += rows.num_rows - asked.num_rows
@@ -128,7 +138,8 @@ class Committer:
         self.tally.rows_with_several_images += asked.filter(
             pc.greater(asked["num_images"], 1)
         ).num_rows
-        self.tally.answer_tokens += pc.sum(asked["answer_tokens"]).as_py() or 0
+        turns = pc.list_flatten(asked["turns"])  # the row's own columns are its last turn's alone
+        self.tally.answer_tokens += pc.sum(pc.struct_field(turns, "answer_tokens")).as_py() or 0
         self.tally.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
         return asked
 
@@ -137,11 +148,11 @@ class Committer:
         num_images = opened.num_images or 0
         if unit.retry is not None:
             old = self._ledger.read_table(unit.name)
-            assert old is not None, unit.name
+            if old is None:
+                raise ValueError(f"{self._ledger.table_name(unit.name)} is no longer there")
             num_images = self._ledger.records[unit.name].images
             table = retried(old.select(table.schema.names), table)
-        if len(pc.unique(table["id"])) != table.num_rows:
-            raise AssertionError(f"unit {unit.name}: an id stands twice")
+        _refuse_equal_ids(table)
         complete = unit.limit is None
         footer = self._ledger.footer(unit, complete=complete) | {
             "llava_batch.images": str(num_images),
@@ -160,21 +171,15 @@ class Committer:
         schema = pa.schema([*load_schema("answers"), *self._keep])
         if not opened.parts:
             return schema.empty_table()
-        rows = pa.concat_tables(opened.parts)
-        order = np.lexsort((rows["position"].to_numpy(), rows["ordinal"].to_numpy()))
-        rows = rows.take(pa.array(order)).drop_columns(BOOKKEEPING.names)
+        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in opened.parts])
+        order = np.lexsort((places["position"].to_numpy(), places["ordinal"].to_numpy()))
+        rows = gathered(opened.parts, order).drop_columns(BOOKKEEPING.names)
         rows = rows.rename_columns([n.removeprefix(KEEP) for n in rows.schema.names])
         return rows.select(schema.names).cast(schema)
 
 
-def retried(old: pa.Table, new: pa.Table) -> pa.Table:
-    """`old` with its rows in error replaced by `new`'s rows of the same id; good rows as they were."""
-    place = {ident: i for i, ident in enumerate(new["id"].to_pylist())}
-    both = pa.concat_tables([old, new.cast(old.schema)])
-    order = [
-        old.num_rows + place[ident] if status == "error" and ident in place else i
-        for i, (ident, status) in enumerate(
-            zip(old["id"].to_pylist(), old["status"].to_pylist(), strict=True)
-        )
-    ]
-    return both.take(pa.array(order, pa.int64()))
+def _refuse_equal_ids(table: pa.Table) -> None:
+    if len(pc.unique(table["id"])) == table.num_rows:
+        return
+    ident, count = Counter(table["id"].to_pylist()).most_common(1)[0]
+    raise ValueError(f"the id {ident} stands {count} times; give its rows keys of their own")

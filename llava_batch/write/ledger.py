@@ -4,6 +4,7 @@
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
     OUT/_manifest/<unit>.members     a unit of loose files: which files, fixed before they are read
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
+    OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
     OUT/_manifest/_owner.json        the run that is writing now (owner.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
@@ -16,13 +17,13 @@ import base64
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict
+from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import (
     TEMPORARY,
     Location,
@@ -32,8 +33,11 @@ from llava_batch.storage import (
     write_whole,
 )
 from llava_batch.unit import Unit
+from llava_batch.write.unit_table import decoded, encoded
 
 _READS_AT_ONCE = 16
+_OVERWRITING = "_overwriting.json"
+_NEVER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +53,8 @@ class Record:
     rows: int
     images: int
     errors: dict[str, int] = field(default_factory=dict)
+    rules: int = 1
+    """By which rules its rows were told apart and named; see `Unit.rules`. 0.1.0 wrote none down."""
 
     def to_json(self) -> bytes:
         return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()
@@ -98,8 +104,9 @@ class Held:
 class Ledger:
     """The state of one output folder: `load` reads it, `answer_under` says how this run answers."""
 
-    def __init__(self, out: Location, format: str) -> None:
+    def __init__(self, out: Location, format: str, patience: Patience = BRIEF) -> None:
         self.out = out
+        self.patience = patience
         self.format = format
         self.held: Held | None = None
         self.settings: dict[str, Any] = {}
@@ -110,26 +117,40 @@ class Ledger:
         self._members: dict[str, tuple[str, ...]] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
+        self._written: dict[str, int] = {}
+        self._overwriting: int | None = None
+        self._counts_since = 0
         self._leftovers: list[str] = []
         self._stale: list[Record] = []
         self._adopted: dict[str, Record] = {}
 
-    def load(self) -> None:
-        """Read what the folder holds."""
-        self._job = read_bytes(self.out.fs, self._path("_job.json"))
+    def load(self, *, overwrite: bool = False) -> None:
+        """Read what the folder holds; with `overwrite`, all units count as open but those that an
+        `--overwrite` which was killed has answered already."""
+        self._job = self._read("_job.json")
         self.held = None if self._job is None else Held.from_json(self._job)
         records = []
-        for info in list_files(self.out):
+        for info in self.patience.keep_trying(lambda: list_files(self.out)):
             name = info.path[len(self.out.path) + 1 :]
             if name.rpartition("/")[2].startswith(TEMPORARY):
                 self._leftovers.append(info.path)
             elif not name.startswith("_manifest/"):
                 self._sizes[name] = info.size
+                self._written[name] = info.mtime_ns or 0
+            elif name == f"_manifest/{_OVERWRITING}":
+                self._overwriting = info.mtime_ns or 0
             elif name.endswith((".json", ".members")):
                 records.append(name.removeprefix("_manifest/"))
+        if overwrite:
+            self._counts_since = self._overwriting or _NEVER  # 0: a store that tells no times
+        held = self.patience.keep_trying(lambda: self._read_all(records))
+        for name, data in zip(records, held, strict=True):
+            self._take_in(name, data)
+
+    def _read_all(self, names: list[str]) -> list[bytes | None]:
+        paths = [self._path(name) for name in names]
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            for name, data in zip(records, pool.map(self._read, records), strict=True):
-                self._take_in(name, data)
+            return list(pool.map(lambda path: read_bytes(self.out.fs, path), paths))
 
     def answer_under(
         self, settings: dict[str, Any], fingerprint: str, version: int, *, as_before: bool
@@ -180,6 +201,8 @@ class Ledger:
 
     def is_committed(self, unit: Unit) -> bool:
         """Whether `unit` was answered as asked, from the input as it is now."""
+        if self._written.get(self.table_name(unit.name), 0) < self._counts_since:
+            return False
         record = self.records.get(unit.name)
         fits = (
             record is not None
@@ -193,7 +216,17 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down but a run's own."""
-        return not (self._leftovers or self._stale or self._adopted)
+        return not (self._leftovers or self._stale or self._adopted or self._is_given_up)
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether an `--overwrite` was begun here that nobody goes on with."""
+        return self._overwriting is not None and not self._counts_since
+
+    def as_answered(self, unit: Unit) -> Unit:
+        """The unit, its rows told apart by the rules that it was answered by."""
+        record = self.records.get(unit.name)
+        return unit if record is None else replace(unit, rules=record.rules)
 
     def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
         """Write down the job and the members of loose units, before anything is answered.
@@ -215,8 +248,12 @@ class Ledger:
         ).to_json()
         if said != self._job:
             self._write("_job.json", said)
+        if self._counts_since == _NEVER:
+            self._write(_OVERWRITING, b"{}\n")
+        elif self._is_given_up:
+            self._delete(self._path(_OVERWRITING))  # what it did not replace stands
         for path in self._leftovers:
-            delete_file(self.out.fs, path)
+            self._delete(path)
         for record in self._stale:
             self._remove(record)
         for record in self._adopted.values():
@@ -224,6 +261,11 @@ class Ledger:
         for unit in units:
             if unit.members and self._members.get(unit.name) != unit.members:
                 self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
+
+    def finish(self) -> None:
+        """Everything was answered: the next `--overwrite` is another one."""
+        if self._counts_since:
+            self._delete(self._path(_OVERWRITING))
 
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"
@@ -235,33 +277,21 @@ class Ledger:
     def read_table(self, unit: str) -> pa.Table | None:
         """The unit's table, or None where there is none that reads."""
         # All bytes first: what the storage does not give is raised, what does not parse is not there.
-        data = read_bytes(self.out.fs, f"{self.out.path}/{self.table_name(unit)}")
-        if data is None:
-            return None
-        try:
-            if self.format == "arrow":
-                return pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            return pq.read_table(pa.BufferReader(data))
-        except (OSError, ValueError, pa.ArrowException):
-            return None
+        path = f"{self.out.path}/{self.table_name(unit)}"
+        data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path))
+        return None if data is None else decoded(data, self.format)
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
-        sink = pa.BufferOutputStream()
-        if self.format == "arrow":
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-        else:
-            pq.write_table(table, sink, compression="zstd")
-        name, data = self.table_name(unit.name), sink.getvalue()
-        write_whole(self.out.fs, f"{self.out.path}/{name}", data)
+        name, data = self.table_name(unit.name), encoded(table, self.format)
+        write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 
     def commit(self, record: Record) -> None:
         """The unit is answered: from here on it is never read again."""
         held = self.records.get(record.unit)
         if held is not None and held.table != record.table:  # of another format, overwritten
-            delete_file(self.out.fs, f"{self.out.path}/{held.table}")
+            self._delete(f"{self.out.path}/{held.table}")
         self._write(f"{record.unit}.json", record.to_json())
         self.records[record.unit] = record
 
@@ -296,18 +326,21 @@ class Ledger:
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
-        delete_file(self.out.fs, f"{self.out.path}/{record.table}")
-        delete_file(self.out.fs, self._path(f"{record.unit}.json"))
+        self._delete(f"{self.out.path}/{record.table}")
+        self._delete(self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
 
     def _path(self, name: str) -> str:
         return f"{self.out.path}/_manifest/{name}"
 
     def _read(self, name: str) -> bytes | None:
-        return read_bytes(self.out.fs, self._path(name))
+        return self.patience.keep_trying(lambda: read_bytes(self.out.fs, self._path(name)))
 
     def _write(self, name: str, data: bytes) -> None:
-        write_whole(self.out.fs, self._path(name), data)
+        write_whole(self.out.fs, self._path(name), data, self.patience)
+
+    def _delete(self, path: str) -> None:
+        self.patience.keep_trying(lambda: delete_file(self.out.fs, path))
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
@@ -326,4 +359,5 @@ def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> R
         rows=table.num_rows,
         images=num_images,
         errors=dict(sorted(errors.items())),
+        rules=unit.rules,
     )

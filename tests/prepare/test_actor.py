@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -248,6 +249,32 @@ def test_a_null_column_is_a_bad_prompt_of_its_row_alone() -> None:
     out = prepared(prepare, *rows)
     assert [r["asks"][0]["error_code"] for r in out] == [None, "bad_prompt", None]
     assert out[1]["asks"][0]["error_message"] == "column alt is null"
+
+
+def test_a_question_with_half_a_character_is_a_bad_prompt_of_its_ask_alone() -> None:
+    prepare = preparer(question_column="q")
+    rows = [
+        row(picture(), columns={"q": ["Is \ud83d it?", "Fine?"]}),
+        row(b"broken", number=1, columns={"q": "Is \ud83d it?"}),
+    ]
+    out = prepared(prepare, *rows)
+    bad, good = out[0]["asks"]
+    assert bad["error_code"] == "bad_prompt" and "U+D83D" in bad["error_message"]
+    assert bad["questions"] == ["Is \\ud83d it?"] and bad["token_ids"] is None
+    assert good["error_code"] is None and good["token_ids"] and out[0]["pixels"]
+    assert out[1]["error_code"] == "image_unreadable"
+
+
+def test_a_question_that_the_template_cannot_take_is_a_bad_prompt_of_its_row_alone(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}Q: {{ m.content | replace('cat', 'dog') }}{% endfor %}")
+    prepare = preparer(question_column="q", template=str(file))
+    rows = [row(picture(), number=n, columns={"q": q}) for n, q in enumerate(["A cat?", "A dog?"])]
+    bad, good = (r["asks"][0] for r in prepared(prepare, *rows))
+    assert bad["error_code"] == "bad_prompt" and "is lost in it" in bad["error_message"]
+    assert good["error_code"] is None and good["token_ids"]
 
 
 def test_questions_are_looked_up_by_unit_key_and_the_hash_of_the_bytes() -> None:

@@ -16,6 +16,9 @@ from hypothesis import strategies as st
 from llava_batch.answers.folder import open_answers
 from llava_batch.driver.joined import unjoined
 from llava_batch.errors import UsageError
+from llava_batch.job import Job
+from llava_batch.prompts.asks import Ask, asks_of
+from llava_batch.prompts.guards import Guards
 from llava_batch.prompts.questions import Questions, closeness, join_key, read_questions
 from llava_batch.tables import load_schema
 
@@ -200,6 +203,36 @@ def test_json_lines_named_json_as_pope_s_are(tmp_path: Path) -> None:
     assert asked(questions, "310196") == ["1", "1:2"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["1", "1:2", "1:2:2", "2", ""]))))
+def test_no_two_questions_of_an_image_have_one_id(tmp_path_factory, given_ids) -> None:
+    # `1, 1, 1:2` became `1, 1:2, 1:2`: two rows of one id ended the run with a traceback.
+    folder = tmp_path_factory.mktemp("q")
+    records = [
+        llava(f"q{ident}", f"{image}.jpg", str(n)) for n, (image, ident) in enumerate(given_ids)
+    ]
+    if not records:
+        return
+    questions = read_questions(write(folder, "q.jsonl", lines(*records)))
+    for image in "ab":
+        own = [f"q{ident}" for name, ident in given_ids if name == image]
+        found = asked(questions, image)
+        assert len(found) == len(own) == len(set(found))
+        firsts = [ident for n, ident in enumerate(own) if ident not in own[:n]]
+        assert [ident for n, ident in enumerate(found) if own.index(own[n]) == n] == firsts
+
+
+def test_an_image_asked_by_its_key_and_by_its_bytes_has_no_id_twice(tmp_path: Path) -> None:
+    records = [
+        llava(1, "a.jpg", "One?"),
+        llava(1, DATA_URI, "Two?"),
+        llava("1:2", "a.jpg", "Three?"),
+    ]
+    questions = read_questions(write(tmp_path, "q.jsonl", lines(*records)))
+    found = asked(questions, "a", sha256=hashlib.sha256(PIXEL).hexdigest())
+    assert found == ["1", "1:3", "1:2"]
+
+
 def test_textvqa_s_json_and_a_plain_list(tmp_path: Path) -> None:
     entry = {"question_id": 34602, "image_id": "003a8ae2ef43b901", "question": "What brand?"}
     document = json.dumps({"dataset_type": "val", "data": [entry]})
@@ -222,7 +255,7 @@ def test_scienceqa_s_conversations_without_an_image_are_left_out_and_counted(
     )
     questions = read_questions(write(tmp_path, "sqa.json", document))
     assert [q.text for q in questions.of(unit="u", key="4/image.png")] == ["Which?\nA. x\nB. y"]
-    assert questions.notes == ("1 questions have no image and were left out",)
+    assert questions.notes == ("Questions without an image, left out: 1",)
 
 
 def test_mmbench_s_tsv_asks_hint_question_and_options(tmp_path: Path) -> None:
@@ -334,6 +367,36 @@ def test_every_question_is_asked_once_of_its_image_in_file_order(
         assert len({q.question_id for q in found}) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.jsonl", lines(llava(1, "a"), llava(2, "a", ""), llava(3, "a", " \n"))),
+        ("q.jsonl", lines(llava(1, "a"), {"question_id": 2, "image": "a", "text": None},
+                          llava(3, "a", ""))),
+        ("q.json", json.dumps([llava(1, "a"), llava(2, "a", ""), llava(3, "a", "")])),
+        ("q.csv", 'question_id,image,question\n1,a,What is it?\n2,a,\n3,a," "\n'),
+        ("b.jsonl", lines(batch_line("1", "a"), batch_line("2", "a", ""), batch_line("3", "a", " "))),
+    ],
+)  # fmt: skip
+def test_an_empty_question_costs_its_own_row_and_not_the_file(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    questions = read_questions(write(tmp_path, name, content))
+
+    def lookup(unit: str, key: str, sha256: str | None) -> list[tuple[str, str]]:
+        return [(q.question_id, q.text) for q in questions.of(unit=unit, key=key, sha256=sha256)]
+
+    job = Job(questions=name, suffix=" Be brief.")
+    asks = asks_of(job, "u", "a", {}, Guards(["</s>"]), lookup=lookup)
+    assert asks == [
+        Ask("1", ("What is it? Be brief.",)),
+        Ask("2", (), "question 2 of the file is empty"),
+        Ask("3", (), "question 3 of the file is empty"),
+    ]
+    (talk,) = asks_of(job.but(dialogue=True), "u", "a", {}, Guards(["</s>"]), lookup=lookup)
+    assert talk.why_not == "question 2 of the file is empty"
+
+
 # Files that cannot be used
 
 
@@ -343,7 +406,7 @@ def test_every_question_is_asked_once_of_its_image_in_file_order(
         ("q.jsonl", lines(llava(1, "a")) + "{broken\n", r"q\.jsonl, line 2: not JSON"),
         ("q.jsonl", lines({"image": "a"}), r"line 1: no question; expected one of text, question"),
         ("q.jsonl", lines({"text": "What?"}), r"line 1: no image; expected one of image"),
-        ("q.jsonl", lines(llava(1, "a", " ")), r"line 1: text is ' '; expected a question"),
+        ("q.jsonl", lines({"image": "a", "text": 5}), r"line 1: text is 5; expected a question"),
         ("q.jsonl", lines(llava(1, "")), r"line 1: '' where an id or a name was expected"),
         ("q.jsonl", lines(llava(1.5, "a")), r"line 1: 1.5 where an id or a name was expected"),
         ("q.jsonl", lines(llava(1, "data:image/png,xx")), r"question 1: a data: URI that is not"),

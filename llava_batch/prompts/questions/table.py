@@ -1,8 +1,8 @@
 """The table of questions, sorted by join key, and what is asked of one image."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -46,7 +46,10 @@ class Questions:
         names = [key] if sha256 is None else [key, f"sha256:{sha256}"]
         rows = {row for name in names for row in self._closest(unit, name)}
         found = [self._question(row) for row in rows]
-        return [question for _, question in sorted(found, key=lambda pair: pair[0])]
+        ordered = [question for _, question in sorted(found, key=lambda pair: pair[0])]
+        # Unique among those of one name; the image's key and its hash may bring one id each.
+        ids = _unique([question.question_id for question in ordered])
+        return [replace(q, question_id=ident) for q, ident in zip(ordered, ids, strict=True)]
 
     def unmatched(self, matched: Iterable[int]) -> pa.Table:
         """The rows of `table` whose number is not among `matched` (the `row`s that `of` gave)."""
@@ -133,7 +136,7 @@ def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator
     if rows:
         yield _batch(rows)
     if without_image:
-        notes.add(f"{without_image} questions have no image and were left out")
+        notes.add(f"Questions without an image, left out: {without_image}")
 
 
 def _batch(rows: list[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
@@ -144,23 +147,35 @@ def _batch(rows: list[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
 
 def _with_unique_ids(table: pa.Table) -> pa.Table:
     groups = table.group_by(["join", "question_id"], use_threads=False).aggregate(
-        [("order", "count"), ("order", "list")]
+        [("order", "count")]
     )
     shared = groups.filter(pc.greater(groups["order_count"], 1))
     if not shared.num_rows:
         return table
-    places = {
-        order: place
-        for orders in shared["order_list"].to_pylist()
-        for place, order in enumerate(sorted(orders), 1)
-    }
-    ids = [
-        f"{question_id}:{places[order]}" if places.get(order, 1) > 1 else question_id
-        for question_id, order in zip(
-            table["question_id"].to_pylist(), table["order"].to_pylist(), strict=True
-        )
-    ]
+    spoiled = pc.is_in(table["join"], value_set=pc.unique(shared["join"]))
+    joins, ids = table["join"].to_pylist(), table["question_id"].to_pylist()
+    places: dict[str, list[int]] = {}
+    for place in pc.indices_nonzero(spoiled).to_pylist():
+        places.setdefault(joins[place], []).append(place)
+    for of_one_image in places.values():
+        made = _unique([ids[place] for place in of_one_image])
+        for place, question_id in zip(of_one_image, made, strict=True):
+            ids[place] = question_id
     return table.set_column(0, "question_id", pa.array(ids, pa.string()))
+
+
+def _unique(ids: Sequence[str]) -> list[str]:
+    """`ids` with `:2`, `:3` … behind those that stand there before, past what others are called."""
+    taken, made = set(ids), []
+    seen: dict[str, int] = {}
+    for name in ids:
+        number = seen.get(name, 0) + 1
+        while number > 1 and f"{name}:{number}" in taken:
+            number += 1
+        seen[name] = number
+        made.append(name if number == 1 else f"{name}:{number}")
+        taken.add(made[-1])
+    return made
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
