@@ -108,7 +108,7 @@ def result_lines(summary: "Summary") -> list[str]:
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
         return outlook_lines(summary)
-    lines = list(summary.outlook["notes"])
+    lines = [*summary.outlook["notes"], *summary.notes]
     for name, one, many in _COUNTED:
         if run.get(name):
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")

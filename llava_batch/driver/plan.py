@@ -19,9 +19,11 @@ from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
 from llava_batch.driver.several_images import SeveralImages, refuse_shared_names
+from llava_batch.generate.choices import choices_of
 from llava_batch.ids import name_of
 from llava_batch.job import Job
 from llava_batch.patience import BRIEF, Patience
+from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
@@ -133,6 +135,8 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     questions = _read_questions(job, ledger, units) if job.questions and todo else None
     if todo:
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)
+        choices_of(job, checkpoint)
+        load_image_processor(checkpoint)
     return Plan(
         settled=replace(settled, job=settled.job.but(dtype=job.dtype)),
         checkpoint=checkpoint,

@@ -46,7 +46,7 @@ class Engine:
         `torch`, or `auto` for the first that can be had: `native` on CPU, `flash` and on on CUDA.
     reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
     prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
-    decode: token ids to text; needed only for stop strings.
+    decode: token ids to text, see `ending.Decode`; needed only for stop strings.
     lag: read a step's tokens while the next runs. graphs: capture the decode step in CUDA graphs.
         Both need `flash`, `varlen` or `sdpa`, and are by default on on CUDA and off elsewhere.
     """

@@ -10,6 +10,7 @@ from rich.console import Console
 from llava_batch.cli.jobs import app, exit_status
 from llava_batch.cli.schema_pages import FOLDER, pages
 from llava_batch.cli.show import sample_table, show
+from llava_batch.driver.run_schema import keys, run_schema
 from llava_batch.errors import RowError, UsageError
 from llava_batch.tables import load_contract, schema_names
 from tests.answer_folder import bad, good, write_folder
@@ -140,6 +141,17 @@ def test_a_schema_is_printed_as_a_table_and_as_json(
     assert all(field["name"] in table for field in load_contract(name)["fields"])
     assert exit_status(app, ["schema", name, "--json"], "llava-batch") == 0
     assert json.loads(capsys.readouterr().out) == load_contract(name)
+
+
+def test_the_schema_of_the_run_file_is_printed_as_a_table_and_as_json_schema(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert exit_status(app, ["schema", "run"], "llava-batch") == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name, _ in keys(run_schema()))
+    assert exit_status(app, ["schema", "run", "--json"], "llava-batch") == 0
+    assert json.loads(capsys.readouterr().out) == run_schema()
 
 
 def test_an_unknown_schema_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ def test_two_images_of_one_unit_are_two(tmp_path: Path, image: str, second: str)
     watched.check(
         rows({"000000.jpg": "00000/000000", "42": "00000/42"}.get(image, "00000/b/a.jpg"))
     )
-    with pytest.raises(RunFailed, match="joins .* and an image of unit 00000"):
+    with pytest.raises(RunFailed, match=r"joins .* and an image of unit 00000"):
         watched.check(rows(second))
 
 

@@ -13,8 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_batch.answers.folder import open_answers
-from llava_batch.driver.joined import unjoined
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts.asks import Ask, asks_of
@@ -350,35 +348,6 @@ def test_openai_batch_lines_with_urls_and_data_uris(tmp_path: Path) -> None:
 
 
 # What joined nothing
-
-
-def test_unmatched_are_the_rows_that_no_image_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path, "q.jsonl", lines(*(llava(i, f"img{i}.jpg") for i in range(5))))
-    questions = read_questions(path)
-    matched = [
-        q.row for key in ("img1", "img3", "img3", "img9") for q in questions.of(unit="u", key=key)
-    ]
-    assert questions.unmatched(matched)["question_id"].to_pylist() == ["0", "2", "4"]
-
-
-def test_what_joined_nothing_is_told_from_the_answers(tmp_path: Path) -> None:
-    records = [llava(i, f"img{i % 4}.jpg") for i in range(8)] + [llava(8, DATA_URI)]
-    questions = read_questions(write(tmp_path, "q.jsonl", lines(*records)))
-    common = {"unit": "00000", "num_images": 1, "answer": None, "status": "error"}
-    rows = [
-        {"id": "00000/img1#1", "key": "img1", **common},
-        {"id": "00000/img1#5", "key": "img1", **common},
-        {
-            "id": "00000/x#8",
-            "key": "x",
-            "image_sha256": hashlib.sha256(PIXEL).hexdigest(),
-            **common,
-        },
-    ]
-    path = tmp_path / "00000.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=load_schema("answers")), path)
-    left = unjoined(questions, open_answers(str(path)))
-    assert left["question_id"].to_pylist() == ["0", "4", "2", "6", "3", "7"]
 
 
 def test_a_copy_for_a_worker_answers_alike(tmp_path: Path) -> None:

@@ -58,13 +58,6 @@ class Questions:
         ids = _unique([question.question_id for question in ordered])
         return [replace(q, question_id=ident) for q, ident in zip(ordered, ids, strict=True)]
 
-    def unmatched(self, matched: Iterable[int]) -> pa.Table:
-        """The rows of `table` whose number is not among `matched` (the `row`s that `of` gave)."""
-        seen = bytearray(len(self))
-        for row in matched:
-            seen[row] = 1
-        return self.table.filter(pa.array([not flag for flag in seen], pa.bool_()))
-
     def _closest(self, unit: str, name: str) -> list[int]:
         """The rows closest to the image among those that share its join key."""
         try:
