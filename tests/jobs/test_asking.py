@@ -15,6 +15,7 @@ from llava_batch.cli.jobs import app, exit_status
 from llava_batch.demo.questions import Question, dialogue, questions
 from llava_batch.demo.scenes import draw, make_scene
 from llava_batch.demo.scoring import score_answer
+from llava_batch.errors import RunFailed
 from llava_batch.job import Job
 from llava_batch.pipeline import run
 from tests.instruct.llava_form import check_llava
@@ -30,6 +31,7 @@ def scenes() -> list:
 
 
 def write_tar(path: Path, drawn: list) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, scene in enumerate(drawn):
             buffer = io.BytesIO()
@@ -67,6 +69,31 @@ def test_a_questions_file_is_joined_by_file_name_and_what_joins_nothing_is_count
     assert sum(right) / len(right) >= 0.9
     assert summary.run["images_without_question"] == 2
     assert summary.run["questions_without_image"] == 1
+
+
+def test_a_name_that_is_in_two_shards_is_refused_unless_it_is_meant_or_said_exactly(tmp_path):
+    # Once it was asked in every shard, without a word.
+    for name in ("first", "second"):
+        write_tar(tmp_path / "in" / f"{name}.tar", scenes()[:3])
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question_id": 1, "image": "000001.png", "text": "Is it red?"}))
+    out = tmp_path / "out"
+    job = Job(input=(str(tmp_path / "in"),), output=str(out), questions=str(path), quiet=True,
+              max_new_tokens=4)  # fmt: skip
+    with pytest.raises(
+        RunFailed, match=r"question 1 \(of 000001.png\) joins (first|second)/000001 "
+    ):
+        run(job)
+    said = json.loads((out / "_run.json").read_text())
+    assert (said["status"], said["run"]["questions_with_several_images"]) == ("stopped", 1)
+    assert said["totals"]["units"] <= 1
+    both = run(job.but(join_anywhere=True))  # goes on: what was committed stands
+    assert both.run["questions_with_several_images"] <= 1
+    assert [row["id"] for row in answers(out)] == ["first/000001#1", "second/000001#1"]
+    path.write_text(json.dumps({"question_id": 1, "image": "second/000001.png", "text": "Red?"}))
+    exact = run(job.but(output=str(tmp_path / "exact")))
+    assert exact.run["questions_with_several_images"] == 0
+    assert [row["id"] for row in answers(tmp_path / "exact")] == ["second/000001#1"]
 
 
 def test_a_dialogues_second_turn_is_answered_from_the_first_and_not_without_it(tmp_path):

@@ -169,6 +169,17 @@ def test_loose_files_are_named_by_their_folder(tmp_path: Path) -> None:
     assert asked(questions, "a.jpg", unit="photos-00000") == ["1"]
     assert asked(questions, "a.jpg", unit="more-00000") == ["2"]
     assert asked(questions, "sub/b.jpg", unit="photos-00000") == ["3"]
+    assert asked(questions, "b.jpg", unit="more-00000") == []
+
+
+def test_folders_of_a_data_set_that_no_key_has_join_by_the_unit_among_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "ocr_vqa/images/7.jpg"), llava(2, "vg/VG_100K/7.jpg"),
+                                           llava(3, "coco/train2017/8.jpg")))  # fmt: skip
+    questions = read_questions(path).among(["ocr_vqa", "vg", "rest"])
+    assert asked(questions, "7", unit="ocr_vqa") == ["1"]
+    assert asked(questions, "7", unit="vg") == ["2"]
+    assert asked(questions, "7", unit="rest") == []
+    assert asked(questions, "8", unit="rest") == ["3"]
 
 
 # The kinds of file

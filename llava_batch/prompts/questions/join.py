@@ -13,7 +13,7 @@ import base64
 import binascii
 import hashlib
 import re
-from collections.abc import Collection
+from collections.abc import Set
 from urllib.parse import unquote, urlsplit
 
 _IMAGE_SUFFIX = re.compile(
@@ -58,12 +58,12 @@ def unit_names(unit: str) -> frozenset[str]:
 
 
 def closeness(
-    image: str, unit: str, key: str, units: Collection[str] = ()
+    image: str, unit: str, key: str, units: Set[str] = frozenset()
 ) -> tuple[int, int] | None:
     """How well a question's `image` fits the row, larger being closer; None: another image.
 
     The first number counts folders that agree, from the right (those of the key, then the unit);
-    folders of the key that disagree make it another image, and so does a folder that is one of
+    folders of the key that disagree make it another image, and so do folders that are one of
     `units`, the `unit_names` of all, and not of this one. The second says whether the base names
     are equal as they stand (2), but for the extension (1), or only as numbers (0).
     """
@@ -77,9 +77,8 @@ def closeness(
     agreeing = max(_common_tail(asked, [*_parts(name), *own]) for name in names)
     if agreeing < min(len(asked), len(own)):
         return None
-    above = asked[: max(len(asked) - len(own), 0)]  # what stands before the key's own folders
-    tails = ("/".join(above[start:]) for start in range(len(above)))
-    if next((tail for tail in tails if tail in units), unit) not in names:
+    named = _named(asked, units)
+    if named and not named & names:
         return None
     same = 2 if asked_base == base else int(_stem(asked_base) == _stem(base))
     return (agreeing, same)
@@ -106,6 +105,15 @@ def _common_tail(left: list[str], right: list[str]) -> int:
             break
         count += 1
     return count
+
+
+def _named(folders: list[str], units: Set[str]) -> set[str]:
+    """The longest runs of neighbouring folders that are one of `units`; mostly one, or none."""
+    for length in range(len(folders), 0, -1):
+        runs = ("/".join(folders[i : i + length]) for i in range(len(folders) - length + 1))
+        if named := units & {*runs}:
+            return {*named}
+    return set()
 
 
 def _data_uri_bytes(uri: str) -> bytes:
