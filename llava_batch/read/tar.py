@@ -23,7 +23,7 @@ from typing import IO, Any
 from webdataset.tariterators import base_plus_ext
 
 from llava_batch.errors import RowError
-from llava_batch.read.find import IMAGE_EXTENSIONS
+from llava_batch.read.kinds import IMAGE_EXTENSIONS
 from llava_batch.read.row import Keys, Row, damaged, missing
 from llava_batch.read.tar_members import Damage, Member, members
 
