@@ -6,30 +6,29 @@ Everything that can be refused is refused here: inputs, model, template, columns
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.errors import UsageError
 from llava_batch.generate.json_schema import read_schema
-from llava_batch.ids import name_of
 from llava_batch.job import Job
 from llava_batch.prompts.asks import Lookup, prompt_columns
 from llava_batch.prompts.presets import preset
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.prompts.recipe import Recipe, load_recipe
 from llava_batch.read.columns import keep_schema, require_columns
-from llava_batch.read.find import find_units
-from llava_batch.read.source import Reading, count_rows, first_row
+from llava_batch.read.find import Inputs, find
+from llava_batch.read.source import Reading, first_row
 from llava_batch.storage import locate, read_bytes
 from llava_batch.unit import Unit
+from llava_batch.write.changes import Work, compare
 from llava_batch.write.ledger import Ledger
 
 _FIRST_UNITS = 16
@@ -38,17 +37,14 @@ _FIRST_UNITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will do. `todo` are the units to answer, `done` how many need nothing."""
+    """What a run will do."""
 
     job: Job
     checkpoint: Checkpoint
     ledger: Ledger
     reading: Reading
-    todo: list[Unit]
-    num_units: int
-    num_changed: int
-    """Units answered before from an input that has changed since; they are answered again."""
-
+    inputs: Inputs
+    work: Work
     questions: Questions | None = None
     recipe: Recipe | None = None
     card: Card | None = None
@@ -59,8 +55,16 @@ class Plan:
         return None if self.questions is None else partial(_questions_of, self.questions)
 
     @property
+    def todo(self) -> list[Unit]:
+        return self.work.todo
+
+    @property
+    def num_units(self) -> int:
+        return len(self.inputs.units)
+
+    @property
     def num_done(self) -> int:
-        return self.num_units - len([u for u in self.todo if u.retry is None])
+        return self.num_units - len([u for u in self.todo if u.retry is None or u.changed])
 
     @property
     def weights_bytes(self) -> int:
@@ -104,23 +108,23 @@ def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
     out = locate(job.output)
     ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
     ledger.load(overwrite=job.overwrite)
-    units = find_units(job.input, ledger.members)
-    ledger.compare(units, overwrite=job.overwrite)
-    reading = Reading.of(job, columns, _keep(job, ledger, units, columns))
-    todo = [u for u in units if not ledger.is_committed(u)]
-    changed = [u for u in todo if u.name in ledger.records]
-    if job.retry_errors:
-        todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
-    if job.limit is not None:
-        todo = _first_images(todo, reading, job.limit)
+    inputs = find(job.input, ledger.members, output=out)
+    work = compare(
+        ledger,
+        inputs.units,
+        on_change=job.on_change,
+        overwrite=job.overwrite,
+        limit=job.limit,
+        retry_errors=job.retry_errors,
+    )
+    reading = Reading.of(job, columns, _keep(job, ledger, inputs.units, columns))
     return Plan(
         job=job,
         checkpoint=checkpoint,
         ledger=ledger,
         reading=reading,
-        todo=todo,
-        num_units=len(units),
-        num_changed=len(changed),
+        inputs=inputs,
+        work=work,
         questions=read_questions(job.questions) if job.questions else None,
         recipe=recipe,
         card=card,
@@ -201,7 +205,9 @@ def _file_hash(text: str) -> str:
 
 def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa.Schema:
     """The kept columns' types, as an earlier run fixed them or as the first unit has them."""
-    if not units or not (job.keep or columns):
+    if not units:
+        return pa.schema([]) if ledger.keep is None else ledger.keep
+    if not (job.keep or columns):
         return pa.schema([])
     nothing_kept = Reading.of(job, [*columns, *job.keep], pa.schema([]))
     # The first units may be damaged: the first that has columns speaks for all.
@@ -209,28 +215,3 @@ def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa
     unit, row = next((first for first in firsts if first[1]), (units[0], {}))
     require_columns(columns, "--question-column" if job.question_column else "--prompt", unit, row)
     return keep_schema(job.keep, unit, row) if ledger.keep is None else ledger.keep
-
-
-def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:
-    """The committed units that have rows in error, set to read only those rows' images."""
-    again = []
-    for unit in units:
-        table = ledger.read_table(unit.name) if ledger.records[unit.name].errors else None
-        if table is None:
-            continue
-        bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
-        names = frozenset(name_of(ident, unit.name) for ident in bad)
-        again.append(replace(unit, retry=names))
-    return again
-
-
-def _first_images(units: list[Unit], reading: Reading, limit: int) -> list[Unit]:
-    """The first units of `units` that hold `limit` images, the last one cut."""
-    cut, left = [], limit
-    for unit in units:
-        if left <= 0:
-            break
-        count = count_rows(unit, reading, left)
-        cut.append(replace(unit, limit=count))
-        left -= count
-    return cut

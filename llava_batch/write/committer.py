@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llava_batch.ids import name_in_unit, name_of
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
@@ -105,6 +106,9 @@ class Committer:
     def close(self) -> None:
         """All rows that there are have come: units that are not whole have failed."""
         for name in self._units.keys() - self._done - self.tally.failed_units.keys():
+            limit = self._units[name].limit
+            if limit is not None and self.tally.images >= limit and name not in self._open:
+                continue  # the run had its images before it came to this unit
             opened = self._open.pop(name, _Open())
             end = "its end" if opened.num_images is None else f"{opened.num_images}"
             self.tally.failed_units[name] = (
@@ -144,10 +148,10 @@ class Committer:
             old = self._ledger.read_table(unit.name)
             assert old is not None, unit.name
             num_images = self._ledger.records[unit.name].images
-            table = retried(old.select(table.schema.names), table)
+            table = retried(old.select(table.schema.names), table, unit)
         if len(pc.unique(table["id"])) != table.num_rows:
             raise AssertionError(f"unit {unit.name}: an id stands twice")
-        complete = unit.limit is None
+        complete = unit.limit is None or unit.retry is not None
         footer = self._ledger.footer(unit, complete=complete) | {
             "llava_batch.images": str(num_images),
             "llava_batch.model": self._run["model"],
@@ -158,6 +162,8 @@ class Committer:
         self._ledger.write_table(unit, table)
         if complete:
             self._ledger.commit(record_of(self._ledger, unit, table, num_images))
+            if unit.kind == "files":
+                self._ledger.remember(unit)
         self.tally.units += 1
 
     def _table(self, opened: _Open) -> pa.Table:
@@ -172,14 +178,21 @@ class Committer:
         return rows.select(schema.names).cast(schema)
 
 
-def retried(old: pa.Table, new: pa.Table) -> pa.Table:
-    """`old` with its rows in error replaced by `new`'s rows of the same id; good rows as they were."""
-    place = {ident: i for i, ident in enumerate(new["id"].to_pylist())}
+def retried(old: pa.Table, new: pa.Table, unit: Unit) -> pa.Table:
+    """`old` with its rows in error replaced by `new`'s rows of the same id, and all rows of an image
+    that changed by all of its new ones; any other row as it was."""
+    place = {ident: old.num_rows + i for i, ident in enumerate(new["id"].to_pylist())}
     both = pa.concat_tables([old, new.cast(old.schema)])
     order = [
-        old.num_rows + place[ident] if status == "error" and ident in place else i
+        place.get(ident, i) if status == "error" else i
         for i, (ident, status) in enumerate(
             zip(old["id"].to_pylist(), old["status"].to_pylist(), strict=True)
         )
     ]
+    if unit.changed:
+        names = [name_of(ident, unit.name) for ident in both["id"].to_pylist()]
+        order = [i for i in order if names[i] not in unit.changed]
+        order += [i for i in place.values() if names[i] in unit.changed]
+        rank = {name_in_unit(member, None): n for n, member in enumerate(unit.members)}
+        order.sort(key=lambda i: rank[names[i]])
     return both.take(pa.array(order, pa.int64()))

@@ -2,7 +2,7 @@
 
     OUT/<unit>.parquet               the unit's table; its footer says which job and input it answers
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
-    OUT/_manifest/<unit>.members     a unit of loose files: which files, fixed before they are read
+    OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
     OUT/_manifest/_owner.json        the run that is writing now (ownership.py)
 
@@ -16,7 +16,7 @@ import base64
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -32,7 +32,8 @@ from llava_batch.storage import (
     read_bytes,
     write_whole,
 )
-from llava_batch.unit import Unit
+from llava_batch.unit import Stamp, Unit
+from llava_batch.write.membership import Membership
 
 _READS_AT_ONCE = 16
 
@@ -73,11 +74,12 @@ class Ledger:
         self.fingerprint = fingerprint(settings)
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
-        self._members: dict[str, tuple[str, ...]] = {}
+        self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
         self._leftovers: list[str] = []
-        self._stale: list[Record] = []
+        self._retired: list[Record] = []
+        self._noted: list[Unit] = []
         self._adopted: dict[str, Record] = {}
 
     def load(self, *, overwrite: bool) -> None:
@@ -111,54 +113,63 @@ class Ledger:
 
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
-            self._members[name.removesuffix(".members")] = tuple(json.loads(data or b"[]"))
+            self._members[name.removesuffix(".members")] = Membership.from_json(data)
         elif not name.rpartition("/")[2].startswith("_"):
             record = Record.from_json(data)
             if record is not None:
                 self.records[record.unit] = record
 
-    def compare(self, units: Iterable[Unit], *, overwrite: bool) -> None:
-        """Set the folder's records against all `units` of this run's input.
-
-        A record of an input that now makes other units (a Parquet file grown until it is split) is
-        removed by `begin`, and with `overwrite` every record of other settings or format.
-
-        Raises:
-            OutputConflict: a unit that was answered from another place, and has other content there.
-        """
-        by_name = {unit.name: unit for unit in units}
-        inputs = {unit.input for unit in by_name.values()}
-        for record in self.records.values():
-            unit = by_name.get(record.unit)
-            if unit is None:
-                other = record.fingerprint != self.fingerprint or not self._is_ours(record)
-                if record.input in inputs or (overwrite and other):
-                    self._stale.append(record)
-            elif not overwrite and unit.input != record.input and unit.source != record.source:
-                raise OutputConflict(
-                    f"--input {unit.shown}: {self.out.shown} holds unit {unit.name} answered from "
-                    f"{record.input.partition(':')[2]}; give another --output, or --overwrite"
-                )
-
     def members(self, base: str) -> dict[str, tuple[str, ...]]:
         """Memberships fixed by earlier runs for the loose files of a folder, by unit name."""
         return {
-            unit: members
-            for unit, members in sorted(self._members.items())
-            if unit.rpartition("-")[0] == base
+            unit: membership.members
+            for unit, membership in sorted(self._members.items())
+            if unit.rpartition("-")[0] == base and membership.members
         }
+
+    def stamps(self, unit: Unit) -> tuple[Stamp | None, ...]:
+        """What is written of each of a unit's loose files; None where nothing is."""
+        membership = self._members.get(unit.name)
+        if membership is None or membership.members != unit.members:
+            return (None,) * len(unit.members)
+        return membership.stamps
+
+    def answered(self, name: str) -> Record | None:
+        """The record of a unit whose table stands, of this run's settings, whatever its input was."""
+        record = self._adopted.get(name) or self.records.get(name)
+        stands = (
+            record is not None
+            and self.is_of_this_run(record)
+            and record.table_bytes == self._sizes.get(record.table)
+        )
+        return record if stands else None
+
+    def is_of_this_run(self, record: Record) -> bool:
+        """Whether it has this run's settings and format."""
+        table = self.table_name(record.unit)
+        return record.fingerprint == self.fingerprint and record.table == table
 
     def is_committed(self, unit: Unit) -> bool:
         """Whether `unit` was answered as asked, from the input as it is now."""
-        record = self.records.get(unit.name)
-        fits = (
-            record is not None
-            and record.fingerprint == self.fingerprint
-            and record.source == unit.source
-            and self._is_ours(record)
-            and record.table_bytes == self._sizes.get(record.table)
-        )
-        return fits or unit.name in self._adopted or self._adopt(unit)
+        record = self.answered(unit.name)
+        if record is None or record.source != unit.source:
+            record = self._adopt(unit) or record
+        return record is not None and record.source == unit.source
+
+    def note(self, unit: Unit) -> None:
+        """Have `begin` write down what the loose files of a committed unit are, where it is not."""
+        self._noted.append(unit)
+
+    def remember(self, unit: Unit) -> None:
+        """Write down which loose files a unit is made of and what they are, if its source says so too."""
+        membership = Membership.of(unit)
+        if membership.source == unit.source and self._members.get(unit.name) != membership:
+            self._members[unit.name] = membership
+            self._write(f"{unit.name}.members", membership.to_json())
+
+    def retire(self, records: Iterable[Record]) -> None:
+        """Have `begin` take these units out of the folder."""
+        self._retired += records
 
     def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
         """Write down the job and the members of loose units, before anything is answered.
@@ -180,13 +191,15 @@ class Ledger:
         self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
         for path in self._leftovers:
             delete_file(self.out.fs, path)
-        for record in self._stale:
+        for record in self._retired:
             self._remove(record)
+        for name in self._limited_tables():
+            delete_file(self.out.fs, f"{self.out.path}/{name}")
         for record in self._adopted.values():
             self.commit(record)
-        for unit in units:
-            if unit.kind == "files" and self._members.get(unit.name) != unit.members:
-                self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
+        opened = (u for u in units if u.kind == "files" and self.answered(u.name) is None)
+        for unit in (*opened, *self._noted):
+            self.remember(unit)
 
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"
@@ -236,26 +249,41 @@ class Ledger:
             "llava_batch.complete": str(complete).lower(),
         }
 
-    def _adopt(self, unit: Unit) -> bool:
-        """Take in a whole table that fits, left by a kill between table and record."""
+    def _adopt(self, unit: Unit) -> Record | None:
+        """The record of a whole table of this run's settings, where a kill between table and record
+        left none, or an older one; whatever its input was."""
         there = self.table_name(unit.name) in self._sizes
         table = self.read_table(unit.name) if there else None
-        if table is None:
-            return False
-        found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        wanted = self.footer(unit, complete=True)
-        if any(found.get(name) != value for name, value in wanted.items()):
-            return False
-        record = record_of(self, unit, table, int(found["llava_batch.images"]))
+        found = _metadata(table.schema) if table is not None else {}
+        wanted = {"fingerprint": self.fingerprint, "complete": "true"}
+        if table is None or any(found.get(name) != value for name, value in wanted.items()):
+            return None
+        answered = replace(unit, source=found["source"])
+        record = record_of(self, answered, table, int(found["images"]))
         held = self.records.get(unit.name)
         if held is None or held.table == record.table:
             self.records[unit.name] = record
         self._adopted[unit.name] = record
-        return True
+        return record
 
-    def _is_ours(self, record: Record) -> bool:
-        """Whether its table is of this run's format."""
-        return record.table == self.table_name(record.unit)
+    def _limited_tables(self) -> list[str]:
+        """Tables that an earlier `--limit` run left: they have no record, so no run would replace one
+        whose unit it does not answer."""
+        committed = {
+            r.table for r in self.records.values() if r.table_bytes == self._sizes.get(r.table)
+        }
+        tables = (n for n in self._sizes.keys() - committed if n.endswith((".parquet", ".arrow")))
+        return [n for n in sorted(tables) if self._footer(n).get("complete") == "false"]
+
+    def _footer(self, name: str) -> dict[str, str]:
+        """What a table says of its origin; nothing where it is not one of ours that reads."""
+        try:
+            with self.out.fs.open_input_file(f"{self.out.path}/{name}") as file:
+                if name.endswith(".arrow"):
+                    return _metadata(pa.ipc.open_file(file).schema)
+                return _metadata(pq.read_schema(file))
+        except (OSError, ValueError, pa.ArrowException):
+            return {}
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
@@ -292,6 +320,13 @@ class Ledger:
 
     def _write(self, name: str, data: bytes) -> None:
         write_whole(self.out.fs, self._path(name), data)
+
+
+def _metadata(schema: pa.Schema) -> dict[str, str]:
+    """A table's own entries in its schema's metadata, by their short names."""
+    prefix = b"llava_batch."
+    found = (schema.metadata or {}).items()
+    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
