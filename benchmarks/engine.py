@@ -17,6 +17,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import bench_model
@@ -120,7 +121,7 @@ def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
     linear.requires_grad_(False)
     # In float32 torch's own product is far from the machine's best on some processors.
     ways = [linear] if options.device == "cuda" else [linear, PackedLinear(linear)]
-    seconds = min(timed(clock, lambda w=way: w(left)) for way in ways for _ in range(5))
+    seconds = min(timed(clock, partial(way, left)) for way in ways for _ in range(5))
     flops_per_s = 2 * size**3 / seconds
     big = torch.ones(2**27, dtype=torch.float32, device=options.device)
     bytes_per_s = big.numel() * 4 / min(timed(clock, big.sum) for _ in range(5))
@@ -186,9 +187,9 @@ def captions(options, dtype: torch.dtype, clock) -> dict[str, float]:
     for repeat in range(options.repeats):
         first = repeat * options.images
         requests = bench_model.captions(options.images, first=first, num_tokens=options.tokens)
-        ours.append(timed(clock, lambda r=requests: answer_all(made, r)))
+        ours.append(timed(clock, partial(answer_all, made, requests)))
         for size, times in theirs.items():
-            times.append(timed(clock, lambda r=requests, s=size: static(rival, r, s)))
+            times.append(timed(clock, partial(static, rival, requests, size)))
     images_per_s = options.images / statistics.median(ours)
     tokens_per_s = sum(lengths(options)) / statistics.median(ours)
     by_size = {size: options.images / statistics.median(t) for size, t in theirs.items()}
@@ -244,10 +245,10 @@ def questions(options, dtype: torch.dtype, clock) -> dict[str, float]:
         for repeat in range(options.repeats):
             first = 100_000 + repeat * num_images
             requests = bench_model.questions(num_images, first=first)
-            spent.append(timed(clock, lambda e=made, r=requests: answer_all(e, r)))
+            spent.append(timed(clock, partial(answer_all, made, requests)))
             if reuse:
                 dialogues = bench_model.dialogues(num_images, first=first + 100_000)
-                talks.append(timed(clock, lambda e=made, d=dialogues: answer_all(e, d)))
+                talks.append(timed(clock, partial(answer_all, made, dialogues)))
         del made
         if options.device == "cuda":
             torch.cuda.empty_cache()

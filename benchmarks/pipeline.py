@@ -94,7 +94,8 @@ def engine_alone(job) -> dict:
     from llava_batch.prepare.pixels import configure_pillow, decode
     from llava_batch.prompts.templates import llava_15
     from llava_batch.read.find import find_units
-    from llava_batch.read.source import Reading, read_rows
+    from llava_batch.read.kinds import read_rows
+    from llava_batch.read.reading import Reading
 
     torch.set_num_threads(len(_cores()))
     configure_pillow(max_pixels=job.max_pixels, allow_truncated=False)
@@ -126,12 +127,13 @@ def engine_alone(job) -> dict:
 def whole_job(job) -> dict:
     """The job through Ray, as a user runs it."""
     from llava_batch import pipeline
+    from llava_batch.generate.actor import Generate
 
     begun = Path(job.output).with_suffix(".begun")
     ended = 0.0
     as_they_come = pipeline.answers
 
-    class TimedGenerate(pipeline.Generate):
+    class TimedGenerate(Generate):
         """Notes when the first rows reach it."""
 
         async def __call__(self, table):
@@ -145,7 +147,7 @@ def whole_job(job) -> dict:
             ended = time.time()
             yield batch
 
-    pipeline.Generate, pipeline.answers = TimedGenerate, timed_answers
+    vars(pipeline).update(Generate=TimedGenerate, answers=timed_answers)
     summary = pipeline.run(job)
     if summary.run["ok"] != summary.run["rows"]:
         raise RuntimeError(f"not every row was answered: {summary.run}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from llava_batch.cli.score import main
+from llava_batch.cli.jobs import job_main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    job_main("score")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
 from llava_batch.prompts.templates import IMAGE, Guards, Render, from_chat_template, llava_15
 from llava_batch.prompts.tokens import Encoder
@@ -51,7 +51,7 @@ class Checkpoint:
             )
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"--model {self.name}: no model can be read there ({_line(error)})"
+                f"--model {self.name}: no model can be read there ({first_line(error)})"
             ) from None
 
     @cached_property
@@ -104,9 +104,10 @@ class Checkpoint:
         """Image tokens for one image of this size: patches, and the class token where CLIP's tower
         has one and strategy `default` does not drop the first token (SigLIP's has none)."""
         tower = self.config.vision_config
-        first = tower.model_type != "siglip_vision_model"
-        dropped = self.config.vision_feature_select_strategy == "default"
-        return (height // tower.patch_size) * (width // tower.patch_size) + first - dropped
+        first: bool = tower.model_type != "siglip_vision_model"
+        dropped: bool = self.config.vision_feature_select_strategy == "default"
+        patches: int = (height // tower.patch_size) * (width // tower.patch_size)
+        return patches + first - dropped
 
     @property
     def background(self) -> tuple[int, int, int]:
@@ -130,9 +131,10 @@ class Checkpoint:
 
     def decode(self, ids: Any) -> str:
         """The answer's text, special tokens left out, blanks at both ends kept."""
-        return self.tokenizer.decode(
+        text: str = self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
+        return text
 
     def renderer(self, template: str) -> Render:
         """The conversation format for `--template`: auto, llava-1.5, checkpoint, or a Jinja file."""
@@ -158,13 +160,15 @@ class Checkpoint:
             values, _ = ProcessorMixin.get_processor_dict(self.folder, local_files_only=True)
         except OSError:
             values = {}
-        return values.get("chat_template") or self.tokenizer.chat_template
+        template: str | None = values.get("chat_template") or self.tokenizer.chat_template
+        return template
 
     def _applying(self, template: str) -> Any:
         def apply(messages: list[dict[str, Any]]) -> str:
-            return self.tokenizer.apply_chat_template(
+            text: str = self.tokenizer.apply_chat_template(
                 messages, chat_template=template, tokenize=False, add_generation_prompt=True
             )
+            return text
 
         return apply
 
@@ -194,7 +198,7 @@ def _read_template(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise UsageError(
-            f"--template {path}: {_line(error)}; give auto, llava-1.5, checkpoint or a Jinja file"
+            f"--template {path}: {first_line(error)}; give auto, llava-1.5, checkpoint or a Jinja file"
         ) from None
 
 
@@ -216,9 +220,5 @@ def _folder(model: str, revision: str | None) -> str:
         )
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise UsageError(
-            f"--model {model}: neither a local folder nor to be had from the hub ({_line(error)})"
+            f"--model {model}: neither a local folder nor to be had from the hub ({first_line(error)})"
         ) from None
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

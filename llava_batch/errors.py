@@ -65,3 +65,9 @@ _SENTENCES = {
     RowError.WORKER_DIED: "The worker died every time it had this row, `--max-tries` times.",
     RowError.ENGINE_FAILED: "The model gave no usable output (such as NaN) for this row.",
 }
+
+
+def first_line(error: BaseException | str) -> str:
+    """The first line that says something; of an error that says nothing, its type's name."""
+    unsaid = "no reason given" if isinstance(error, str) else type(error).__name__
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), unsaid)

@@ -34,7 +34,10 @@ class Job:
         (), "Shards, image files, folders, globs, {00..99} ranges or URIs; repeatable.", "Data"
     )
     output: str = _flag(
-        "demo-out/answers", "Folder or URI for the answers; a second run resumes.", "Data"
+        "",
+        "Folder or URI for the answers; a second run resumes. Without --input and --output the job "
+        "is a demo, in demo-out.",
+        "Data",
     )
     image_column: str | None = _flag(
         None, "Parquet column with the image (default: by type and name).", "Data", answers=True
@@ -201,9 +204,6 @@ class Job:
         if self.choices and (self.dialogue or self.num_samples > 1 or self.temperature > 0):
             raise bad_flag("choices", ",".join(self.choices), "choices are scored, not sampled: "
                            "drop --dialogue, --num-samples and --temperature")  # fmt: skip
-        if self.quantization and self.attention == "native":
-            raise bad_flag("attention", "native", "its kernels read float weights, drop it or "
-                           "--quantization")  # fmt: skip
         if self.json_schema:
             against = [n for n in ("choices", "stop", "min_new_tokens") if getattr(self, n)]
             if against:
@@ -216,7 +216,8 @@ class Job:
 
     def settings(self) -> dict[str, Any]:
         """All fields as plain JSON values, in the order of their declaration."""
-        return json.loads(json.dumps(asdict(self)))
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return plain
 
     def answer_settings(self) -> dict[str, Any]:
         """The fields that would change rows or answers, as plain JSON values."""
@@ -237,6 +238,22 @@ _LEAST: dict[str, float] = {
     "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
     "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1,
 }  # fmt: skip
+
+
+def require_places(job: Job) -> None:
+    """Refuse a job that does not say what it reads, or where it writes.
+
+    Raises:
+        UsageError: no input, or no output.
+    """
+    if not job.input:
+        beside = f" beside --output {job.output}" if job.output else ""
+        raise UsageError(
+            f"--input: not given{beside}; name shards, images, folders or URIs to read"
+        )
+    if not job.output:
+        raise UsageError(f"--output: not given beside --input {job.input[0]}; name a folder or URI "
+                         "for the answers")  # fmt: skip
 
 
 def job_fields() -> Iterator[Field[Any]]:

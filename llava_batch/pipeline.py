@@ -2,23 +2,20 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
-from llava_batch.driver.plan import Plan, make_plan
+from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress
+from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError
-from llava_batch.generate.actor import Generate
-from llava_batch.job import Job
-from llava_batch.prepare.actor import Prepare
-from llava_batch.read.source import UnitSource
-from llava_batch.workers import shared_state
-from llava_batch.workers.prometheus import RunMetrics
+from llava_batch.job import Job, require_places
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 
@@ -41,37 +38,65 @@ def run(job: Job) -> Summary:
         RunFailed: more rows in error than allowed, or units that could not be read.
         KeyboardInterrupt: stopped by a signal; what was whole is committed.
     """
+    return run_settled(settle(job))
+
+
+def run_settled(settled: Settled) -> Summary:
+    """`run` for a job whose files were read already."""
+    require_places(settled.job)
+    cluster.refuse_vanishing_output(settled.job)
+    try:
+        plan = make_plan(settled)
+    except OSError as error:
+        raise UsageError(
+            f"the storage refused: {error}; check the paths, the credentials and the endpoint"
+        ) from error
+    if not plan.todo and not settled.job.dry_run:
+        return _nothing_to_do(plan)
     with cluster.connected():
-        cluster.refuse_local_paths(job)
-        sizing = cluster.size_up(job)
+        cluster.refuse_local_paths(plan.job)
+        sizing = cluster.size_up(plan.job)
         card = gpus.look() if sizing.on_gpu else None
-        try:
-            plan = make_plan(job, on_gpu=sizing.on_gpu, card=card)
-        except OSError as error:
-            raise UsageError(
-                f"the storage refused: {error}; check the paths, the credentials and the endpoint"
-            ) from error
-        if job.dry_run:
+        plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
+        if plan.job.dry_run:
             return summarise(plan, sizing, None, [], 0.0, status="dry run")
-        try:
-            with Stop() as stop, Ownership(plan.ledger.out) as owner:
-                return _run(plan, sizing, stop, owner)
-        except OSError as error:
-            raise RunFailed(
-                f"{plan.ledger.out.shown}: the storage failed ({error}); what was committed stands, "
-                "run again to go on"
-            ) from error
+        with _owned(plan) as (stop, owner):
+            return _run(plan, sizing, stop, owner)
+
+
+@contextmanager
+def _owned(plan: Plan) -> Iterator[tuple[Stop, Ownership]]:
+    """The output folder is this run's; a signal stops it between two commits."""
+    try:
+        with Stop() as stop, Ownership(plan.ledger.out) as owner:
+            yield stop, owner
+    except OSError as error:
+        raise RunFailed(
+            f"{plan.ledger.out.shown}: the storage failed ({error}); what was committed stands, "
+            "run again to go on"
+        ) from error
+
+
+def _nothing_to_do(plan: Plan) -> Summary:
+    """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
+    if not plan.ledger.is_tidy:
+        with _owned(plan):
+            plan.ledger.begin([], plan.ledger.keep or pa.schema([]))
+    return summarise(plan, None, None, [], 0.0, status="complete")
 
 
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
+    from llava_batch.workers import shared_state
+    from llava_batch.workers.prometheus import RunMetrics
+
     plan.ledger.begin(plan.todo, plan.reading.keep)
-    handle = shared_state.start()
+    shared = shared_state.start()
     committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
-    with Progress(plan, committer, handle) as progress:
+    with Progress(plan, committer, shared) as progress:
         try:
-            for batch in answers(plan, sizing, handle) if plan.todo else []:
+            for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
                     committer.add(batch)
@@ -80,7 +105,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, board=handle
+                plan, sizing, committer, progress.history, started, status=status, shared=shared
             )
     problem = summary.problem(plan.job.max_error_rate)
     if problem:
@@ -88,19 +113,23 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     return summary
 
 
-def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
+def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     """The answer rows of the plan's units, as they come."""
     import ray
     from ray.data import ActorPoolStrategy
 
+    from llava_batch.generate.actor import Generate
+    from llava_batch.prepare.actor import Prepare
+    from llava_batch.read.source import UnitSource
+
     job = plan.job
     _set_up_ray_data(job)
     rows = ray.data.read_datasource(
-        UnitSource(plan.todo, plan.reading, handle), num_cpus=cluster.READ_CPUS
+        UnitSource(plan.todo, plan.reading, shared), num_cpus=cluster.READ_CPUS
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, handle, plan.lookup(), plan.recipe),
+        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,
@@ -108,7 +137,7 @@ def answers(plan: Plan, sizing: Sizing, handle: Any) -> Iterator[pa.Table]:
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, handle, sizing.threads_per_worker),
+        fn_constructor_args=(job, shared, sizing.threads_per_worker),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,

@@ -4,24 +4,27 @@ Knows paths and bytes, and nothing of what is in them. Credentials travel inside
 filesystem object to the workers and never appear in a printed path.
 """
 
+import mmap
 import os
 import re
 import secrets
-import time
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO
 from urllib.parse import urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
+from llava_batch.patience import BRIEF, Patience
 
 TEMPORARY = "_tmp-"
 """How the names of half-written files begin; they have no extension, so no reader's pattern fits."""
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
-_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -88,30 +91,40 @@ def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's bytes, or None where there is no such file."""
     try:
         with fs.open_input_stream(path) as stream:
-            return stream.read()
+            data: bytes = stream.read()
+            return data
     except FileNotFoundError:
         return None
 
 
-def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    """Write `data` so that a reader sees all of it or nothing.
+def write_whole(
+    fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer, patience: Patience = BRIEF
+) -> None:
+    """Write `data` so that a reader sees all of it or nothing, even after a power cut (`whole_file`)."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        patience.keep_trying(lambda: _write_local(path, data))
+    else:
+        patience.keep_trying(lambda: _put(fs, path, data))
+
+
+@contextmanager
+def whole_file(fs: pafs.FileSystem, path: str, patience: Patience = BRIEF) -> Iterator[IO[bytes]]:
+    """A stream to a file that is there once all of it was written, and not before.
 
     On a local disk: a temporary name that readers skip, flushed to the disk, then one rename, flushed
-    too, so that what is written later is never there without it. On an object store: one PUT, which
-    is invisible until it is complete, tried again where it fails.
+    too, so that what is written later is never there without it. For an object store: gathered in a
+    temporary file of this machine, then one PUT, which is invisible until it is complete.
     """
     if isinstance(fs, pafs.LocalFileSystem):
-        _write_local(path, data)
+        with _renamed(path) as stream:
+            yield stream
         return
-    for attempt in range(1, _TRIES + 1):
-        try:
-            with fs.open_output_stream(path) as stream:
-                stream.write(data)
-            return
-        except OSError:
-            if attempt == _TRIES:
-                raise
-            time.sleep(2 ** (attempt - 1))
+    with tempfile.TemporaryFile() as stream:
+        yield stream
+        stream.flush()
+        size = os.fstat(stream.fileno()).st_size
+        data = mmap.mmap(stream.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        patience.keep_trying(lambda: _put(fs, path, data))
 
 
 def delete_file(fs: pafs.FileSystem, path: str) -> None:
@@ -128,13 +141,24 @@ def without_credentials(text: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def _put(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer | mmap.mmap) -> None:
+    with fs.open_output_stream(path) as stream:
+        stream.write(data)
+
+
 def _write_local(path: str, data: bytes | pa.Buffer) -> None:
+    with _renamed(path) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def _renamed(path: str) -> Iterator[IO[bytes]]:
     folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
     temporary = f"{folder}/{TEMPORARY}{secrets.token_hex(8)}"
     try:
         with open(temporary, "wb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -155,12 +179,13 @@ def _has_hidden_part(relative: str) -> bool:
 
 def _from_uri(text: str) -> tuple[pafs.FileSystem, str]:
     try:
-        return pafs.FileSystem.from_uri(text)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
     except pa.ArrowInvalid:
         import fsspec
 
         fs, path = fsspec.core.url_to_fs(text)
-        return pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+        found = pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
+    return found
 
 
 def _s3(text: str) -> tuple[pafs.FileSystem, str]:
@@ -172,7 +197,8 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
     parts = urlsplit(text)
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
     if "@" in parts.netloc or parts.query or not (key and secret):
-        return pafs.FileSystem.from_uri(text)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
+        return found
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     fs = pafs.S3FileSystem(
         access_key=key,
@@ -187,7 +213,7 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
 
 def _scrub(error: Exception, text: str) -> str:
     """The error's first line, with anything of the URI's secret parts taken out."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    line = first_line(error)
     parts = urlsplit(text)
     for secret in (
         parts.netloc.rpartition("@")[0],

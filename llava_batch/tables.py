@@ -86,7 +86,8 @@ def load_contract(name: str) -> dict[str, Any]:
     path = _folder() / f"{name}.json"
     if not path.is_file():
         raise UsageError(f"no schema called {name}; there are {', '.join(schema_names())}")
-    return json.loads(path.read_text(encoding="utf-8"))
+    contract: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return contract
 
 
 @cache

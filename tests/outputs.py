@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from llava_batch.driver.same_run import VERSION, fingerprint_in
 from llava_batch.generate.answer_rows import generated_schema
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
@@ -67,8 +68,13 @@ def ledger_of(
     out: Path, *, overwrite: bool = False, format: str = "parquet", **more: Any
 ) -> Ledger:
     """The folder's ledger, loaded as a new run would."""
-    ledger = Ledger(locate(str(out)), format, SETTINGS | more)
-    ledger.load(overwrite=overwrite)
+    settings = SETTINGS | more
+    ledger = Ledger(locate(str(out)), format)
+    ledger.load()
+    mark, as_before = fingerprint_in(
+        ledger, settings, lambda version: settings, overwrite=overwrite
+    )
+    ledger.answer_under(settings, mark, VERSION, as_before=as_before)
     return ledger
 
 

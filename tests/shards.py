@@ -13,7 +13,8 @@ from PIL import Image
 
 from llava_batch.job import Job
 from llava_batch.read.find import find_units
-from llava_batch.read.source import Reading, read_blocks
+from llava_batch.read.reading import Reading
+from llava_batch.read.source import read_blocks
 from llava_batch.unit import Unit
 
 

@@ -5,13 +5,15 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.checkpoint import Checkpoint
-from llava_batch.driver.plan import fingerprint_settings, settled
+from llava_batch.driver.same_run import answer_settings
+from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.job import Job, fingerprint, flag_name, job_fields
 from llava_batch.prompts.presets import preset
@@ -19,7 +21,7 @@ from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
     "input", "output", "format", "limit", "attention", "slots", "workers", "prepare_workers",
-    "max_tries", "stall_timeout_s", "retry_errors", "overwrite", "max_error_rate",
+    "max_tries", "stall_timeout_s", "retry_errors", "overwrite", "on_change", "max_error_rate",
     "shared_filesystem", "quiet", "dry_run",
 }  # fmt: skip
 """Written down a second time: a flag that is left out of the fingerprint must be meant."""
@@ -86,15 +88,16 @@ def test_values_at_their_bounds_are_taken(settings: dict) -> None:
 def test_numbers_that_are_not_numbers_are_refused() -> None:
     for name in ("temperature", "top_p", "repetition_penalty", "max_error_rate", "stall_timeout_s"):
         for value in (float("nan"), float("inf")):
+            setting: dict[str, Any] = {name: value}
             with pytest.raises(UsageError, match=f"{flag_name(name)} {value}: give a"):
-                Job(**{name: value})
+                Job(**setting)
 
 
 def test_a_job_cannot_be_changed_and_takes_no_field_by_place() -> None:
     with pytest.raises(FrozenInstanceError):
         Job().model = "other"  # type: ignore[misc]
     with pytest.raises(TypeError):
-        Job("input")  # type: ignore[misc]
+        Job("input")  # type: ignore[call-arg, arg-type]
     with pytest.raises(TypeError):
         Job(no_such_flag=1)  # type: ignore[call-arg]
 
@@ -170,38 +173,42 @@ def test_any_changed_setting_changes_the_fingerprint(settings, data) -> None:
 
 
 def test_auto_is_float32_without_a_gpu_and_bfloat16_with_one() -> None:
-    assert settled(Job(), None, on_gpu=False).dtype == "float32"
-    assert settled(Job(), None, on_gpu=True).dtype == "bfloat16"
-    assert settled(Job(dtype="float16"), None, on_gpu=True).dtype == "float16"
+    assert settle(Job()).on(on_gpu=False, card=None).job.dtype == "float32"
+    assert settle(Job()).on(on_gpu=True, card=None).job.dtype == "bfloat16"
+    assert settle(Job(dtype="float16")).on(on_gpu=True, card=None).job.dtype == "float16"
 
 
 def test_auto_settled_and_said_outright_have_one_fingerprint() -> None:
-    auto = settled(Job(), None, on_gpu=False).answer_settings()
-    assert auto == settled(Job(dtype="float32"), None, on_gpu=True).answer_settings()
+    auto = settle(Job()).on(on_gpu=False, card=None).job.answer_settings()
+    assert auto == settle(Job(dtype="float32")).on(on_gpu=True, card=None).job.answer_settings()
 
 
 def test_a_preset_fills_what_was_not_given_and_leaves_what_was() -> None:
     chosen = preset("vqav2")
-    job = settled(Job(preset="vqav2"), None, on_gpu=False)
+    job = settle(Job(preset="vqav2")).on(on_gpu=False, card=None).job
     assert (job.suffix, job.system, job.image_aspect) == (
         chosen.suffix,
         chosen.system,
         chosen.image_aspect,
     )
-    kept = settled(Job(preset="vqav2", suffix=" Briefly.", image_aspect="crop"), None, on_gpu=False)
+    kept = (
+        settle(Job(preset="vqav2", suffix=" Briefly.", image_aspect="crop"))
+        .on(on_gpu=False, card=None)
+        .job
+    )
     assert (kept.suffix, kept.image_aspect, kept.system) == (" Briefly.", "crop", chosen.system)
 
 
 def test_a_recipe_fills_its_sampling_and_leaves_what_was_given() -> None:
     recipe = load_recipe("conversation")
-    job = settled(Job(recipe="conversation", max_new_tokens=7), recipe, on_gpu=False)
+    job = settle(Job(recipe="conversation", max_new_tokens=7)).job
     assert job.max_new_tokens == 7
     assert (job.temperature, job.top_p) == (recipe.temperature, recipe.top_p)
 
 
 def test_settling_twice_changes_nothing() -> None:
-    once = settled(Job(preset="pope"), None, on_gpu=False)
-    assert settled(once, None, on_gpu=False) == once
+    once = settle(Job(preset="pope")).on(on_gpu=False, card=None).job
+    assert settle(once).job == once
 
 
 # Files among the settings
@@ -214,7 +221,7 @@ def test_a_file_counts_by_what_it_says_and_not_by_its_name(tmp_path: Path) -> No
     two.write_text("{{ messages }}")
 
     def template_of(path: Path) -> str:
-        return fingerprint_settings(Job(template=str(path)), demo)["template"]
+        return answer_settings(settle(Job(template=str(path))), demo)["template"]
 
     same = template_of(one)
     assert template_of(two) == same
@@ -226,7 +233,7 @@ def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) 
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"1" * 70_000)
     made = Checkpoint(folder=str(tmp_path), name="x")
-    before = fingerprint_settings(Job(), made)["model"]
-    assert fingerprint_settings(Job(), made)["model"] == before
+    before = answer_settings(settle(Job()), made)["model"]
+    assert answer_settings(settle(Job()), made)["model"] == before
     (tmp_path / "model.safetensors").write_bytes(b"2" + b"1" * 69_999)
-    assert fingerprint_settings(Job(), made)["model"] != before
+    assert answer_settings(settle(Job()), made)["model"] != before

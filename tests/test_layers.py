@@ -16,7 +16,7 @@ import llava_batch
 
 PACKAGE = Path(llava_batch.__file__).parent
 NAME = PACKAGE.name
-GROUND = {"errors", "ids", "job", "quiet", "storage", "tables", "unit", "version"}
+GROUND = {"errors", "ids", "job", "patience", "storage", "tables", "unit", "version"}
 STAGES = {"read", "prepare", "generate", "write"}
 BESIDE = {"ground", "prompts", "checkpoint", "workers"}
 ROOMS: dict[str, set[str]] = {
@@ -151,14 +151,15 @@ def test_the_engine_knows_nothing_of_ray_arrow_or_pillow(outsider: str) -> None:
 
 
 def test_generate_is_the_only_stage_where_ray_meets_the_engine() -> None:
-    # Ray itself, or the parts of ours that speak to it.
-    speakers = {m for m in IMPORTS if _takes(m, "ray") or _takes(m, "llava_batch.workers")}
+    # Ray itself, or the parts of ours that speak to it: of the workers' all but their own process.
+    parts = {m for m in IMPORTS if room(m) == "workers"} - {f"{NAME}.workers.process"}
+    speakers = {m for m in IMPORTS if _takes(m, "ray") or arrows(IMPORTS)[m] & parts}
     with_engine = {m for m in IMPORTS if _takes(m, "llava_batch.engine")} - ENGINE
     meet = {m for m in speakers & with_engine if room(m) != "driver"}
     assert meet == {"llava_batch.generate.actor"}
 
 
-PLAIN = ("job", "errors", "ids", "prompts.templates", "prompts.presets", "score.rules")
+PLAIN = ("job", "errors", "ids", "patience", "prompts.templates", "prompts.presets", "score.rules")
 
 
 @pytest.mark.parametrize("module", PLAIN)

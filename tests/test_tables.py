@@ -140,6 +140,7 @@ def test_a_wheel_built_from_the_sources_holds_what_the_package_reads(tmp_path: P
     }
     assert needed <= names
     data = {p for p in (ROOT / "llava_batch").rglob("*") if p.suffix in (".jinja", ".yaml", ".cpp")}
+    data.add(ROOT / "llava_batch" / "py.typed")
     assert {str(p.relative_to(ROOT)) for p in data} <= names
     answers = zipfile.ZipFile(built).read("llava_batch/schemas/answers.json")
     assert json.loads(answers) == load_contract("answers")

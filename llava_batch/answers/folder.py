@@ -13,10 +13,18 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.storage import Location, list_files, locate, read_bytes
 
 _SUFFIXES = (".parquet", ".arrow")
+_BATCH_ROWS = 4096
+
+AnswerRow = dict[str, Any]
+"""A row of a table of answers, by column."""
+
+Turn = dict[str, Any]
+"""One of a row's `turns`: a question, its answer, and how the answer ended."""
+
 _NEEDED = ({"id", "status", "answer"}, {"id", "status", "conversations"})
 """The columns that make a table one of answers, or of the instructions made from them."""
 
@@ -30,19 +38,37 @@ class Answers:
     paths: tuple[str, ...]
     schema: pa.Schema
 
-    def rows(self, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    def rows(self, columns: Sequence[str] | None = None) -> Iterator[AnswerRow]:
         """The answer rows as dictionaries, in the order of units and rows; all columns or some."""
         for _, rows in self.tables(columns):
             yield from rows
 
     def tables(
         self, columns: Sequence[str] | None = None
-    ) -> Iterator[tuple[str, Iterator[dict[str, Any]]]]:
+    ) -> Iterator[tuple[str, Iterator[AnswerRow]]]:
         """Each table's path below the folder, with its rows."""
         for path in self.paths:
-            batches = _batches(self.location.fs, path, columns)
-            rows = (row for batch in batches for row in batch.to_pylist())
+            rows = (row for batch in self.batches(path, columns) for row in batch.to_pylist())
             yield path[len(self.location.path) + 1 :], rows
+
+    def batches(self, path: str, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows of the table at `path`, one of `paths`, at most `_BATCH_ROWS` at once where it is
+        Parquet; all columns or some, in the order given.
+
+        Raises:
+            UsageError: the table lacks one of `columns`.
+        """
+        with self.location.fs.open_input_file(path) as file:
+            if path.endswith(".parquet"):
+                table = pq.ParquetFile(file)
+                names = _named(path, table.schema_arrow, columns)
+                yield from (
+                    batch.select(names) for batch in table.iter_batches(_BATCH_ROWS, columns=names)
+                )
+                return
+            reader = pa.ipc.open_file(file)
+            names = _named(path, reader.schema, columns)
+            yield from (reader.get_batch(i).select(names) for i in range(reader.num_record_batches))
 
     def run(self) -> dict[str, Any]:
         """What `_run.json` says of the run; empty where there is none."""
@@ -85,18 +111,13 @@ def _schema(fs: pafs.FileSystem, path: str) -> pa.Schema:
                 return pq.read_schema(file)
             return pa.ipc.open_file(file).schema
     except pa.ArrowInvalid as error:
-        raise UsageError(f"{path}: cannot be read ({error})") from None
+        raise UsageError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def _batches(
-    fs: pafs.FileSystem, path: str, columns: Sequence[str] | None
-) -> Iterator[pa.RecordBatch]:
-    with fs.open_input_file(path) as file:
-        if path.endswith(".parquet"):
-            wanted = None if columns is None else list(columns)
-            yield from pq.ParquetFile(file).iter_batches(batch_size=4096, columns=wanted)
-            return
-        reader = pa.ipc.open_file(file)
-        for i in range(reader.num_record_batches):
-            batch = reader.get_batch(i)
-            yield batch if columns is None else batch.select(list(columns))
+def _named(path: str, schema: pa.Schema, columns: Sequence[str] | None) -> list[str]:
+    """The names of the columns that are wanted of a table with this schema."""
+    names = list(schema.names if columns is None else columns)
+    lacking = [name for name in names if name not in schema.names]
+    if lacking:
+        raise UsageError(f"{path}: is no table of answers (without {', '.join(lacking)})")
+    return names

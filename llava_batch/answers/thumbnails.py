@@ -1,4 +1,4 @@
-"""Thumbnails: `OUT/_thumbnails.bin`, added to by a run, and read for the pages that embed them.
+"""`OUT/_thumbnails.bin`: added to by a run, read for the pages that embed the pictures.
 
 The file is Parquet, but not by name (`*.parquet` is answers), and bounded. Its columns: `rank`, the hash
 by which images were chosen; `image`, an answer's id without its question and sample; `jpeg`. Without
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.storage import Location, read_bytes, write_whole
 
 FILE_NAME = "_thumbnails.bin"
@@ -42,8 +42,9 @@ def read_thumbnails(out: Location, images: Iterable[str], budget: int) -> dict[s
             hits = [i for i, name in enumerate(names) if name in wanted and name not in found]
             if not hits:
                 continue
-            jpegs = file.read_row_group(group, ["jpeg"])["jpeg"].take(pa.array(hits)).to_pylist()
-            for i, jpeg in zip(hits, jpegs, strict=True):
+            jpegs = file.read_row_group(group, ["jpeg"])["jpeg"]
+            for i in hits:
+                jpeg = jpegs[i].as_py()
                 if jpeg and jpeg.startswith(b"\xff\xd8") and len(jpeg) <= budget:
                     budget -= len(jpeg)
                     found[names[i]] = base64.b64encode(jpeg).decode()
@@ -75,4 +76,4 @@ def _opened(out: Location) -> Iterator[pq.ParquetFile | None]:
         with at.fs.open_input_file(at.path) as file:
             yield pq.ParquetFile(file)
     except (pa.ArrowInvalid, KeyError) as error:
-        raise UsageError(f"{at.shown}: cannot be read ({error}); remove it") from None
+        raise UsageError(f"{at.shown}: cannot be read ({first_line(error)}); remove it") from None

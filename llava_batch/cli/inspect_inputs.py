@@ -6,19 +6,19 @@ tells), and of the first rows of some shards the image sizes and what could not 
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import median
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
 from llava_batch.read.find import find_units
-from llava_batch.read.source import Reading, read_rows
+from llava_batch.read.kinds import KINDS, read_rows
+from llava_batch.read.reading import Reading
 from llava_batch.unit import Unit
 
 SAMPLE = 200
@@ -109,7 +109,8 @@ class _Tried:
 
 def _try_rows(unit: Unit, most: int, limits: Job) -> Iterator[_Tried]:
     """The unit's first rows, each decoded."""
-    wanted = () if unit.kind == "parquet" else ("*",)  # any name: then side files are read
+    # Where only rows tell the columns: any name, then side files are read.
+    wanted = ("*",) if KINDS[unit.kind].columns(unit) is None else ()
     reading = Reading.of(limits, wanted, pa.schema([]))
     for row in islice(read_rows(unit, reading), most):
         name = f"{unit.name}/{row.name}"
@@ -125,14 +126,8 @@ def _try_rows(unit: Unit, most: int, limits: Job) -> Iterator[_Tried]:
 
 
 def _columns(unit: Unit) -> dict[str, str]:
-    """A Parquet file's columns and types; of other kinds, the rows tell."""
-    if unit.kind != "parquet":
-        return {}
-    try:
-        with unit.fs.open_input_file(unit.path) as file:
-            return {f.name: str(f.type) for f in pq.read_schema(file)}
-    except (OSError, ValueError):
-        return {}  # the reader gives the row that says what is wrong
+    """The columns and types that the unit says before it is read; of other kinds, the rows tell."""
+    return {f.name: str(f.type) for f in KINDS[unit.kind].columns(unit) or ()}
 
 
 def _kind(value: object) -> str:
@@ -142,20 +137,12 @@ def _kind(value: object) -> str:
 
 def _num_rows(units: list[Unit]) -> int | None:
     """Rows of all units from their footers or listings; None for tars, and where one does not read."""
-    if units[0].kind == "tar":
-        return None
-    if units[0].kind == "files":
-        return sum(len(unit.members) for unit in units)
-    total, seen = 0, set()
-    for unit in units:
-        if unit.path in seen:
-            continue
-        seen.add(unit.path)
-        try:
-            with unit.fs.open_input_file(unit.path) as file:
-                total += pq.read_metadata(file).num_rows
-        except (OSError, ValueError):
+    total = 0
+    for unit in {(u.path, u.members): replace(u, row_groups=None) for u in units}.values():
+        count = KINDS[unit.kind].count(unit)
+        if count is None:
             return None
+        total += count
     return total
 
 

@@ -11,18 +11,11 @@ import json
 import sys
 from collections.abc import Sequence
 
-from llava_batch.cli.terminal import run_and_tell, with_demo_shards
+from llava_batch.cli.terminal import placed, run_and_tell
+from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
-from llava_batch.instruct.exports import (
-    Pairs,
-    export_hugging_face,
-    export_llava,
-    export_webdataset,
-    images_of,
-)
 from llava_batch.job import Job
-from llava_batch.prompts.recipe import load_recipe
 from llava_batch.read.find import find_units
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
@@ -40,13 +33,13 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     for name in exports:
         if name not in EXPORTS:
             raise UsageError(f"--export {name}: give one of {', '.join(EXPORTS)}")
-    job = job.but(recipe=job.recipe or DEFAULT_RECIPE)
-    recipe = load_recipe(job.recipe or DEFAULT_RECIPE)
+    job = placed(job, demo="instruct")
     out = job.output.rstrip("/")
-    job = job.but(output=f"{out}/answers")
-    if not job.input:
-        job = with_demo_shards(job)
-    run_and_tell(job)
+    job = job.but(output=f"{out}/answers", recipe=job.recipe or DEFAULT_RECIPE)
+    settled = settle(job)
+    recipe = settled.recipe
+    assert recipe is not None
+    run_and_tell(job, settled)
     if job.dry_run:
         return
     counts = write_instructions(job.output, f"{out}/instructions", recipe)
@@ -60,8 +53,16 @@ def _export(
 ) -> None:
     if not exports:
         return
-    ledger = Ledger(locate(job.output), job.format, {})
-    ledger.load(overwrite=True)
+    from llava_batch.instruct.exports import (
+        Pairs,
+        export_hugging_face,
+        export_llava,
+        export_webdataset,
+        images_of,
+    )
+
+    ledger = Ledger(locate(job.output), job.format)
+    ledger.load()
     units = find_units(job.input, ledger.members)
     images = images_of(
         units,

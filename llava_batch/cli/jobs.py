@@ -14,7 +14,7 @@ from typer import Abort, BadParameter
 from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
-from llava_batch.cli import look as cli_tools
+from llava_batch.cli.look import app as look_app
 from llava_batch.cli.score import app as score_app
 from llava_batch.errors import LlavaBatchError, RunFailed, UsageError
 from llava_batch.job import Job, flag_name, job_fields
@@ -126,7 +126,7 @@ def _app(names: Sequence[str]) -> typer.Typer:
 
 app = _app(list(COMMANDS))
 app.add_typer(score_app)
-app.add_typer(cli_tools.app)
+app.add_typer(look_app)
 
 
 def main() -> None:
@@ -135,8 +135,9 @@ def main() -> None:
 
 
 def job_main(name: str) -> None:
-    """One command as a script of its own: what `jobs/caption.py` and its like call."""
-    _exit(exit_status(_app([name]), sys.argv[1:], f"jobs/{name}.py"))
+    """One command as a script of its own: what `jobs/caption.py` and those beside it call."""
+    job = score_app if name == "score" else _app([name])
+    _exit(exit_status(job, sys.argv[1:], f"jobs/{name}.py"))
 
 
 def _exit(status: int) -> NoReturn:
@@ -151,7 +152,9 @@ def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
         # typer makes an exit status of Ctrl-C before it gets here.
         return _stopped(prog) if status == _INTERRUPTED else status
     except TyperException as error:
-        return _tell(prog, f"{_message(error)} See {prog} --help.", 2)
+        message = _message(error)
+        stop = "" if message.endswith((".", "?")) else "."
+        return _tell(prog, f"{message}{stop} See {prog} --help.", 2)
     except UsageError as error:
         return _tell(prog, str(error), error.exit_status)
     except RunFailed as error:
@@ -176,7 +179,7 @@ def _message(error: TyperException) -> str:
 
     if isinstance(error, BadParameter) and isinstance(error.__cause__, ValidationError):
         flag = error.param.opts[0] if error.param else ""
-        return f"{flag} {error.__cause__.errors()[0]['input']}: {error.message}."
+        return f"{flag} {error.__cause__.errors()[0]['input']}: {error.message}"
     return error.format_message()
 
 

@@ -1,4 +1,4 @@
-"""Show: a few rows of an output folder as a table on a terminal.
+"""A few rows of an output folder as a table on a terminal.
 
 Reads no further than it prints. What rows say is never taken for markup or control characters.
 """

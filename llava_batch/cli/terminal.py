@@ -1,64 +1,79 @@
-"""What a run says on the terminal before and after itself; the demo's shards where none are given."""
+"""What a run says on the terminal before and after itself; the demo where no place is named."""
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llava_batch.driver.summary import Summary
 from llava_batch.errors import RunFailed, UsageError
-from llava_batch.job import Job
-from llava_batch.pipeline import run
-from llava_batch.report import write_report
+from llava_batch.job import Job, require_places
 
+if TYPE_CHECKING:
+    from llava_batch.driver.settle import Settled
+    from llava_batch.driver.summary import Summary
+
+DEMO_FOLDER = "demo-out"
 DEMO_IMAGES = 48
 DEMO_SEED = 20_260_101
 MAX_REPORT_ROWS = 1_000_000
 """Over so many rows the report is left to `llava-batch report`: it reads every row."""
 
 
-def run_and_tell(job: Job) -> Summary:
-    """Run the job and say in a few lines what came of it and where it lies."""
-    given = bool(job.input)
-    if not given:
-        job = with_demo_shards(job)
+def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
+    """Run the job and say in a few lines what came of it and where it lies; `settled` where the caller
+    had to settle it."""
+    job = placed(job, demo="answers")
+    from llava_batch.driver.settle import settle  # Arrow, which a mistyped flag need not wait for
+    from llava_batch.pipeline import run_settled
+
     try:
-        summary = run(job)
+        summary = run_settled(settled or settle(job))
     except RunFailed:
         _write_report(job)
         raise
-    if not job.dry_run and summary.totals["rows"] <= MAX_REPORT_ROWS:
+    if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
         _write_report(job)
     if not job.quiet:
-        for line in told(summary):
+        for line in result_lines(summary):
             print(line, file=sys.stderr)
         if job.model == "demo" and not job.dry_run:
             print(_DEMO_MODEL, file=sys.stderr)
     return summary
 
 
+def placed(job: Job, *, demo: str) -> Job:
+    """The job, if it names its input and its output; if neither, the demo: the job over freshly drawn
+    scenes, one tar and one Parquet file, with its output in the folder `demo` beside them.
+
+    Raises:
+        UsageError: one of the two without the other.
+    """
+    if job.input or job.output:
+        require_places(job)
+        return job
+    shards = Path(DEMO_FOLDER).absolute() / "shards"
+    paths = sorted(shards.glob("shapes-*"))
+    if not paths:
+        from llava_batch.demo.shards import write_shards
+
+        paths = write_shards(shards, count=DEMO_IMAGES, seed=DEMO_SEED)
+        print(f"Drew {len(paths)} shards of {DEMO_IMAGES} scenes into {shards}", file=sys.stderr)
+    return job.but(input=tuple(map(str, paths)), output=f"{DEMO_FOLDER}/{demo}")
+
+
 def _write_report(job: Job) -> None:
+    from llava_batch.report import write_report
+
     try:
         write_report([job.output])
     except UsageError as error:  # nothing was answered yet, so there is nothing to look at
         print(f"no report: {error}", file=sys.stderr)
 
 
-def with_demo_shards(job: Job) -> Job:
-    """The job over freshly drawn scenes: one tar and one Parquet file beside the output."""
-    from llava_batch.demo.shards import write_shards
-
-    folder = Path(job.output).absolute().parent / "shards"
-    paths = sorted(folder.glob("shapes-*"))
-    if not paths:
-        paths = write_shards(folder, count=DEMO_IMAGES, seed=DEMO_SEED)
-        print(f"Drew {len(paths)} shards of {DEMO_IMAGES} scenes into {folder}", file=sys.stderr)
-    return job.but(input=tuple(map(str, paths)))
-
-
-def told(summary: Summary) -> list[str]:
+def result_lines(summary: "Summary") -> list[str]:
     """The run in a few lines of text."""
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
-        return outlook(summary)
+        return outlook_lines(summary)
     lines = list(summary.outlook["notes"])
     if run["units_done_before"]:
         lines.append(
@@ -89,7 +104,7 @@ def told(summary: Summary) -> list[str]:
     return lines
 
 
-def outlook(summary: Summary) -> list[str]:
+def outlook_lines(summary: "Summary") -> list[str]:
     """What a dry run found, in a few lines of text."""
     ahead, machine, settings = summary.outlook, summary.machine, summary.settings
     dtype = ", ".join(filter(None, (settings["dtype"], settings["quantization"])))

@@ -4,14 +4,12 @@ It is the main job on its embedded defaults, run twice (captions, then the quest
 shard brings), and a table of pictures and answers. Run again, it finds everything answered.
 """
 
-from pathlib import Path
-
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
-from llava_batch.cli.terminal import run_and_tell, with_demo_shards
+from llava_batch.cli.terminal import DEMO_FOLDER, placed, run_and_tell
 from llava_batch.demo.questions import Question
 from llava_batch.demo.scoring import score_answer
 from llava_batch.driver import cluster
@@ -22,12 +20,10 @@ _SHOWN = 6
 
 def main() -> None:
     """The tour, in the folder `demo-out` under the current one."""
-    captions = Job(overwrite=True)  # answers of an earlier version's model are replaced
-    asked = Job(
-        input=with_demo_shards(captions).input[1:],
-        output=str(Path(captions.output).parent / "questions"),
-        question_column="question",
-        overwrite=True,
+    # Answers of an earlier version's model are replaced.
+    captions = placed(Job(overwrite=True), demo="answers")
+    asked = captions.but(
+        input=captions.input[1:], output=f"{DEMO_FOLDER}/questions", question_column="question"
     )
     with cluster.connected():
         run_and_tell(captions)

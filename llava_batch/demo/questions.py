@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from llava_batch.demo.scenes import COLOURS, SHAPES, SIZES, Scene, Thing, stream
+from llava_batch.demo.scenes import COLOURS, SHAPES, Scene, Thing, stream
 
 CLEAR = 0.2  # short sides
 DOMINANT = 1.6  # how much longer than the other axis the one is along which a relation is named
@@ -276,4 +276,3 @@ _ASKERS: dict[str, Callable[[Scene, Random], Asked]] = {
     "relation_yes_no": _relation_yes_no,
 }
 TYPES = tuple(_ASKERS)
-ANSWER_WORDS = (*COLOURS, *SHAPES, *SIZES, "yes", "no", "left", "right", "above", "below")

@@ -16,6 +16,7 @@ from typing import Any
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
+from llava_batch.storage import locate
 
 READ_CPUS = 0.25
 PREPARE_CPUS = 0.25
@@ -125,7 +126,10 @@ def _growth_limit() -> dict[str, float] | None:
     import ray
 
     # Not a public function, but the one by which Ray Data and Ray Train find out.
-    return ray._private.state.state.get_max_resources_from_cluster_config()
+    limit: dict[str, float] | None = (
+        ray._private.state.state.get_max_resources_from_cluster_config()
+    )
+    return limit
 
 
 def _wait_for_growth(job: Job, limit: Mapping[str, float]) -> None:
@@ -164,21 +168,23 @@ def _waiting_line(have: Mapping[str, float], cpus: float, gpus: int) -> str:
     return f"waiting for the cluster to grow: it has {there}, the job needs {wanted}"
 
 
-def refuse_local_paths(job: Job) -> None:
-    """Refuse paths that only one node could see, and those that vanish with a submitted job.
-
-    Raises:
-        UsageError: a relative output under `ray job submit`, or a local path on several nodes.
-    """
-    import ray
-
-    from llava_batch.storage import locate
-
+def refuse_vanishing_output(job: Job) -> None:
+    """Refuse a relative output under `ray job submit`, which starts a job in a temporary folder."""
     if under_job_submit() and "://" not in job.output and not os.path.isabs(job.output):
         raise UsageError(
             f"--output {job.output}: under `ray job submit` a relative path lies in a temporary "
             "folder that is deleted with the job; give an absolute path or a URI"
         )
+
+
+def refuse_local_paths(job: Job) -> None:
+    """Refuse paths that only one node of several could see.
+
+    Raises:
+        UsageError: such an input or output, unless the job says that the nodes share it.
+    """
+    import ray
+
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     if num_nodes < 2 or job.shared_filesystem:
         return

@@ -12,8 +12,7 @@ def unjoined(questions: Questions, answers: Answers) -> pa.Table:
     """The questions (rows of the `questions` schema) that no answered image had.
 
     Every question that joins an image has a row in the answers, good or in error, so the images
-    that stand there are looked up again. Images that go by further names (`names` of
-    `Questions.of`) are known here by unit, key and hash alone.
+    that stand there are looked up again.
     """
     return questions.unmatched(_rows(questions, answers))
 

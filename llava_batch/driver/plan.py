@@ -1,32 +1,30 @@
-"""Plan: a job, checked against what there is → what exactly will be done. No actor starts before.
+"""Plan: a settled job, checked against what there is → what exactly will be done.
 
-Everything that can be refused is refused here: inputs, model, template, columns, output folder.
+`make_plan` asks what costs nothing: the output folder, the inputs, their columns, the questions; neither
+Ray nor torch is loaded for it. Only where something is left to do are the machines looked at, and
+`on_machines` refuses what they cannot do. No actor starts before both.
 """
 
-import hashlib
-import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from llava_batch.checkpoint import Checkpoint
+from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
-from llava_batch.errors import UsageError
-from llava_batch.generate.json_schema import read_schema
+from llava_batch.driver.settle import Settled
 from llava_batch.job import Job
-from llava_batch.prompts.asks import Lookup, prompt_columns
-from llava_batch.prompts.presets import preset
+from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
-from llava_batch.prompts.recipe import Recipe, load_recipe
 from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.find import Inputs, find
-from llava_batch.read.source import Reading, first_row
-from llava_batch.storage import locate, read_bytes
+from llava_batch.read.kinds import first_row
+from llava_batch.read.reading import Reading
+from llava_batch.storage import locate
 from llava_batch.unit import Unit
 from llava_batch.write.changes import Work, compare
 from llava_batch.write.ledger import Ledger
@@ -37,18 +35,21 @@ _FIRST_UNITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will do."""
+    """What a run will do. Without a unit in `todo`, nothing else was looked at."""
 
-    job: Job
+    settled: Settled
     checkpoint: Checkpoint
     ledger: Ledger
-    reading: Reading
     inputs: Inputs
     work: Work
+    reading: Reading
     questions: Questions | None = None
-    recipe: Recipe | None = None
     card: Card | None = None
     """The least card of the cluster; None without one, or where none could be looked at."""
+
+    @property
+    def job(self) -> Job:
+        return self.settled.job
 
     def lookup(self) -> Lookup | None:
         """How a worker finds an image's questions, where they come from a file."""
@@ -59,12 +60,12 @@ class Plan:
         return self.work.todo
 
     @property
-    def num_units(self) -> int:
-        return len(self.inputs.units)
+    def units(self) -> list[Unit]:
+        return self.inputs.units
 
     @property
-    def num_done(self) -> int:
-        return self.num_units - len([u for u in self.todo if u.retry is None or u.changed])
+    def num_units(self) -> int:
+        return len(self.units)
 
     @property
     def weights_bytes(self) -> int:
@@ -78,37 +79,35 @@ class Plan:
         return memory.weights_bytes(tensors, getattr(torch, self.job.dtype), self.job.quantization)
 
     def outlook(self) -> dict[str, Any]:
-        """What `--dry-run` tells of the work ahead."""
+        """The work ahead when the run began."""
         kinds = Counter(unit.kind for unit in self.todo)
         return {
             "units_todo": dict(kinds),
             "first_units": [unit.name for unit in self.todo[:3]],
             "loose_images": sum(len(unit.members) for unit in self.todo),
             "rows_to_retry": sum(len(unit.retry or ()) for unit in self.todo),
-            "weights_bytes": self.weights_bytes,
             "card": self.card and self.card.name,
             "notes": [] if self.questions is None else list(self.questions.notes),
         }
 
 
-def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
-    """Check `job` and settle what is to be done; `card` is what the workers have, if it is known.
+def make_plan(settled: Settled) -> Plan:
+    """What is to be done, by the input and the output folder alone.
+
+    Where the dtype is `auto` still, the folder's own is taken: what was answered so stands.
 
     Raises:
-        UsageError: anything that keeps the job from running as asked.
+        UsageError: anything there that keeps the job from running as asked.
     """
-    recipe = load_recipe(job.recipe) if job.recipe else None
-    job = settled(job, recipe, on_gpu=on_gpu, card=card)
-    refuse_what_is_missing(job, on_gpu=on_gpu, card=card)
-    columns = prompt_columns(job, recipe)
+    job = settled.job
     checkpoint = Checkpoint.find(job)
-    refuse_what_does_not_fit(job, checkpoint, card)
-    checkpoint.renderer(job.template)(["<image>\nq"], job.system)
-    job = job.but(revision=checkpoint.commit or job.revision)  # the same on every node
-    out = locate(job.output)
-    ledger = Ledger(out, job.format, fingerprint_settings(job, checkpoint))
-    ledger.load(overwrite=job.overwrite)
-    inputs = find(job.input, ledger.members, output=out)
+    settled = settled.but(revision=checkpoint.commit or job.revision)  # the same on every node
+    ledger = Ledger(locate(job.output), job.format)
+    ledger.load()
+    if job.dtype == "auto" and ledger.held is not None:
+        settled = settled.but(dtype=ledger.held.settings["dtype"])
+    _answer_under(ledger, settled, checkpoint)
+    inputs = find(job.input, ledger.members, output=ledger.out)
     work = compare(
         ledger,
         inputs.units,
@@ -117,18 +116,46 @@ def make_plan(job: Job, *, on_gpu: bool, card: Card | None = None) -> Plan:
         limit=job.limit,
         retry_errors=job.retry_errors,
     )
-    reading = Reading.of(job, columns, _keep(job, ledger, inputs.units, columns))
+    keep = _keep(settled, ledger, inputs.units) if work.todo else pa.schema([])
+    reading = Reading.of(job, settled.columns, keep)
+    questions = read_questions(job.questions) if job.questions and work.todo else None
+    if work.todo:
+        checkpoint.renderer(job.template)(["<image>\nq"], job.system)
     return Plan(
-        job=job,
+        settled=replace(settled, job=settled.job.but(dtype=job.dtype)),
         checkpoint=checkpoint,
         ledger=ledger,
-        reading=reading,
         inputs=inputs,
         work=work,
-        questions=read_questions(job.questions) if job.questions else None,
-        recipe=recipe,
-        card=card,
+        reading=reading,
+        questions=questions,
     )
+
+
+def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
+    """The plan on the machines that there are; `card` is what the workers have, if it is known.
+
+    Raises:
+        UsageError: they cannot run it, or would answer in another dtype than the folder holds.
+    """
+    settled = plan.settled.on(on_gpu=on_gpu, card=card)
+    refuse_what_is_missing(settled.job, on_gpu=on_gpu, card=card)
+    refuse_what_does_not_fit(settled.job, plan.checkpoint, card)
+    if plan.ledger.held is None:
+        _answer_under(plan.ledger, settled, plan.checkpoint)
+    elif settled.job.dtype != plan.ledger.settings["dtype"]:
+        plan = make_plan(settled)  # refused, or with --overwrite more is open than was thought
+    return replace(plan, settled=settled, card=card)
+
+
+def _answer_under(ledger: Ledger, settled: Settled, checkpoint: Checkpoint) -> None:
+    """Set the run's settings against the folder's; refuse others."""
+    by_version = partial(same_run.answer_settings, settled, checkpoint)
+    settings = by_version()
+    mark, as_before = same_run.fingerprint_in(
+        ledger, settings, by_version, overwrite=settled.job.overwrite
+    )
+    ledger.answer_under(settings, mark, same_run.VERSION, as_before=as_before)
 
 
 def _questions_of(
@@ -137,77 +164,10 @@ def _questions_of(
     return [(q.question_id, q.text) for q in questions.of(unit=unit, key=key, sha256=sha256)]
 
 
-def settled(job: Job, recipe: Recipe | None, *, on_gpu: bool, card: Card | None = None) -> Job:
-    """The job with every `auto` that changes answers put in, and what its preset and recipe say of
-    flags that were not given; of a schema its text, since workers may not see the file."""
-    if job.dtype == "auto":
-        from llava_batch.engine.model.load import BFLOAT16_CAPABILITY
-
-        half = "float16" if card and card.capability < BFLOAT16_CAPABILITY else "bfloat16"
-        job = job.but(dtype=half if on_gpu else "float32")
-    if job.json_schema:
-        job = job.but(json_schema=read_schema(job.json_schema))
-    if job.preset is not None:
-        chosen = preset(job.preset)
-        names = ("suffix", "system", "image_aspect", "max_new_tokens")
-        job = _filled_in(job, {name: getattr(chosen, name) for name in names})
-    if recipe is not None:
-        wanted = {name: getattr(recipe, name) for name in _RECIPE_SETTINGS}
-        job = _filled_in(job, wanted | {"num_samples": recipe.samples})
-    return job
-
-
-_RECIPE_SETTINGS = ("system", "temperature", "top_p", "max_new_tokens")
-
-
-def _filled_in(job: Job, wanted: dict[str, Any]) -> Job:
-    """`wanted` where the job has its defaults still."""
-    plain = Job()
-    return job.but(**{n: v for n, v in wanted.items() if getattr(job, n) == getattr(plain, n)})
-
-
-def fingerprint_settings(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The settings that would change rows or answers; files among them by their content."""
-    settings = job.answer_settings()
-    del settings["revision"]
-    settings["model"] = checkpoint.commit or folder_hash(checkpoint.folder)
-    settings["model_name"] = job.model
-    if job.template not in ("auto", "llava-1.5", "checkpoint"):
-        settings["template"] = _file_hash(job.template)
-    if job.questions:
-        settings["questions"] = _file_hash(job.questions)
-    if job.json_schema:
-        schema = read_schema(job.json_schema)
-        settings["json_schema"] = hashlib.sha256(schema.encode()).hexdigest()[:16]
-    if job.recipe:
-        settings["recipe"] = repr(load_recipe(job.recipe))
-    return settings
-
-
-def folder_hash(folder: str) -> str:
-    """A hash of a checkpoint's files: names, sizes, and the first 64 KiB of each."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".json", ".jinja", ".safetensors", ".model", ".bin"):
-            with path.open("rb") as file:
-                digest.update(f"{path.name} {os.path.getsize(path)}\n".encode())
-                digest.update(file.read(65536))
-    return digest.hexdigest()[:16]
-
-
-def _file_hash(text: str) -> str:
-    at = locate(text)
-    data = read_bytes(at.fs, at.path)
-    if data is None:
-        raise UsageError(f"{at.shown}: no such file; check the path")
-    return hashlib.sha256(data).hexdigest()[:16]
-
-
-def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa.Schema:
+def _keep(settled: Settled, ledger: Ledger, units: list[Unit]) -> pa.Schema:
     """The kept columns' types, as an earlier run fixed them or as the first unit has them."""
-    if not units:
-        return pa.schema([]) if ledger.keep is None else ledger.keep
-    if not (job.keep or columns):
+    job, columns = settled.job, settled.columns
+    if not units or not (job.keep or columns):
         return pa.schema([])
     nothing_kept = Reading.of(job, [*columns, *job.keep], pa.schema([]))
     # The first units may be damaged: the first that has columns speaks for all.

@@ -26,8 +26,8 @@ class Progress:
     `history` is [(seconds since the start, images done)], thinned out to a bounded length.
     """
 
-    def __init__(self, plan: Plan, committer: Committer, board: Any) -> None:
-        self._plan, self._committer, self._board = plan, committer, board
+    def __init__(self, plan: Plan, committer: Committer, shared: Any) -> None:
+        self._plan, self._committer, self._shared = plan, committer, shared
         self._console = Console(stderr=True)
         self._started = time.monotonic()
         self._stop = threading.Event()
@@ -65,7 +65,7 @@ class Progress:
         self.history.append((round(elapsed, 1), self._committer.tally.images))
         if len(self.history) > _MAX_POINTS:
             self.history = self.history[::2]
-        ready, _ = ray.wait([reference := self._board.stages.remote()], timeout=_LIVE_EVERY_S)
+        ready, _ = ray.wait([reference := self._shared.stages.remote()], timeout=_LIVE_EVERY_S)
         if ready:
             self._stages = ray.get(reference)
 
@@ -84,7 +84,7 @@ class Progress:
         elapsed = time.monotonic() - self._started
         if not tally.images:
             return Text(f"{_clock(elapsed)}  starting {self._starting()}")
-        units = f"{plan.num_done + tally.units} of {plan.num_units} units"
+        units = f"{plan.work.num_done + tally.units} of {plan.num_units} units"
         parts = [f"{tally.images}{self._of_how_many()} images", units]
         if tally.num_errors:
             parts.append(f"{tally.num_errors} rows in error")
@@ -105,7 +105,7 @@ class Progress:
     def _of_how_many(self) -> str:
         """The number of images in this run where it is known before reading: loose files."""
         todo = self._plan.todo
-        if not all(unit.kind == "files" and unit.retry is None for unit in todo):
+        if not all(unit.members and unit.retry is None for unit in todo):
             return ""
         return f" of {sum(unit.limit or len(unit.members) for unit in todo)}"
 

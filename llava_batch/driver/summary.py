@@ -8,8 +8,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import ray
-
 from llava_batch.answers import thumbnails
 from llava_batch.answers.folder import open_answers
 from llava_batch.driver.cluster import Sizing
@@ -73,20 +71,27 @@ class Summary:
 
 def summarise(
     plan: Plan,
-    sizing: Sizing,
+    sizing: Sizing | None,
     committer: Committer | None,
     history: list[tuple[float, int]],
     started: float,
     *,
     status: str,
-    board: Any = None,
+    shared: Any = None,
 ) -> Summary:
-    """Gather the run's figures and, unless it was a dry run, write `_run.json` and the thumbnails."""
+    """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
+
+    A run without a committer was a dry one, or found nothing to do: what the last one wrote stands.
+    """
     now = datetime.now(UTC)
     begun = datetime.fromtimestamp(started, UTC) if committer else now
     wall_s = (now - begun).total_seconds()
     tally = committer.tally if committer else Tally()
-    machine = {"platform": platform.platform(), "python": platform.python_version()}
+    machine: dict[str, Any] = {"platform": platform.platform(), "python": platform.python_version()}
+    outlook = plan.outlook()
+    if sizing is not None:
+        machine |= asdict(sizing)
+        outlook["weights_bytes"] = plan.weights_bytes
     summary = Summary(
         status=status,
         output=plan.ledger.out.shown,
@@ -99,15 +104,17 @@ def summarise(
         run=_run_counts(plan, tally),
         totals=_totals(plan),
         versions=versions(),
-        machine=machine | asdict(sizing),
-        outlook=plan.outlook(),
+        machine=machine,
+        outlook=outlook,
     )
     if committer is None:
         return summary
-    summary.throughput.update(_throughput(tally, wall_s, history, _stages(board)))
+    summary.throughput.update(_throughput(tally, wall_s, history, _stages(shared)))
     if plan.questions is not None:
         summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
-    thumbnails.save(plan.ledger.out, ray.get(board.thumbnails.remote()), most=NUM_THUMBNAILS)
+    import ray
+
+    thumbnails.save(plan.ledger.out, ray.get(shared.thumbnails.remote()), most=NUM_THUMBNAILS)
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     return summary
 
@@ -116,7 +123,7 @@ def _questions_without_image(plan: Plan, questions: Questions) -> int:
     """How many of the file's questions joined no image that stands in the output."""
     if not plan.ledger.records:
         return len(questions)
-    return unjoined(questions, open_answers(plan.job.output)).num_rows
+    return len(unjoined(questions, open_answers(plan.job.output)))
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
@@ -154,7 +161,7 @@ def public_settings(plan: Plan) -> dict[str, Any]:
 def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
     return {
         "units_answered": tally.units,
-        "units_done_before": plan.num_done,
+        "units_done_before": plan.work.num_done,
         "units_changed": plan.work.num_changed,
         "units_kept": plan.work.num_kept,
         "units_failed": dict(tally.failed_units),
@@ -186,8 +193,11 @@ def _totals(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _stages(board: Any) -> dict[str, dict[str, float]]:
-    return ray.get(board.stages.remote())
+def _stages(shared: Any) -> dict[str, dict[str, float]]:
+    import ray
+
+    stages: dict[str, dict[str, float]] = ray.get(shared.stages.remote())
+    return stages
 
 
 def _throughput(

@@ -1,65 +1,19 @@
 """The K/V cache: slots allocated once, behind transformers' Cache interface.
 
-Legend: S slots, L tokens a slot can hold, H K/V heads, D head size, B rows of one forward pass,
-Q its (left-padded) length. A slot is left-aligned: the token at position p lies at index p, so that a
+Legend: S slots, L tokens a slot can hold, H K/V heads, D head size. A slot is left-aligned: the token at position p lies at index p, so that a
 row's window is `[0, position]` and stale tokens behind it are overwritten before they are seen.
 """
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from llava_batch.engine.passes import KV, Packed, Prefix
+from llava_batch.engine.passes import Pass, Rows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """Which slots one forward pass works on, and where in them.
-
-    slots[b]: the row's slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
-    adds, the last `new[b]` of the row's Q; the ones before are padding.
-    """
-
-    slots: tuple[int, ...]
-    past: tuple[int, ...]
-    new: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        """Q: the common length that the rows are padded to."""
-        return max(self.new)
-
-    @cached_property
-    def array(self) -> np.ndarray:
-        """int64 `[3, B]`: slots, past, new, as the kernels take them."""
-        return np.array([self.slots, self.past, self.new], dtype=np.int64)
-
-    def store(
-        self,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        new_keys: torch.Tensor,
-        new_values: torch.Tensor,
-    ) -> KV:
-        """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
-        if self.length == 1:
-            slots = torch.as_tensor(self.slots, device=keys.device)
-            past_on_device = torch.as_tensor(self.past, device=keys.device)
-            keys[slots, :, past_on_device] = new_keys[:, :, 0]
-            values[slots, :, past_on_device] = new_values[:, :, 0]
-            return keys, values
-        for row, (slot, past, new) in enumerate(zip(self.slots, self.past, self.new, strict=True)):
-            keys[slot, :, past : past + new] = new_keys[row, :, -new:]
-            values[slot, :, past : past + new] = new_values[row, :, -new:]
-        return keys, values
-
-
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's keys and values, each `[S, H, L, D]`."""
 
     keys: torch.Tensor
@@ -70,13 +24,13 @@ class SlotLayer(CacheLayerMixin):
         self.keys, self.values = keys, values
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True
-        self.rows: Rows | Packed | Prefix = Rows(slots=(0,), past=(0,), new=(0,))
+        self.rows: Pass = Rows(slots=(0,), past=(0,), new=(0,))
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do: the slots are allocated with the engine."""
 
     def update(
-        self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Write the pass's keys and values to their slots; return those that its rows see."""
         return self.rows.store(self.keys, self.values, key_states, value_states)
@@ -91,14 +45,14 @@ class SlotLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         """L."""
-        return self.keys.shape[2]
+        return int(self.keys.shape[2])
 
     def get_max_cache_shape(self) -> int:
         """L, by the name that older transformers use."""
-        return self.keys.shape[2]
+        return int(self.keys.shape[2])
 
 
-class SlotCache(Cache):
+class SlotCache(Cache):  # type: ignore[misc]
     """All layers' slots.
 
     Pages are touched when a slot is first written, so that on CPU an unused slot costs nothing.
@@ -135,7 +89,7 @@ class SlotCache(Cache):
         self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`
         self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
 
-    def select(self, rows: Rows | Packed | Prefix) -> None:
+    def select(self, rows: Pass) -> None:
         """Work on these rows from now on."""
         self.rows = rows
         for layer in self.slot_layers:
@@ -156,7 +110,7 @@ class SlotCache(Cache):
 
 def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:
     """Bytes of one slot for a language model's config: 2 (K and V) · layers · heads · D · L."""
-    return (
+    size: int = (
         2
         * config.num_hidden_layers
         * kv_heads(config)
@@ -164,13 +118,16 @@ def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:
         * max_tokens
         * (dtype.itemsize)
     )
+    return size
 
 
 def kv_heads(config: Any) -> int:
     """K/V heads of a language model's config."""
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads
 
 
 def head_dim(config: Any) -> int:
     """Head size of a language model's config."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    given: int | None = getattr(config, "head_dim", None)
+    return given or int(config.hidden_size // config.num_attention_heads)

@@ -9,7 +9,6 @@ Ray or other processes.
 """
 
 import logging
-import math
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -20,8 +19,9 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
+from llava_batch.engine.completions import Completions
 from llava_batch.engine.device import is_out_of_memory
-from llava_batch.engine.ending import Decode, Ending, answered, ending, failed
+from llava_batch.engine.ending import Decode
 from llava_batch.engine.forward.runner import Runner, device_option
 from llava_batch.engine.model import load, sizing
 from llava_batch.engine.model.llava import Llava, Normalisation, end_tokens
@@ -30,13 +30,11 @@ from llava_batch.engine.readback import Flight, pick
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.scheduler import Scheduler
-from llava_batch.engine.sequence import Ballot, Sequence, fingerprint, sequences
+from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
-from llava_batch.engine.validate import Limits, errors, images_of, refusal
+from llava_batch.engine.validate import Limits, images_of, why_not
 
 log = logging.getLogger(__name__)
-
-NON_FINITE = "the model's scores for this row are not finite; try another dtype"
 
 
 class Engine:
@@ -74,11 +72,10 @@ class Engine:
         plan = sizing.plan(llava, slots=slots, max_tokens=max_tokens, prefill_tokens=prefill_tokens)
         self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
         self.stats = Stats()
-        self._decode_text, self._end_tokens = decode, end_tokens(model)
         self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
         self._lag = device_option("lag", lag, llava)
         self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
-        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, packed=llava.kernels is not None)
+        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, packed=llava.kernels.packed)
         self._runner = Runner(
             llava,
             self.cache,
@@ -87,9 +84,10 @@ class Engine:
             reuse=reuse,
             graphs=device_option("graphs", graphs, llava),
         )
-        self._sampler = Sampler(self._end_tokens, plan.num_slots, llava.device)
+        ends = end_tokens(model)
+        self._sampler = Sampler(ends, plan.num_slots, llava.device)
         self._flights: deque[Flight] = deque()
-        self._done: list[Completion] = []
+        self._completions = Completions(self._scheduler, self.cache, self.stats, ends, decode)
         startup.end("cache")
         self.load_seconds = startup.seconds
 
@@ -129,7 +127,7 @@ class Engine:
         made = cls(
             loaded.model,
             max_tokens=max_tokens,
-            attention=loaded.attention,
+            attention=attention,
             normalisation=loaded.normalisation,
             decode=loaded.decode,
             **options,
@@ -151,23 +149,21 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether another `step` would do or bring anything."""
-        return bool(self._scheduler.waiting or self._scheduler.active or self._done)
+        return bool(self._scheduler.waiting or self._scheduler.active or self._completions)
 
     def submit(self, request: Request) -> None:
         """Queue a request; a bad one comes out of the next step in error."""
         self.stats.requests += 1
-        refused = refusal(request, self._limits)
+        refused = why_not(request, self._limits)
         if refused is not None:
-            self._done += errors(request, *refused)
+            self._completions.refuse(request, *refused)
             return
         images = [fingerprint(image) for image in images_of(request)]
-        made = sequences(request, images, self.llava.image_token, self.llava.tokens_per_image)
-        ballot = Ballot(request=request) if request.choices else None
-        for sequence in made:
-            sequence.ballot = ballot
-        self._scheduler.add(made)
+        self._scheduler.add(
+            sequences(request, images, self.llava.image_token, self.llava.tokens_per_image)
+        )
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self) -> list[Completion]:
         """Fill the free slots, decode every active slot by one token, return what has ended."""
         is_time = self._scheduler.is_time()
@@ -197,21 +193,23 @@ class Engine:
             if admission.num_shared and admission.donor != sequence.slot:
                 self.cache.copy(admission.donor, sequence.slot, admission.num_shared)
             self.stats.tokens_reused += admission.num_shared
-        return any(s.num_pending > 1 for s in self._scheduler.active.values())
+        return any(s.needs_prefill for s in self._scheduler.active.values())
 
     def _prefill(self) -> None:
         """Feed all that is pending, and pick each sequence's first token."""
-        todo = [s for s in self._scheduler.active.values() if s.num_pending > 1]
-        for group, logits in self._runner.prefill(todo):
-            if logits is None:
-                self._fail(group, "out_of_memory", "out of memory in prefill of this prompt")
-                continue
-            self._note_cached(group)
-            ends = list(accumulate(sequence.num_scores for sequence in group))
-            scored = self._runner.score(logits)
-            self._pick(group, replace(scored, rows=[end - 1 for end in ends]), by_slot=False)
+        todo = [s for s in self._scheduler.active.values() if s.needs_prefill]
+        for lost in self._runner.prefill(todo, self._pick_first):
+            self._completions.fail(
+                [lost], "out_of_memory", "out of memory in prefill of this prompt"
+            )
         if not self._lag:
             self._land(still_up=0)
+
+    def _pick_first(self, group: list[Sequence], logits: torch.Tensor) -> None:
+        """Choose what comes first behind each prompt of a group, from logits `[sum K, V]`."""
+        ends = accumulate(sequence.num_scores for sequence in group)
+        scored = replace(self._runner.score(logits), rows=[end - 1 for end in ends])
+        self._pick(group, scored, by_slot=False)
 
     def _decode(self) -> int:
         """One more token for every row that wants one; how many flights these are."""
@@ -220,102 +218,64 @@ class Engine:
             # Such a processor must know the answer so far; what lands may end rows.
             self._land(still_up=0)
             decoding = [s for s in self._scheduler.active.values() if s.can_decode]
-            decoding = [s for s in decoding if s.num_pending <= 1]
         if not decoding:
             return 0
         try:
-            scored = self._runner.decode(decoding)
+            num_flights = self._pick(decoding, self._runner.decode(decoding), by_slot=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            self._back_off(error)
+            self._back_off(decoding, error)
             return 0
-        self._note_cached(decoding)
-        self.stats.tokens_decoded += len(decoding)
-        self.stats.steps += 1
-        self.stats.slot_steps += self.num_slots
-        self.stats.occupied_slot_steps += len(decoding)
-        return self._pick(decoding, scored, by_slot=True)
+        self._scheduler.step_went_well()
+        self.stats.note_step(len(decoding), self.num_slots)
+        return num_flights
 
-    def _back_off(self, error: RuntimeError) -> None:
+    def _back_off(self, decoding: list[Sequence], error: RuntimeError) -> None:
         """A decode step found no memory: go on with half as many rows, or end the only one in error."""
         self._land(still_up=0)
-        active = list(self._scheduler.active.values())
-        log.warning("out of memory in a decode step of %d rows: %s", len(active), error)
+        log.warning("out of memory in a decode step of %d rows: %s", len(decoding), error)
         self.stats.memory_backoffs += 1
-        if len(active) == 1:
-            self._fail(active, "out_of_memory", "out of memory in a decode step of this row alone")
-        elif active:
+        left = [
+            s for s in decoding if s.slot >= 0 and s.can_decode
+        ]  # what landed may have ended rows
+        if len(decoding) == 1:
+            self._completions.fail(
+                left, "out_of_memory", "out of memory in a decode step of this row alone"
+            )
+        elif left:
             self._scheduler.back_off()
-            self._sampler.forget()
+            self._sampler.forget(range(self.num_slots))
 
-    def _note_cached(self, group: list[Sequence]) -> None:
-        """All that was pending is in the slots, or will be before anything else is done there."""
+    def _pick(self, group: list[Sequence], scored: Scored, *, by_slot: bool) -> int:
+        """Choose what comes next, and send it to the host; how many flights that makes.
+
+        Whatever finds no memory here does so before anything is noted of the group.
+        """
+        try:
+            flights, tokens = pick(group, scored, self._sampler)
+            if self._lag:
+                self._runner.keep(tokens, group, scored.rows, by_slot=by_slot)
+        except RuntimeError:
+            self._sampler.forget(sequence.slot for sequence in group)
+            raise
+        # All that was pending is in the slots, or will be before anything else is done there.
         for sequence in group:
             sequence.num_cached = len(sequence.ids) + sequence.in_flight
             self._scheduler.cached(sequence)
-
-    def _pick(self, group: list[Sequence], scored: Scored, *, by_slot: bool) -> int:
-        """Choose what comes next, and send it to the host; how many flights that makes."""
-        flights, tokens = pick(group, scored, self._sampler)
-        if self._lag:
-            self._runner.keep(tokens, group, scored.rows, by_slot=by_slot)
+        for flight in flights:
+            flight.expect()
         self._flights += flights
         return len(flights)
 
     def _land(self, *, still_up: int) -> None:
         """Take in what has been picked, but for the last `still_up` flights."""
         while len(self._flights) > still_up:
-            flight = self._flights.popleft()
-            landed = 0
-            for sequence, token, score in flight.land():
-                landed += 1
-                if not math.isfinite(score):
-                    self._fail([sequence], "non_finite", NON_FINITE)
-                elif sequence.ballot is not None:
-                    self._vote(sequence, sequence.ballot, score)
-                else:
-                    self._extend(sequence, token, score)
-            self.stats.tokens_wasted += len(flight.sequences) - landed
-
-    def _extend(self, sequence: Sequence, token: int, logprob: float) -> None:
-        """Append an answer's next token."""
-        sequence.append(token, logprob)
-        end = ending(sequence, self._end_tokens, self._decode_text)
-        if end is not None:
-            self._finish(sequence, end)
-
-    def _finish(self, sequence: Sequence, end: Ending) -> None:
-        """The current turn's answer is complete; go on to the next turn or leave the slot."""
-        sequence.cut(end.num_tokens)
-        self._done.append(answered(sequence, end))
-        if not sequence.next_turn():
-            self._scheduler.release(sequence)
-
-    def _vote(self, sequence: Sequence, ballot: Ballot, score: float) -> None:
-        """A choice has been scored."""
-        self._scheduler.release(sequence)
-        completion = ballot.add(sequence.choice, score)
-        if completion is not None:
-            self._done.append(completion)
-
-    def _fail(self, group: list[Sequence], code: str, message: str) -> None:
-        """End sequences in error: the current turn and those that were still to come."""
-        for sequence in group:
-            # What is not finite must not stay: masked keys are multiplied by zero, not left out.
-            self.cache.clear(sequence.slot)
-            self._scheduler.forget(sequence.slot)
-            self._scheduler.release(sequence)
-            if sequence.ballot is not None and not sequence.ballot.close():
-                continue
-            self._done += failed(sequence, code, message)
+            self._completions.take(self._flights.popleft())
 
     def _collect(self, *, still_up: int) -> list[Completion]:
         """Hand out what has ended since the last step."""
         self._land(still_up=still_up)
         if not self._scheduler.active:
             self._land(still_up=0)  # all that is still up was picked for rows that have ended
-        done, self._done = self._done, []
-        self.stats.completions += len(done)
-        self.stats.errors += sum(completion.finish_reason == "error" for completion in done)
-        return done
+        return self._completions.hand_out()

@@ -1,43 +1,74 @@
-"""What one forward pass of the packed path works on: a prefill without padding, or one decode step.
+"""What one forward pass works on: `Rows` left-padded; or, on the packed path, a prefill without padding
+(`Packed`) or one decode step over a prefix of the slots (`Prefix`).
 
-Legend: B rows, T their new tokens one behind the other, S slots, b the slots of a bucket, L slot length,
-H K/V heads, D head size. All tensors lie on the device before the pass begins, so that nothing in it
-waits for the host. The left-padded pass is `cache.Rows`.
+Legend: B rows, Q their left-padded length, T their new tokens one behind the other, S slots, b the slots
+of a bucket, L slot length, H K/V heads, D head size. The packed path's tensors lie on the device before
+the pass begins, so that nothing in it waits for the host.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from functools import cached_property
 
 import numpy as np
 import torch
 
+from llava_batch.engine.device import on_device
+
 KV = tuple[torch.Tensor, torch.Tensor]
 
 
-def on_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """A copy on `device`; to CUDA from pinned memory, so that the host does not wait for it."""
-    tensor = torch.from_numpy(array)
-    if device.type != "cuda":
-        return tensor.to(device)
-    return tensor.pin_memory().to(device, non_blocking=True)
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """Which slots one forward pass works on, and where in them.
 
+    slots[b]: the row's slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
+    adds, the last `new[b]` of the row's Q; the ones before are padding.
+    """
 
-class Places(Protocol):
-    """Which slots a pass works on, and where in them; `cache.Rows` says what each is."""
+    slots: tuple[int, ...]
+    past: tuple[int, ...]
+    new: tuple[int, ...]
 
     @property
-    def slots(self) -> tuple[int, ...]: ...
+    def length(self) -> int:
+        """Q: the common length that the rows are padded to."""
+        return max(self.new)
+
     @property
-    def past(self) -> tuple[int, ...]: ...
-    @property
-    def new(self) -> tuple[int, ...]: ...
+    def is_decode(self) -> bool:
+        """Whether every row has one new token."""
+        return self.length == 1
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """int64 `[3, B]`: slots, past, new, as the kernels take them."""
+        return np.array([self.slots, self.past, self.new], dtype=np.int64)
+
+    def store(
+        self,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        new_keys: torch.Tensor,
+        new_values: torch.Tensor,
+    ) -> KV:
+        """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
+        if self.is_decode:
+            slots = torch.as_tensor(self.slots, device=keys.device)
+            past_on_device = torch.as_tensor(self.past, device=keys.device)
+            keys[slots, :, past_on_device] = new_keys[:, :, 0]
+            values[slots, :, past_on_device] = new_values[:, :, 0]
+            return keys, values
+        for row, (slot, past, new) in enumerate(zip(self.slots, self.past, self.new, strict=True)):
+            keys[slot, :, past : past + new] = new_keys[row, :, -new:]
+            values[slot, :, past : past + new] = new_values[row, :, -new:]
+        return keys, values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Packed:
     """A prefill pass of `[1, T]` tokens: each row's new tokens, one row behind the other.
 
-    slots, past, new: as in `cache.Rows`. token_slots, positions: int64 `[T]`, where each token goes.
+    slots, past, new: as in `Rows`. token_slots, positions: int64 `[T]`, where each token goes.
     q_offsets, k_offsets: int32 `[B + 1]`, where each row's queries and keys begin.
     """
 
@@ -51,7 +82,7 @@ class Packed:
     _known: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Places, device: torch.device) -> "Packed":
+    def of(cls, rows: Rows, device: torch.device) -> "Packed":
         """Send one pass's places to the device, in one copy."""
         slots, past, new = rows.slots, rows.past, rows.new
         places = [np.arange(p, p + n, dtype=np.int64) for p, n in zip(past, new, strict=True)]
@@ -71,6 +102,11 @@ class Packed:
             q_offsets=sent[2].int(),
             k_offsets=sent[3].int(),
         )
+
+    @property
+    def is_decode(self) -> bool:
+        """A prefill, also of one token a row."""
+        return False
 
     @property
     def max_keys(self) -> int:
@@ -138,6 +174,11 @@ class Prefix:
     span: int
     _known: dict[object, torch.Tensor] = field(default_factory=dict)
 
+    @property
+    def is_decode(self) -> bool:
+        """One token a slot."""
+        return True
+
     def store(
         self,
         keys: torch.Tensor,
@@ -168,3 +209,6 @@ class Prefix:
             zero = torch.zeros((), dtype=dtype, device=self.lengths.device)
             self._known[key] = torch.where(seen, zero, float("-inf"))[:, None, None]
         return self._known[key]
+
+
+Pass = Rows | Packed | Prefix

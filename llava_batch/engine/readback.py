@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from llava_batch.engine.device import to_host
 from llava_batch.engine.sampling import Sampler, Scored, choice_scores
 from llava_batch.engine.sequence import Sequence
 
@@ -35,13 +36,11 @@ class Flight:
         """Send int64 and float `[N]` to the host; row `rows[i]` is the i-th sequence's."""
         ready = None
         if tokens.is_cuda:
-            tokens, scores = _to_host(tokens), _to_host(scores)
+            tokens, scores = to_host(tokens), to_host(scores)
             ready = torch.cuda.Event(blocking=True)  # waiting must not cost a core
             ready.record()
         else:
             tokens, scores = tokens.clone(), scores.clone()
-        for sequence in sequences:
-            sequence.in_flight += 1
         return cls(
             sequences=sequences,
             turns=[sequence.turn for sequence in sequences],
@@ -50,6 +49,11 @@ class Flight:
             scores=scores,
             ready=ready,
         )
+
+    def expect(self) -> None:
+        """From here on each sequence has one token more in flight."""
+        for sequence in self.sequences:
+            sequence.in_flight += 1
 
     def land(self) -> Iterator[tuple[Sequence, int, float]]:
         """Wait, then give every sequence that still wants it its token and score."""
@@ -85,10 +89,3 @@ def pick(
     if going:
         flights.append(Flight.depart(answering, rows, tokens, logprobs))
     return flights, tokens
-
-
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy in pinned memory, which is complete only once the stream has come to it."""
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(
-        tensor, non_blocking=True
-    )

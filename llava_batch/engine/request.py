@@ -54,7 +54,7 @@ class Request:
     choices: tuple[tuple[int, ...], ...] = ()
     logits_processor: LogitsProcessor | None = field(default=None, compare=False)
 
-    def problem(self) -> str | None:
+    def why_not(self) -> str | None:
         """What is wrong with the options, in words, or None."""
         checks = (
             (self.max_new_tokens >= 1, f"max_new_tokens is {self.max_new_tokens}, must be >= 1"),

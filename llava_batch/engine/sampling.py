@@ -6,12 +6,13 @@ temperature, top-k, top-p. What is drawn is decided by the row's logits and its 
 never by its neighbours. Nothing here waits for the device, unless a request's own processor does.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from llava_batch.engine.passes import on_device
+from llava_batch.engine.device import on_device
 from llava_batch.engine.sequence import Sequence
 
 
@@ -40,9 +41,12 @@ class Sampler:
         self._seen_by: list[tuple[Sequence, int] | None] = [None] * num_slots
         """Whose tokens, and of which turn, a slot's row of `_seen` holds."""
 
-    def forget(self) -> None:
-        """Rows have left their slots unfinished, and may come back to where they were."""
-        self._seen_by = [None] * len(self._seen_by)
+    def forget(self, slots: Iterable[int]) -> None:
+        """What the rows there have seen is not to be relied on: what was picked may never be said, and a
+        row that left its slot unfinished may come back to it. Nothing may be in flight to them when
+        they are asked next."""
+        for slot in slots:
+            self._seen_by[slot] = None
 
     def pick(
         self, scored: Scored, sequences: list[Sequence], rows: list[int]

@@ -21,6 +21,10 @@ MIN_SHARED_TOKENS = 32
 TOGETHER = 16
 """One slot in so many is let run empty before prompts are prefilled together. Not measured."""
 
+PATIENCE = 64
+"""Decode steps that must go well after the first back-off before a quarter more rows are let in; twice
+as many after each further one, so that a memory that stays short is tried ever more seldom."""
+
 
 class SlotTable:
     """A free list over `num_slots` slots, with their owners."""
@@ -88,8 +92,10 @@ class Scheduler:
         some slots run empty before prompts are admitted, since one prefilled alone reads all weights.
         """
         self.slots = SlotTable(num_slots, lowest=packed)
+        self.packed = packed
         self.most = num_slots
-        self.together = max(1, num_slots // TOGETHER) if packed else 1
+        """Sequences that may be active; fewer than there are slots after a back-off."""
+        self._patience = self._steps_to_go = PATIENCE
         self.reuse = reuse
         self.waiting: deque[Sequence] = deque()
         self.active: dict[int, Sequence] = {}
@@ -98,6 +104,11 @@ class Scheduler:
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences at the end."""
         self.waiting.extend(sequences)
+
+    @property
+    def together(self) -> int:
+        """How many slots are let run empty before others are admitted."""
+        return max(1, self.most // TOGETHER) if self.packed else 1
 
     def is_time(self) -> bool:
         """Whether to admit now: once `together` slots are free, or room for all that wait."""
@@ -134,10 +145,21 @@ class Scheduler:
         """
         keep = max(1, len(self.active) // 2)
         self.most = keep
+        self._steps_to_go = self._patience
+        self._patience *= 2
         for slot in sorted(self.active)[keep:][::-1]:
             sequence = self.active[slot]
             self.release(sequence)
             self.waiting.appendleft(sequence)
+
+    def step_went_well(self) -> None:
+        """A decode step found its memory: after enough of them more slots may be filled again."""
+        if self.most == self.slots.num_slots:
+            return
+        self._steps_to_go -= 1
+        if self._steps_to_go == 0:
+            self.most = min(self.slots.num_slots, self.most + max(1, self.most // 4))
+            self._steps_to_go = self._patience // 2
 
     def forget(self, slot: int) -> None:
         """Never fork from what `slot` holds now."""
@@ -180,7 +202,7 @@ class Scheduler:
             (
                 common_prefix(other.prefix, sequence.prefix)
                 for other in self.active.values()
-                if len(self._held[other.slot]) < len(other.prefix) and other.num_pending > 1
+                if len(self._held[other.slot]) < len(other.prefix) and other.needs_prefill
             ),
             default=0,
         )

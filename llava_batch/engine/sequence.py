@@ -1,8 +1,8 @@
 """One answer on its way: a sample of a request, from the queue to its last completion.
 
 State is a few integers: `ids[:num_cached]` are in the slot's K/V cache, `ids[num_cached:]` are still
-to be fed, `ids[answer_start:]` is the current turn's answer. One pending token means decode, more
-mean prefill. `in_flight` tokens more have been picked on the device and not been read by the host; with
+to be fed, `ids[answer_start:]` is the current turn's answer. One pending token means decode; more, or
+an image's, mean prefill. `in_flight` tokens more have been picked on the device and not been read by the host; with
 some in flight none is pending. A request that is to choose has a sequence for each choice, and they share
 a ballot. Plain Python and numpy.
 """
@@ -107,8 +107,16 @@ class Sequence:
         return self.num_answered + self.in_flight
 
     @property
+    def needs_prefill(self) -> bool:
+        """Whether what is pending is more than a decode step feeds: that knows no image's features."""
+        last_image = self.image_places[-1] if self.image_places else -1
+        return self.num_pending > 1 or self.num_cached <= last_image
+
+    @property
     def can_decode(self) -> bool:
         """Whether it wants a decode step: not if what is in flight brings it to its end."""
+        if self.needs_prefill:
+            return False
         if self.ballot is not None:
             return self.num_pending == 1
         return self.num_picked < self.request.max_new_tokens
@@ -198,6 +206,7 @@ def sequences(
         # The last token of a choice is only scored, never fed.
         tails = [list(choice[:-1]) for choice in request.choices]
     prefix = prefix_key(prompt, images, image_token, per_image)
+    ballot = Ballot(request=request) if request.choices else None
     made = []
     for number, tail in enumerate(tails):
         made.append(
@@ -205,6 +214,7 @@ def sequences(
                 request=request,
                 sample=0 if request.choices else number,
                 choice=number if request.choices else -1,
+                ballot=ballot,
                 ids=prompt + tail,
                 turns=turns,
                 prefix=np.concatenate([prefix, np.asarray(tail, dtype=np.int64)]),

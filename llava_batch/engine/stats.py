@@ -31,3 +31,10 @@ class Stats:
     def occupancy(self) -> float:
         """Share of the slots that were at work, over all decode steps; 0 before the first."""
         return self.occupied_slot_steps / self.slot_steps if self.slot_steps else 0.0
+
+    def note_step(self, num_rows: int, num_slots: int) -> None:
+        """One more decode step, of `num_rows` rows."""
+        self.tokens_decoded += num_rows
+        self.steps += 1
+        self.slot_steps += num_slots
+        self.occupied_slot_steps += num_rows

@@ -37,21 +37,21 @@ class Limits:
         )
 
 
-def refusal(request: Request, limits: Limits) -> tuple[str, str] | None:
+def why_not(request: Request, limits: Limits) -> tuple[str, str] | None:
     """Error code and message for a request that cannot be answered, or None."""
-    problem = request.problem()
-    if problem is not None:
-        return "bad_prompt", problem
+    wrong = request.why_not()
+    if wrong is not None:
+        return "bad_prompt", wrong
     if any(isinstance(stop, str) for stop in request.stop) and not limits.can_decode:
         return "bad_prompt", "stop strings need an engine with `decode`; give token sequences"
     prompt = as_ids(request.prompt_ids)
     turns = [as_ids(turn) for turn in request.turns]
     if not prompt or not all(turns):
         return "bad_prompt", "a prompt has no tokens"
-    problem = ids_problem([prompt, *turns, *map(list, request.choices)], limits)
-    problem = problem or pixels_problem(request, [*prompt, *chain(*turns)], limits)
-    if problem is not None:
-        return "bad_prompt", problem
+    wrong = why_not_ids([prompt, *turns, *map(list, request.choices)], limits)
+    wrong = wrong or why_not_pixels(request, [*prompt, *chain(*turns)], limits)
+    if wrong is not None:
+        return "bad_prompt", wrong
     needed = longest(request, prompt, turns)
     if needed > limits.max_tokens:
         return "prompt_too_long", (
@@ -61,7 +61,7 @@ def refusal(request: Request, limits: Limits) -> tuple[str, str] | None:
     return None
 
 
-def ids_problem(parts: list[list[int]], limits: Limits) -> str | None:
+def why_not_ids(parts: list[list[int]], limits: Limits) -> str | None:
     """A token id that the vocabulary does not have."""
     for ids in parts:
         low, high = min(ids), max(ids)
@@ -71,7 +71,7 @@ def ids_problem(parts: list[list[int]], limits: Limits) -> str | None:
     return None
 
 
-def pixels_problem(request: Request, ids: list[int], limits: Limits) -> str | None:
+def why_not_pixels(request: Request, ids: list[int], limits: Limits) -> str | None:
     """Pixels of the wrong kind, or a number of image tokens that does not fit them."""
     num_images = 0
     if request.pixels is not None:

@@ -16,7 +16,7 @@ from llava_batch.engine import Completion, Engine, Request
 from llava_batch.engine.model.llava import end_tokens
 from llava_batch.errors import RowError
 from llava_batch.generate.answer_rows import (
-    Row,
+    RowDict,
     body,
     failed,
     generated_schema,
@@ -31,14 +31,14 @@ from llava_batch.ids import row_id
 from llava_batch.job import Job
 from llava_batch.tables import KEEP
 from llava_batch.workers import process
-from llava_batch.workers.counters import Reporter
-from llava_batch.workers.crash_guard import Attempts
+from llava_batch.workers.counters import Counters
+from llava_batch.workers.crash_guard import CrashGuard
 
 
 class Generate:
     """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
 
-    def __init__(self, job: Job, board: Any, num_threads: int) -> None:
+    def __init__(self, job: Job, shared: Any, num_threads: int) -> None:
         self._job = job
         self._num_threads = num_threads
         self._checkpoint = checkpoint = Checkpoint.find(job)
@@ -55,8 +55,8 @@ class Generate:
             if job.json_schema
             else None
         )
-        self._attempts = Attempts(board, "generate", job.max_tries)
-        self._reporter = Reporter(board, "generate")
+        self._guard = CrashGuard(shared, "generate", job.max_tries)
+        self._counters = Counters(shared, "generate")
         self._gate = Gate()
         process.freeze_heap()
 
@@ -88,26 +88,28 @@ class Generate:
             flat += [answer | beside for answer in answers]
         return pa.Table.from_pylist(flat, schema=generated_schema(kept))
 
-    async def _answers(self, rows: list[Row], pixels: list[np.ndarray | None]) -> list[list[Row]]:
+    async def _answers(
+        self, rows: list[RowDict], pixels: list[np.ndarray | None]
+    ) -> list[list[RowDict]]:
         async with self._gate.shared():
-            if await asyncio.to_thread(self._attempts.is_clean, rows):
+            if await asyncio.to_thread(self._guard.is_clean, rows):
                 answered = await asyncio.gather(*map(self._answer, rows, pixels))
-                self._attempts.done(rows)
+                self._guard.done(rows)
                 return answered
         return [await self._careful(*pair) for pair in zip(rows, pixels, strict=True)]
 
-    async def _careful(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
+    async def _careful(self, row: RowDict, pixels: np.ndarray | None) -> list[RowDict]:
         """A row that was in hand when a worker died: no other row is in hand beside it."""
         async with self._gate.alone():
-            if not await asyncio.to_thread(self._attempts.may_try, row):
-                row = row | self._attempts.verdict()
+            if not await asyncio.to_thread(self._guard.may_try, row):
+                row = row | self._guard.verdict()
             answers = await self._answer(row, pixels)
-            self._attempts.done([row])
+            self._guard.done([row])
             return answers
 
     def _report(self, num_rows: int) -> None:
         stats = self._loop.engine.stats
-        self._reporter.add(
+        self._counters.add(
             num_rows,
             busy_s=self._loop.busy_s,
             steps=stats.steps,
@@ -118,7 +120,7 @@ class Generate:
             memory_backoffs=stats.memory_backoffs,
         )
 
-    async def _answer(self, row: Row, pixels: np.ndarray | None) -> list[Row]:
+    async def _answer(self, row: RowDict, pixels: np.ndarray | None) -> list[RowDict]:
         """The answer rows of one image, or the one row of a unit's end."""
         asks = row["asks"] or []
         if row["end"] or not asks:
@@ -133,7 +135,7 @@ class Generate:
         count = {"siblings": len(answers)}
         return [answer | {"position": i} | count for i, answer in enumerate(answers)]
 
-    async def _ask(self, row: Row, ask: Row, pixels: np.ndarray | None) -> list[Row]:
+    async def _ask(self, row: RowDict, ask: RowDict, pixels: np.ndarray | None) -> list[RowDict]:
         """What the answers fill in for one ask, once for each sample."""
         num_samples = self._job.num_samples
         for source in (row, ask):
@@ -149,7 +151,7 @@ class Generate:
             by_sample[completion.sample].append(completion)
         return [body(ask, turns, [self._text(c) for c in turns]) for turns in by_sample]
 
-    def _request(self, row: Row, ask: Row, pixels: np.ndarray | None) -> Request:
+    def _request(self, row: RowDict, ask: RowDict, pixels: np.ndarray | None) -> Request:
         job = self._job
         first, *further = ask["token_ids"]
         return Request(

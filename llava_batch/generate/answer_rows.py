@@ -22,7 +22,7 @@ _ENGINE_CODES = {
     "non_finite": RowError.ENGINE_FAILED,
 }
 
-Row = dict[str, Any]
+RowDict = dict[str, Any]
 
 
 def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
@@ -31,12 +31,12 @@ def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
     return pa.schema([*answers, *BOOKKEEPING, *keep])
 
 
-def image_of(row: Row) -> str:
+def image_of(row: RowDict) -> str:
     """The id of a prepared row's image."""
     return image_id(row["unit"], row["key"], row["mark"])
 
 
-def head(row: Row, ask: Row, sample: int, num_samples: int) -> Row:
+def head(row: RowDict, ask: RowDict, sample: int, num_samples: int) -> RowDict:
     """The columns that say which image and question an answer belongs to."""
     names = ("unit", "key", "num_images", "image_sha256", "width", "height", "ordinal", "end")
     return {
@@ -46,17 +46,17 @@ def head(row: Row, ask: Row, sample: int, num_samples: int) -> Row:
     }
 
 
-def without_asks(row: Row) -> Row:
+def without_asks(row: RowDict) -> RowDict:
     """The end row of a unit, or the row of an image of which nothing was asked."""
     names = ("unit", "ordinal", "end", "error_code", "error_message")
     return {**{name: row[name] for name in names}, "position": 0, "siblings": 0}
 
 
-def failed(code: str | None, message: str | None) -> Row:
+def failed(code: str | None, message: str | None) -> RowDict:
     return {"status": "error", "error_code": code, "error_message": message}
 
 
-def body(ask: Row, turns: Sequence[Completion], texts: Sequence[str]) -> Row:
+def body(ask: RowDict, turns: Sequence[Completion], texts: Sequence[str]) -> RowDict:
     """The columns that answers fill, from each turn's completion and its text, in order."""
     broken = next((c for c in turns if c.finish_reason == "error"), None)
     if broken is not None:

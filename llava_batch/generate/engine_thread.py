@@ -4,7 +4,6 @@ Knows the engine and asyncio; nothing of Ray, Arrow or rows.
 """
 
 import asyncio
-import faulthandler
 import os
 import threading
 import time
@@ -15,6 +14,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from llava_batch.engine import Completion, Engine, Request
+from llava_batch.workers.process import watchdog
 
 
 @dataclass
@@ -52,13 +52,15 @@ class EngineLoop:
 
     async def answer(self, request: Request) -> list[Completion]:
         """All completions of `request`; one of an id that is in flight waits for that one's."""
-        if request.id not in self._waiting:
+        # The thread strikes a request off as soon as it is answered: it is looked up once.
+        waiting = self._waiting.get(request.id)
+        if waiting is None:
             expected = 1 if request.choices else (1 + len(request.turns)) * request.num_samples
-            future = asyncio.get_running_loop().create_future()
-            self._waiting[request.id] = _Waiting(future, expected)
+            waiting = _Waiting(asyncio.get_running_loop().create_future(), expected)
+            self._waiting[request.id] = waiting
             self._inbox.append(request)
             self._wake.set()
-        return await asyncio.shield(self._waiting[request.id].future)
+        return await asyncio.shield(waiting.future)
 
     def _run(self, loaded: Future[None]) -> None:
         try:
@@ -84,14 +86,13 @@ class EngineLoop:
             os._exit(1)
 
     def _step(self) -> list[Completion]:
-        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
-        faulthandler.dump_traceback_later(self._stall_timeout_s, exit=True)
         started = time.perf_counter()
         try:
-            return self.engine.step()
+            with watchdog(self._stall_timeout_s):
+                ended: list[Completion] = self.engine.step()
+                return ended
         finally:
             self.busy_s += time.perf_counter() - started
-            faulthandler.cancel_dump_traceback_later()
 
     def _deliver(self, completion: Completion) -> None:
         waiting = self._waiting[completion.id]

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.storage import locate, read_bytes
 
 _LAYOUT: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -63,7 +63,7 @@ class Constraint:
         self._start = LLMatcher(tokens, _grammar(json.loads(schema)))
         if self._start.is_error():
             raise UsageError(
-                f"--json-schema: cannot be enforced ({_line(self._start.get_error())})"
+                f"--json-schema: cannot be enforced ({first_line(self._start.get_error())})"
             )
         self._end_tokens = sorted(end_tokens)
 
@@ -119,7 +119,7 @@ class Walk:
 
     def _note_error(self) -> None:
         if self._matcher.is_error():
-            self.problem = _line(self._matcher.get_error())
+            self.problem = first_line(self._matcher.get_error())
 
 
 def _grammar(schema: dict[str, Any]) -> str:
@@ -135,8 +135,8 @@ def _problem(schema: dict[str, Any]) -> str | None:
     try:
         bad, said = LLMatcher.validate_grammar_with_warnings(_grammar(schema))
     except ValueError as error:
-        return _line(str(error))
-    return _line(said[0]) if bad else None
+        return first_line(error)
+    return first_line(said[0]) if bad else None
 
 
 def _file(path: str) -> str:
@@ -148,7 +148,3 @@ def _file(path: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         raise UsageError(f"--json-schema {path}: is not UTF-8 text; save it as such") from None
-
-
-def _line(text: str) -> str:
-    return (text.strip().splitlines() or ["no reason given"])[0]

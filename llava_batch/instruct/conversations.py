@@ -15,19 +15,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llava_batch.answers.folder import open_answers
+from llava_batch.answers.folder import AnswerRow, Turn, open_answers
 from llava_batch.instruct.filters import Verdict, count, judge, num_words
 from llava_batch.prompts.recipe import Recipe
 from llava_batch.storage import locate, write_whole
 from llava_batch.tables import load_schema
 
-Row = dict[str, Any]
 
-
-def conversation(turns: Iterable[Row]) -> list[Row]:
+def conversation(turns: Iterable[Turn]) -> list[dict[str, str]]:
     """LLaVA's `conversations` of an answer row's turns: `<image>` and a line break before the first
     question, and nowhere else (marks that a question brought are taken out)."""
-    said: list[Row] = []
+    said: list[dict[str, str]] = []
     for turn in turns:
         question = turn["question"].replace("<image>", "").strip()
         said.append({"from": "human", "value": question if said else f"<image>\n{question}"})
@@ -35,7 +33,7 @@ def conversation(turns: Iterable[Row]) -> list[Row]:
     return said
 
 
-def instruction_row(row: Row, verdict: Verdict, recipe: str) -> Row:
+def instruction_row(row: AnswerRow, verdict: Verdict, recipe: str) -> dict[str, Any]:
     """One row of the `instructions` schema from an answer row and its verdict."""
     turns = row["turns"] or []
     logprobs = [turn["mean_logprob"] for turn in turns if turn["mean_logprob"] is not None]

@@ -10,11 +10,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
+from llava_batch.answers.folder import AnswerRow, Turn
 from llava_batch.prompts.recipe import Filters
-
-Row = dict[str, Any]
 
 _WORD = re.compile(r"\w+")
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
@@ -29,7 +27,7 @@ class Verdict:
     reason: str | None = None
 
 
-def judge(rows: Iterable[Row], filters: Filters) -> Iterator[tuple[Row, Verdict]]:
+def judge(rows: Iterable[AnswerRow], filters: Filters) -> Iterator[tuple[AnswerRow, Verdict]]:
     """Each row with its verdict, in order.
 
     Near-duplicates are looked for among neighbouring rows of one image, which is how the answers
@@ -55,18 +53,18 @@ def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
     return dict(sorted(counter.items()))
 
 
-def _judge_alone(row: Row, filters: Filters) -> Verdict:
+def _judge_alone(row: AnswerRow, filters: Filters) -> Verdict:
     if row["status"] != "ok":
         return Verdict("error", row["error_code"])
     for turn in row["turns"]:
-        reason = _fault(turn, filters)
+        reason = _why_not(turn, filters)
         if reason:
             return Verdict("rejected", reason)
     return Verdict("kept")
 
 
-def _fault(turn: Row, filters: Filters) -> str | None:
-    """The first filter that a turn's answer fails."""
+def _why_not(turn: Turn, filters: Filters) -> str | None:
+    """The first filter that a turn's answer fails, or None where it passes them all."""
     answer, logprob = turn["answer"], turn["mean_logprob"]
     words = num_words(answer)
     if words < filters.min_words:

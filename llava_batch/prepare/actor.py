@@ -5,7 +5,6 @@ prompt becomes the row's error; its neighbours never notice. Pixels leave as uin
 float32 that the model wants; the generating side rescales and normalises.
 """
 
-import faulthandler
 import hashlib
 import json
 from typing import Any
@@ -30,8 +29,8 @@ from llava_batch.prompts.recipe import Recipe
 from llava_batch.prompts.templates import BadPrompt, place_images, unguarded
 from llava_batch.tables import KEEP, PREPARED
 from llava_batch.workers import process
-from llava_batch.workers.counters import Reporter
-from llava_batch.workers.crash_guard import Attempts
+from llava_batch.workers.counters import Counters
+from llava_batch.workers.crash_guard import CrashGuard
 
 _PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "error_code", "error_message")
 
@@ -42,7 +41,7 @@ class Prepare:
     def __init__(
         self,
         job: Job,
-        board: Any,
+        shared: Any,
         lookup: Lookup | None = None,
         recipe: Recipe | None = None,
     ) -> None:
@@ -50,9 +49,9 @@ class Prepare:
         self._job = job
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._lookup, self._recipe = lookup, recipe
-        self._attempts = Attempts(board, "prepare", job.max_tries)
-        self._reporter = Reporter(board, "prepare")
-        self._thumbnails = Thumbnails(board)
+        self._guard = CrashGuard(shared, "prepare", job.max_tries)
+        self._counters = Counters(shared, "prepare")
+        self._thumbnails = Thumbnails(shared)
         self._render = checkpoint.renderer(job.template)
         self._pad = job.image_aspect == "pad" or (job.image_aspect == "auto" and checkpoint.pads)
         size = checkpoint.image_processor.size
@@ -62,7 +61,7 @@ class Prepare:
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
         rows = columns.to_pylist()
-        with self._reporter.busy(len(rows)):
+        with self._counters.busy(len(rows)):
             made = self._rows(rows)
             self._thumbnails.hand_in()
         prepared = pa.Table.from_pylist(made, schema=PREPARED)
@@ -72,27 +71,23 @@ class Prepare:
         return prepared
 
     def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        if self._attempts.is_clean(rows):
+        if self._guard.is_clean(rows):
             made = [self._watched(row) for row in rows]
-            self._attempts.done(rows)
+            self._guard.done(rows)
             return made
         return [self._careful(row) for row in rows]
 
     def _careful(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row that was in hand when a worker died, by itself."""
-        if not self._attempts.may_try(row):
-            row = row | self._attempts.verdict()
+        if not self._guard.may_try(row):
+            row = row | self._guard.verdict()
         made = self._watched(row)
-        self._attempts.done([row])
+        self._guard.done([row])
         return made
 
     def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
-        # A timer in C: it ends the process even where a decoder never comes back.
-        faulthandler.dump_traceback_later(self._job.stall_timeout_s, exit=True)
-        try:
+        with process.watchdog(self._job.stall_timeout_s):
             return self.row(row)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
 
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """One `images` row as a PREPARED row (both as dicts)."""
@@ -151,8 +146,8 @@ class Prepare:
         if row["error_code"]:  # nobody will be asked; and the row may be one that kills
             return made
         try:
-            if ask.problem:
-                raise BadPrompt(ask.problem)
+            if ask.why_not:
+                raise BadPrompt(ask.why_not)
             turns = place_images(ask.turns, max(row["num_images"], 1))
             segments = self._render(turns, self._job.system)
             made["segments"] = [unguarded(s) for s in segments]

@@ -21,10 +21,10 @@ def rank_of(name: str) -> int:
 
 
 class Thumbnails:
-    """One worker's thumbnails, offered to the board batch by batch."""
+    """One worker's thumbnails, offered to the shared state batch by batch."""
 
-    def __init__(self, board: Any) -> None:
-        self._board = board
+    def __init__(self, shared: Any) -> None:
+        self._shared = shared
         self._under: int | None = None
         self._made: list[Thumbnail] = []
 
@@ -42,7 +42,7 @@ class Thumbnails:
         if self._made:
             import ray
 
-            self._under = ray.get(self._board.offer.remote(self._made))
+            self._under = ray.get(self._shared.offer.remote(self._made))
             self._made = []
 
 

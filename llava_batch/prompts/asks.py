@@ -15,11 +15,11 @@ from llava_batch.prompts.templates import BadPrompt, Guards, fill, template_colu
 
 @dataclass(frozen=True)
 class Ask:
-    """One dialogue (of one turn, mostly) about one image; a turn that is a BadPrompt spoils it."""
+    """One dialogue (of one turn, mostly) about one image; `why_not` says why it cannot be asked."""
 
     question_id: str | None
     turns: tuple[str, ...]
-    problem: str | None = None
+    why_not: str | None = None
 
 
 Lookup = Callable[[str, str, str | None], list[tuple[str, str]]]
@@ -110,9 +110,9 @@ def _filled(
 def _with_suffix(ask: Ask, suffix: str) -> Ask:
     """The suffix behind every turn, unless it stands there already, as in LLaVA's own files."""
     turns = tuple(t if t.endswith(suffix) else t + suffix for t in ask.turns)
-    return Ask(ask.question_id, turns, ask.problem)
+    return Ask(ask.question_id, turns, ask.why_not)
 
 
 def _dialogue(asks: list[Ask]) -> Ask:
-    problem = next((a.problem for a in asks if a.problem), None)
-    return Ask(None, tuple(t for a in asks for t in a.turns), problem)
+    why_not = next((a.why_not for a in asks if a.why_not), None)  # one bad turn spoils the rest
+    return Ask(None, tuple(t for a in asks for t in a.turns), why_not)

@@ -29,19 +29,14 @@ _LETTER_CN = "\n请直接回答选项字母。"
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """How one benchmark's questions were asked of LLaVA-1.5; greedy decoding throughout."""
+    """How one benchmark's questions were asked of LLaVA-1.5. The `suffix` follows a question unless
+    it stands there already, as it does in LLaVA's own question files."""
 
     name: str
     suffix: str
     max_new_tokens: int
     system: str = SYSTEM
     image_aspect: str = "pad"
-    temperature: float = 0.0
-
-    def ask(self, question: str) -> str:
-        """The user's text for `question`: the suffix is put after it unless it stands there
-        already, as it does in LLaVA's own question files."""
-        return question if question.endswith(self.suffix) else question + self.suffix
 
 
 def _preset(name: str, suffix: str, max_new_tokens: int) -> tuple[str, Preset]:

@@ -12,7 +12,7 @@ whoever asks. A recipe knows nothing of models or images.
 """
 
 import hashlib
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from typing import Any, get_args
 
@@ -90,6 +90,22 @@ class Recipe:
     def prompts(self) -> list[str]:
         """Every prompt that may be drawn, to check the columns in braces before a run."""
         return [prompt for pool in self.turns for prompt in pool.prompts]
+
+    def as_json(self) -> dict[str, Any]:
+        """All that the recipe says, defaults included, as plain JSON values; the same for two files
+        that say the same, whatever their comments, their order of keys or their wording of numbers."""
+        told: dict[str, Any] = _as_json(self)
+        return told
+
+
+def _as_json(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _as_json(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_as_json(v) for v in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)  # YAML's 1 and 1.0 are one temperature
+    return value
 
 
 def draw(recipe: Recipe, seed: int, id: str) -> tuple[str, ...]:

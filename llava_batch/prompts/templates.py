@@ -53,7 +53,7 @@ def from_chat_template(apply: Callable[[list[dict[str, Any]]], str]) -> Render:
             try:
                 text = apply(_messages(questions, system, as_parts))
             except Exception as error:  # noqa: BLE001 a template is a program: it raises anything
-                problem = f"{type(error).__name__}: {error}"
+                why_not = f"{type(error).__name__}: {error}"
                 continue
             segments = re.split(f"{_OPEN}answer[0-9]+{_CLOSE}", text)
             sound = len(segments) == len(questions) and all(
@@ -61,8 +61,8 @@ def from_chat_template(apply: Callable[[list[dict[str, Any]]], str]) -> Render:
             )
             if sound and text.count(IMAGE) == sum(q.count(IMAGE) for q in questions):
                 return segments
-            problem = "a question, an answer or an image is lost in it"
-        raise UsageError(f"--template: the chat template cannot be used ({problem})")
+            why_not = "a question, an answer or an image is lost in it"
+        raise UsageError(f"--template: the chat template cannot be used ({why_not})")
 
     return render
 

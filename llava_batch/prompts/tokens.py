@@ -32,8 +32,9 @@ class Encoder:
         add_bos = first and not (bos and segment.startswith(bos))
         pieces = split_guarded(segment)
         if not any(guarded for _, guarded in pieces) and (first or self._added.match(segment)):
-            return self._tokenizer(segment, add_special_tokens=add_bos).input_ids
-        ids = self._tokenizer("", add_special_tokens=add_bos).input_ids
+            whole: list[int] = self._tokenizer(segment, add_special_tokens=add_bos).input_ids
+            return whole
+        ids: list[int] = self._tokenizer("", add_special_tokens=add_bos).input_ids
         backend = self._opening if first else self._inside
         for text, is_added in self._runs(pieces):
             if is_added:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
 from llava_batch.ids import printable
+from llava_batch.read.kinds import KINDS
 from llava_batch.tables import KEEP, load_schema
 from llava_batch.unit import Unit
 
@@ -34,7 +34,7 @@ def keep_schema(names: Sequence[str], unit: Unit, first_row: dict[str, Any]) -> 
             raise UsageError(f"--keep {name}: the answers have a column of that name; rename it")
         if name not in first_row:
             raise UsageError(f"--keep {name}: {_no_such(name, unit, first_row)}")
-    typed = _parquet_types(unit) if unit.kind == "parquet" else {}
+    typed = _types(unit)
     return pa.schema([(n, typed[n] if n in typed else _type_of(first_row[n])) for n in names])
 
 
@@ -86,11 +86,10 @@ def _type_of(value: Any) -> pa.DataType:
     return pa.float64() if isinstance(value, float) else pa.string()
 
 
-def _parquet_types(unit: Unit) -> dict[str, pa.DataType]:
-    with unit.fs.open_input_file(unit.path) as file:
-        schema = pq.read_schema(file)
+def _types(unit: Unit) -> dict[str, pa.DataType]:
+    """The columns' types where the unit says them before it is read."""
     plain = {}
-    for field in schema:
+    for field in KINDS[unit.kind].columns(unit) or ():
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         # A column that is null in every row of this file holds text in the next, more often than not.
         plain[field.name] = pa.string() if pa.types.is_null(kind) else kind

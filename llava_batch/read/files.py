@@ -8,8 +8,29 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from llava_batch.errors import RowError
+from llava_batch.read.image_names import IMAGE_EXTENSIONS
+from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row, missing
 from llava_batch.storage import read_bytes
+from llava_batch.unit import Unit
+
+
+class Files(Kind):
+    """A run of image files below one folder; which files make a unit, `find` decides."""
+
+    extensions = IMAGE_EXTENSIONS
+
+    def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
+        return read_files(
+            unit.fs,
+            unit.path,
+            unit.members,
+            with_columns=bool(reading.columns),
+            max_image_bytes=reading.max_image_bytes,
+        )
+
+    def count(self, unit: Unit) -> int:
+        return len(unit.members)
 
 
 def read_files(

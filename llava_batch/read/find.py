@@ -10,22 +10,15 @@ import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import count
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
 from llava_batch.read.gather import Found, Gathered
-from llava_batch.read.storage_failed import StorageFailed, stored
+from llava_batch.read.kinds import KINDS, LOOSE
 from llava_batch.storage import Location
 from llava_batch.unit import Unit, source_of
 
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
-
-SPLIT_BYTES = 256 * 2**20
-"""A Parquet file over this size is split into units of whole row groups of about this size."""
 
 _HIDING = {"_": "%5F", ".": "%2E"}
 
@@ -72,46 +65,21 @@ def find(
 
 
 def _shard_units(found: Found) -> Iterable[Unit]:
-    name = _unit_name(os.path.splitext(found.name)[0])
-    common: dict[str, Any] = {
-        "kind": found.what, "path": found.at.path, "shown": found.at.shown, "fs": found.at.fs,
-        "source": f"{found.size}-{found.mtime_ns}",
-    }  # fmt: skip
-    runs: list[tuple[int, int]] = []
-    if found.what == "parquet" and found.size > SPLIT_BYTES:
-        runs = _row_group_runs(found.at)
-    if len(runs) > 1:
-        for number, run in enumerate(runs):
-            yield Unit(name=f"{name}-{number:05d}", row_groups=run, **common)
-    else:
-        yield Unit(name=name, **common)
+    whole = Unit(
+        name=_unit_name(os.path.splitext(found.name)[0]),
+        kind=found.what,
+        path=found.at.path,
+        shown=found.at.shown,
+        fs=found.at.fs,
+        source=f"{found.size}-{found.mtime_ns}",
+    )
+    return KINDS[found.what].units(whole, found.size)
 
 
 def _unit_name(name: str) -> str:
     """`name` with no part that begins as what readers of tables skip does."""
     parts = name.split("/")
     return "/".join(_HIDING.get(part[:1], part[:1]) + part[1:] for part in parts)
-
-
-def _row_group_runs(at: Location) -> list[tuple[int, int]]:
-    """Runs of row groups of about SPLIT_BYTES each; one run where the footer is damaged."""
-    with at.fs.open_input_file(at.path) as file:
-        try:
-            metadata = pq.read_metadata(stored(file))
-        except StorageFailed:
-            raise
-        except (OSError, ValueError, pa.ArrowException):
-            return [(0, 0)]  # the reader will make the row in error
-    runs, start, size = [], 0, 0
-    for i in range(metadata.num_row_groups):
-        size += sum(
-            metadata.row_group(i).column(c).total_compressed_size
-            for c in range(metadata.num_columns)
-        )
-        if size >= SPLIT_BYTES:
-            runs.append((start, i + 1))
-            start, size = i + 1, 0
-    return runs + ([(start, metadata.num_row_groups)] if start < metadata.num_row_groups else [])
 
 
 def _loose_units(
@@ -128,7 +96,7 @@ def _loose_units(
         stamps = tuple(there.get(member) for member in members)
         yield Unit(
             name=name,
-            kind="files",
+            kind=LOOSE,
             path=root.path,
             shown=root.shown,
             fs=root.fs,

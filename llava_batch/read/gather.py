@@ -1,6 +1,6 @@
 """Gather: what `--input` names → files, each once, with what it is.
 
-A folder is walked down and sorted (`walk`, `kinds`); a file given by itself is read, whatever lies
+A folder is walked down and sorted (`walk`, `neighbours`); a file given by itself is read, whatever lies
 beside it; what a pattern matches is sorted like a folder, and its wildcards match no hidden name. A
 file that several inputs name is read once, under the name that the outermost of them gives it,
 whatever their order. A folder that is there and empty gives nothing.
@@ -14,14 +14,8 @@ import pyarrow.fs as pafs
 from braceexpand import braceexpand
 
 from llava_batch.errors import UsageError
-from llava_batch.read.kinds import (
-    IMAGE,
-    SIDE_FILE,
-    Neighbours,
-    is_compressed_tar,
-    is_hidden,
-    kind_of,
-)
+from llava_batch.read.kinds import KINDS, LOOSE, kind_of
+from llava_batch.read.neighbours import SIDE_FILE, Neighbours, is_compressed_tar, is_hidden
 from llava_batch.read.patterns import is_pattern, matches, means_hidden, prefixes
 from llava_batch.read.walk import (
     BROKEN_LINK,
@@ -34,8 +28,6 @@ from llava_batch.read.walk import (
     walk,
 )
 from llava_batch.storage import Location, locate
-
-_READ = ("tar", "parquet", IMAGE)
 
 
 @dataclass(frozen=True)
@@ -63,7 +55,7 @@ class Found:
 
     @property
     def is_read(self) -> bool:
-        return self.what in _READ
+        return self.what in KINDS
 
     @property
     def rank(self) -> tuple[bool, bool, int, bool, str]:
@@ -85,14 +77,14 @@ class Gathered:
     @property
     def shards(self) -> list[Found]:
         """Tars and Parquet files, in the order given and by path within each input."""
-        return [f for f in self._files.values() if f.is_read and f.what != IMAGE]
+        return [f for f in self._files.values() if f.is_read and f.what != LOOSE]
 
     @property
     def loose(self) -> list[list[Found]]:
         """Image files, by the folder that their names are counted from."""
         folders: dict[tuple[int, str], list[Found]] = defaultdict(list)
         for (store, _), found in self._files.items():
-            if found.what == IMAGE:
+            if found.what == LOOSE:
                 folders[store, found.root.path].append(found)
         return list(folders.values())
 

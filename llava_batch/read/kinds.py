@@ -1,88 +1,55 @@
-"""Kinds: what a file is by its name and its neighbours: a shard, an image, a side file, or left out.
-
-A side file is read with what it stands beside, or written there by the tool that made it:
-- `x.json`, `x.txt` beside an image `x.*` (WebDataset's and img2dataset's columns);
-- `x_stats.json` beside a shard or folder `x` (img2dataset's figures of it);
-- `x.parquet` beside a tar or folder `x`, exactly where `x_stats.json` stands (img2dataset's table).
-Knows names only; opens nothing.
-"""
+"""The kinds of input there are, and what is asked of a unit whichever kind it is of."""
 
 import os
-import re
-from collections.abc import Iterable
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
 
-IMAGE_EXTENSIONS = frozenset(
-    ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .emf .eps .fit .fits .flc .fli .ftc .ftu "
-    ".gbr .gif .heic .heif .icb .icns .ico .iim .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg "
-    ".jpx .jxl .mpo .msp .palm .pbm .pcd .pcx .pdf .pfm .pgm .png .pnm .ppm .ps .psd .pxr .qoi .ras .rgb "
-    ".rgba .sgi .svg .tga .tif .tiff .vda .vst .webp .wmf .xbm .xpm".split()
-)
-"""Files that are rows: what Pillow registers, and image formats that will be rows in error."""
+from llava_batch.read.files import Files
+from llava_batch.read.parquet import Parquet
+from llava_batch.read.reading import Kind, Reading
+from llava_batch.read.row import Row
+from llava_batch.read.tar import Tar
+from llava_batch.unit import Unit
 
-PARQUET_EXTENSIONS = frozenset({".parquet", ".parq", ".pq"})
-IMAGE = "image"
-SIDE_FILE = "side files"
+LOOSE = "files"
+"""The kind whose input files are rows, many of them in a unit; of the others each is a shard."""
 
-_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
-_STATS = "_stats.json"
-_SIDE = (".json", ".txt")
-_USUAL = re.compile(r"\.[a-z][a-z0-9+_-]{0,11}")
-"""An extension; what stands behind the last dot of a title or a date is none."""
+KINDS: dict[str, Kind] = {"tar": Tar(), "parquet": Parquet(), LOOSE: Files()}
+
+_FIRST_ROWS = 32
 
 
-def kind_of(name: str) -> str | None:
-    """`tar`, `parquet` or `image`; None for a file that is not read."""
-    extension = os.path.splitext(name)[1].lower()
-    if extension in PARQUET_EXTENSIONS:
-        return "parquet"
-    if extension == ".tar":
-        return "tar"
-    return IMAGE if extension in IMAGE_EXTENSIONS else None
+def kind_of(path: str) -> str | None:
+    """The kind of the file at `path`, by its extension; None where it is of none."""
+    extension = os.path.splitext(path)[1].lower()
+    return next((name for name, kind in KINDS.items() if extension in kind.extensions), None)
 
 
-def is_compressed_tar(name: str) -> bool:
-    """Whether it holds images that cannot be read as it is."""
-    return name.lower().endswith(_COMPRESSED)
+def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
+    """The unit's rows, read once.
+
+    Raises:
+        OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
+    """
+    return KINDS[unit.kind].rows(unit, reading)
 
 
-def is_hidden(part: str) -> bool:
-    """Whether one part of a path is skipped, as everywhere in the lake."""
-    return part.startswith(("_", "."))
+def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
+    """The columns that the unit has: where only reading tells, those of its first rows, with the
+    first value of each that is not null. Empty where none can be read."""
+    schema = KINDS[unit.kind].columns(unit)
+    if schema is not None:
+        return dict.fromkeys(schema.names)
+    columns: dict[str, Any] = {}
+    for row in islice(read_rows(unit, reading), _FIRST_ROWS):
+        columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
+    return columns
 
 
-class Neighbours:
-    """Sorts the files that were found together; `folders` are those that stand among them."""
-
-    def __init__(self, names: Iterable[str], folders: Iterable[str]) -> None:
-        self._names = set(names)
-        self._folders = set(folders)
-        stems: dict[str | None, set[str]] = {}
-        for name in self._names:
-            stems.setdefault(kind_of(name), set()).add(os.path.splitext(name)[0])
-        self._images = stems.get(IMAGE, set())
-        self._tars = stems.get("tar", set())
-        self._shards = self._tars | stems.get("parquet", set())
-
-    def what(self, name: str) -> str:
-        """`tar`, `parquet`, `image`, `SIDE_FILE`, or as what it is left out: `.csv`."""
-        if self._is_side_file(name):
-            return SIDE_FILE
-        return kind_of(name) or left_out_as(name)
-
-    def _is_side_file(self, name: str) -> bool:
-        stem, extension = os.path.splitext(name)
-        if extension in _SIDE and stem in self._images:
-            return True
-        if name.endswith(_STATS):
-            of = name.removesuffix(_STATS)
-            return of in self._shards or of in self._folders
-        beside = stem in self._tars or stem in self._folders
-        return beside and kind_of(name) == "parquet" and stem + _STATS in self._names
-
-
-def left_out_as(name: str) -> str:
-    """The kind that a file which is not read counts under."""
-    extension = os.path.splitext(name)[1].lower()
-    if not extension:
-        return "without extension"
-    return extension if _USUAL.fullmatch(extension) else "of other names"
+def count_rows(unit: Unit, reading: Reading, most: int) -> int:
+    """How many images the unit has, counted up to `most`."""
+    known = KINDS[unit.kind].count(unit)
+    if known is not None:
+        return min(most, known)
+    return sum(1 for _ in islice(read_rows(unit, reading), most))

@@ -7,20 +7,100 @@ its own row; a file without a footer, one. What the storage does not give is rai
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
+from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Keys, Row, damaged, missing
 from llava_batch.read.storage_failed import StorageFailed, stored
+from llava_batch.unit import Unit
+
+SPLIT_BYTES = 256 * 2**20
+"""A Parquet file over this size is split into units of whole row groups of about this size."""
 
 _IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
 _KEY_NAMES = ("key", "__key__")
 _ROWS_AT_ONCE = 64
 _UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
 """What pyarrow raises for damage: bad pages, bad text, sizes and dates out of all bounds."""
+
+
+class Parquet(Kind):
+    """One file, one unit; a large one makes several, each a run of row groups."""
+
+    extensions = frozenset({".parquet", ".parq", ".pq"})
+
+    def units(self, whole: Unit, size: int) -> list[Unit]:
+        if size <= SPLIT_BYTES:
+            return [whole]
+        metadata = _metadata(whole)
+        runs = _row_group_runs(metadata) if metadata else []
+        if len(runs) < 2:
+            return [whole]
+        return [
+            replace(whole, name=f"{whole.name}-{number:05d}", row_groups=run)
+            for number, run in enumerate(runs)
+        ]
+
+    def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
+        with unit.fs.open_input_file(unit.path) as file:
+            yield from read_parquet(
+                file,
+                unit.shown,
+                row_groups=unit.row_groups,
+                image_column=reading.image_column,
+                key_column=reading.key_column,
+                columns=reading.columns,
+                max_image_bytes=reading.max_image_bytes,
+            )
+
+    def columns(self, unit: Unit) -> pa.Schema:
+        metadata = _metadata(unit)
+        try:
+            return metadata.schema.to_arrow_schema() if metadata else pa.schema([])
+        except _UNREADABLE:
+            return pa.schema([])  # damaged: its rows will say so
+
+    def count(self, unit: Unit) -> int | None:
+        metadata = _metadata(unit)
+        if metadata is None:
+            return None
+        groups = range(*(unit.row_groups or (0, metadata.num_row_groups)))
+        counts: list[int] = [metadata.row_group(i).num_rows for i in groups]
+        return sum(counts)
+
+
+def _metadata(unit: Unit) -> pq.FileMetaData | None:
+    """The file's footer, or None where it is damaged: the reader will make the row in error.
+
+    Raises:
+        StorageFailed: the storage failed.
+    """
+    with unit.fs.open_input_file(unit.path) as file:
+        try:
+            return pq.read_metadata(stored(file))
+        except StorageFailed:
+            raise
+        except _UNREADABLE:
+            return None
+
+
+def _row_group_runs(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
+    """Runs of row groups of about SPLIT_BYTES each."""
+    runs, start, size = [], 0, 0
+    for i in range(metadata.num_row_groups):
+        size += sum(
+            metadata.row_group(i).column(c).total_compressed_size
+            for c in range(metadata.num_columns)
+        )
+        if size >= SPLIT_BYTES:
+            runs.append((start, i + 1))
+            start, size = i + 1, 0
+    return runs + ([(start, metadata.num_row_groups)] if start < metadata.num_row_groups else [])
 
 
 def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
@@ -38,7 +118,7 @@ def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
         if not _holds_images(schema.field(wanted).type):
             raise UsageError(f"--image-column {wanted}: {schema.field(wanted).type} holds no bytes")
         return wanted
-    candidates = [f.name for f in schema if _holds_images(f.type)]
+    candidates: list[str] = [f.name for f in schema if _holds_images(f.type)]
     for name in _IMAGE_NAMES:
         if name in candidates:
             return name
@@ -138,14 +218,16 @@ def _group(
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
     """Each row's values, or what is wrong with a row of which one cannot be read."""
     try:
-        return batch.to_pylist()
+        rows: list[dict[str, Any] | str] = batch.to_pylist()
+        return rows
     except _UNREADABLE:
         return [_values_of_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
 
 
 def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
     try:
-        return row.to_pylist()[0]
+        values: dict[str, Any] = row.to_pylist()[0]
+        return values
     except _UNREADABLE as error:
         return f"a value of this row cannot be read: {error}"
 
@@ -188,7 +270,7 @@ def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
         index = kind.get_field_index("bytes")
         return index >= 0 and _holds_images(kind.field(index).type)
-    return (
+    return bool(
         pa.types.is_binary(kind)
         or pa.types.is_large_binary(kind)
         or pa.types.is_binary_view(kind)

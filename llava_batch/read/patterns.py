@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
-from llava_batch.read.kinds import is_hidden
+from llava_batch.read.neighbours import is_hidden
 from llava_batch.read.walk import lies_in
 from llava_batch.storage import Location, glob
 

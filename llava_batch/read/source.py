@@ -6,75 +6,40 @@ kills its reader `max_tries` times, ends with an end row in error: it is left op
 committed, and the next run reads it again. A reader that hangs ends its process.
 """
 
-import faulthandler
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
-from llava_batch.job import Job
-from llava_batch.read.columns import KEEP, as_json, cast_kept, image_schema
-from llava_batch.read.files import read_files
-from llava_batch.read.parquet import read_parquet
+from llava_batch.read.columns import as_json, cast_kept, image_schema
+from llava_batch.read.kinds import read_rows
+from llava_batch.read.reading import Reading
 from llava_batch.read.row import Row
-from llava_batch.read.storage_failed import StorageFailed, stored
-from llava_batch.read.tar import read_tar
+from llava_batch.tables import KEEP
 from llava_batch.unit import Unit
-from llava_batch.workers.crash_guard import Attempts
+from llava_batch.workers.crash_guard import CrashGuard
+from llava_batch.workers.process import watchdog
 
 _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
-_FIRST_ROWS = 32
 _TRIES = 3
-_STREAM_BYTES = 4 * 2**20
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
-    """What a reader needs to know of the job; small and picklable."""
+class UnitSource(Datasource):  # type: ignore[misc]
+    """A Ray Data source with one streaming read task for each unit; `shared` counts the attempts."""
 
-    prompt_columns: tuple[str, ...]
-    keep: pa.Schema
-    image_column: str | None
-    key_column: str | None
-    max_image_bytes: int
-    stall_timeout_s: float
-    max_tries: int
-
-    @classmethod
-    def of(cls, job: Job, prompt_columns: Sequence[str], keep: pa.Schema) -> "Reading":
-        return cls(
-            prompt_columns=tuple(prompt_columns),
-            keep=keep,
-            image_column=job.image_column,
-            key_column=job.key_column,
-            max_image_bytes=job.max_image_bytes,
-            stall_timeout_s=job.stall_timeout_s,
-            max_tries=job.max_tries,
-        )
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys((*self.prompt_columns, *self.keep.names)))
-
-
-class UnitSource(Datasource):
-    """A Ray Data source with one streaming read task for each unit; `board` counts the attempts."""
-
-    def __init__(self, units: Sequence[Unit], reading: Reading, board: Any) -> None:
+    def __init__(self, units: Sequence[Unit], reading: Reading, shared: Any) -> None:
         super().__init__()
         self._units = units
         self._reading = reading
-        self._board = board
+        self._shared = shared
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -86,20 +51,20 @@ class UnitSource(Datasource):
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
         return [
-            ReadTask(partial(_read_carefully, u, self._reading, self._board), unknown)
+            ReadTask(partial(_read_carefully, u, self._reading, self._shared), unknown)
             for u in self._units
         ]
 
 
-def _read_carefully(unit: Unit, reading: Reading, board: Any) -> Iterator[pa.Table]:
+def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Table]:
     """The unit's blocks, unless its reader has died too often."""
-    attempts = Attempts(board, "read", reading.max_tries)
+    guard = CrashGuard(shared, "read", reading.max_tries)
     in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
-    if not attempts.may_try(in_hand):
-        yield _end(unit, 0, reading, attempts.verdict()["error_message"])
+    if not guard.may_try(in_hand):
+        yield _end(unit, 0, reading, guard.verdict()["error_message"])
         return
     yield from read_blocks(unit, reading)
-    attempts.done([in_hand])
+    guard.done([in_hand])
 
 
 def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
@@ -120,67 +85,11 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
         yield _end(unit, ordinal, reading, f"{type(error).__name__}: {error}")
 
 
-def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
-    """The unit's rows, read once.
-
-    Raises:
-        OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
-    """
-    limit = reading.max_image_bytes
-    if unit.kind == "tar":
-        with unit.fs.open_input_stream(unit.path, buffer_size=_STREAM_BYTES) as stream:
-            yield from read_tar(stream, max_image_bytes=limit)
-    elif unit.kind == "parquet":
-        with unit.fs.open_input_file(unit.path) as file:
-            yield from read_parquet(
-                file,
-                unit.shown,
-                row_groups=unit.row_groups,
-                image_column=reading.image_column,
-                key_column=reading.key_column,
-                columns=reading.columns,
-                max_image_bytes=limit,
-            )
-    else:
-        columns = bool(reading.columns)
-        yield from read_files(
-            unit.fs, unit.path, unit.members, with_columns=columns, max_image_bytes=limit
-        )
-
-
-def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
-    """The columns that the unit's first rows have, with the first value of each that is not null;
-    for Parquet, its schema's names. Empty where none can be read."""
-    if unit.kind == "parquet":
-        with unit.fs.open_input_file(unit.path) as file:
-            try:
-                return dict.fromkeys(pq.read_schema(stored(file)).names)
-            except StorageFailed:
-                raise
-            except (OSError, ValueError, pa.ArrowException):
-                return {}  # damaged: its rows will say so
-    columns: dict[str, Any] = {}
-    for row in islice(read_rows(unit, reading), _FIRST_ROWS):
-        columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
-    return columns
-
-
-def count_rows(unit: Unit, reading: Reading, most: int) -> int:
-    """How many images the unit has, counted up to `most`."""
-    if unit.kind == "files":
-        return min(most, len(unit.members))
-    return sum(1 for _ in islice(read_rows(unit, reading), most))
-
-
 def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
     """`rows`; one that takes longer than the limit ends the process, which Ray starts anew."""
     while True:
-        # A timer in C: it fires even where a stuck call holds the interpreter's lock.
-        faulthandler.dump_traceback_later(stall_timeout_s, exit=True)
-        try:
+        with watchdog(stall_timeout_s):
             row = next(rows, None)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
         if row is None:
             return
         yield row

@@ -27,13 +27,16 @@ class _Stored:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        return _told(self._file.read, size)
+        data: bytes = _told(self._file.read, size)
+        return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return _told(self._file.seek, offset, whence)
+        place: int = _told(self._file.seek, offset, whence)
+        return place
 
     def tell(self) -> int:
-        return self._file.tell()
+        place: int = self._file.tell()
+        return place
 
     def close(self) -> None:
         """Whoever opened the file closes it."""

@@ -20,15 +20,21 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import IO, Any
 
-from webdataset.tariterators import base_plus_ext
-
 from llava_batch.errors import RowError
-from llava_batch.read.kinds import IMAGE_EXTENSIONS
+from llava_batch.read.image_names import is_image
+from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Keys, Row, damaged, missing
 from llava_batch.read.tar_members import Damage, Member, members
+from llava_batch.unit import Unit
+
+_STREAM_BYTES = 4 * 2**20
 
 _SIDE_BYTES = 16 * 2**20
 """A side member (`.json`, `.txt`, …) over this size is not read."""
+
+_NAME = re.compile(r"^((?:.*/|)[^.]+)[.]([^/]*)$")
+"""A member's key and extension: WebDataset's rule, as in its `tariterators.base_plus_ext`, whose
+module loads torch."""
 
 _LEAD = re.compile(r"^(\./+|/+)+")
 _HIDDEN = re.compile(r"(^|/)\.(?!\.?/)")
@@ -44,6 +50,16 @@ class _Sample:
     key: str
     images: dict[str, _Content] = field(default_factory=dict)
     side: dict[str, bytes] = field(default_factory=dict)
+
+
+class Tar(Kind):
+    """One tar, one unit; only reading tells what it holds."""
+
+    extensions = frozenset({".tar"})
+
+    def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
+        with unit.fs.open_input_stream(unit.path, buffer_size=_STREAM_BYTES) as stream:
+            yield from read_tar(stream, max_image_bytes=reading.max_image_bytes)
 
 
 def read_tar(stream: IO[bytes], *, max_image_bytes: int) -> Iterator[Row]:
@@ -68,7 +84,7 @@ def _members(stream: IO[bytes], max_bytes: int) -> Iterator[Row | tuple[str, str
     """(key, extension, content) for each file that belongs to a sample, and rows for the damage."""
 
     def limit(name: str) -> int:
-        return max_bytes if _is_image(name) else _SIDE_BYTES
+        return max_bytes if is_image(name) else _SIDE_BYTES
 
     num_damaged = 0
     for member in members(stream, limit):
@@ -79,26 +95,26 @@ def _members(stream: IO[bytes], max_bytes: int) -> Iterator[Row | tuple[str, str
         if isinstance(member, Damage):
             continue
         name = _LEAD.sub("", member.name)
-        base, extension = base_plus_ext(name)
-        if not base or _HIDDEN.search(name):
+        parts = _NAME.match(name)
+        if not parts or _HIDDEN.search(name):
             continue
         content = _content(member, max_bytes)
         if content is not None:
-            yield base, extension.lower(), content
+            yield parts[1], parts[2].lower(), content
 
 
 def _problem(member: Member | Damage) -> str | None:
     """What is damaged, where no image's own row says it."""
     if isinstance(member, Damage):
         return member.what
-    if member.cut_short and not _is_image(member.name):
+    if member.cut_short and not is_image(member.name):
         return f"the tar ends within {member.name}"
     return None
 
 
 def _content(member: Member, max_bytes: int) -> _Content | None:
     """An image's bytes or what is wrong with them; a side member's bytes, or None if unusable."""
-    if not _is_image(member.name):
+    if not is_image(member.name):
         return None if member.cut_short else member.data
     if member.link:
         return RowError.IMAGE_MISSING, f"a link to {member.link}; links are not followed"
@@ -111,12 +127,8 @@ def _content(member: Member, max_bytes: int) -> _Content | None:
     return member.data
 
 
-def _is_image(name: str) -> bool:
-    return "." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
-
-
 def _add(sample: _Sample, extension: str, content: _Content) -> None:
-    if _is_image(extension):
+    if is_image(extension):
         sample.images.setdefault(extension, content)
     elif isinstance(content, bytes):
         sample.side.setdefault(extension, content)

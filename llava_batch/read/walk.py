@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow.fs as pafs
 
 from llava_batch.errors import UsageError
-from llava_batch.read.kinds import is_hidden
+from llava_batch.read.neighbours import is_hidden
 from llava_batch.storage import Location
 
 HIDDEN = "names that begin with _ or ."

@@ -1,18 +1,18 @@
-"""Compare: two folders joined by id, and the pairs of answers that the page shows.
+"""Two folders joined by id, and the pairs of answers that the page shows.
 
 What is kept of each row is two 64-bit hashes, of its id and of what it says, so that two folders of
 millions of rows compare in bounded memory; the rows that are shown are read in a second pass.
 """
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from llava_batch.answers.folder import Answers
-from llava_batch.report.gather import Row, batches, find_rows, images_of
+from llava_batch.answers.folder import AnswerRow, Answers
+from llava_batch.report.gather import batches, find_rows, images_of
 from llava_batch.report.sample import sample_rank
 
 DIFFERING_PAIRS = 300
@@ -30,7 +30,7 @@ class Comparison:
     differ: int
     only_first: int
     only_second: int
-    pairs: list[tuple[Row, Row]]
+    pairs: list[tuple[AnswerRow, AnswerRow]]
     """The first `num_differing` of them differ."""
     num_differing: int
 
@@ -82,13 +82,14 @@ def _hash_rows(answers: Answers, seed: int, preferred: frozenset[str]) -> _Side:
 def _texts(batch: pa.RecordBatch) -> list[str]:
     """What each row says: its status, and the answers of all its turns."""
     turns = batch["turns"]
-    answers = pc.fill_null(turns.values.field("answer"), "")
-    told = pc.binary_join(pa.ListArray.from_arrays(turns.offsets, answers), "\x1e")
+    answers = iter(turns.flatten().field("answer").to_pylist())
+    counts = turns.value_lengths().to_pylist()
+    dialogues = ["\x1e".join(a or "" for a in islice(answers, n or 0)) for n in counts]
     columns = zip(
         batch["status"].to_pylist(),
         batch["error_code"].to_pylist(),
         batch["answer"].to_pylist(),
-        told.to_pylist(),
+        dialogues,
         strict=True,
     )
     return ["\x1f".join(part or "" for part in row) for row in columns]

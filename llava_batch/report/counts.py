@@ -1,4 +1,4 @@
-"""Counts: what is counted of every answer row, batch by batch, and the histograms made of it.
+"""What is counted of every answer row, batch by batch, and the histograms made of it.
 
 Memory does not grow with the rows: lengths are counted by value, log-probabilities in fine bins.
 """
@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 _FINE = 0.01
 """Width of the bins in which log-probabilities are counted."""
@@ -28,7 +27,6 @@ class Counts:
         self.errors: Counter[str] = Counter()
         self.finish: Counter[str] = Counter()
         self.answer_tokens = 0
-        self.prompt_tokens = 0
         self._lengths: Counter[int] = Counter()
         self._logprobs = np.zeros(round(-_LOWEST / _FINE) + 1, np.int64)
         self._last_image: str | None = None
@@ -53,14 +51,16 @@ class Counts:
         for image in images:  # the rows of one image stand together
             self.images += image != self._last_image
             self._last_image = image
-        failed = batch.filter(pc.equal(batch["status"], "error"))
-        self.errors.update(code or "unknown" for code in _column(failed, "error_code"))
-        ok = batch.filter(pc.equal(batch["status"], "ok"))
-        self.finish.update(f for f in _column(ok, "finish_reason") if f)
-        self._lengths.update(n for n in _column(ok, "answer_tokens") if n is not None)
-        self.answer_tokens += sum(n or 0 for n in _column(ok, "answer_tokens"))
-        self.prompt_tokens += sum(n or 0 for n in _column(ok, "prompt_tokens"))
-        self._add_logprobs(_column(ok, "mean_logprob"))
+        statuses = _column(batch, "status")
+        codes = zip(statuses, _column(batch, "error_code"), strict=True)
+        self.errors.update(code or "unknown" for status, code in codes if status == "error")
+        ok = [i for i, status in enumerate(statuses) if status == "ok"]
+        names = ("finish_reason", "answer_tokens", "mean_logprob")
+        finish, lengths, logprobs = ([c[i] for i in ok] for c in (_column(batch, n) for n in names))
+        self.finish.update(f for f in finish if f)
+        self._lengths.update(n for n in lengths if n is not None)
+        self.answer_tokens += sum(n or 0 for n in lengths)
+        self._add_logprobs(logprobs)
 
     def lengths(self) -> list[tuple[float, int]]:
         """(tokens, answers of that length), sorted."""
@@ -125,7 +125,8 @@ def _series(
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:
-    return batch[name].to_pylist()
+    values: list[Any] = batch[name].to_pylist()
+    return values
 
 
 def _quantile(values: list[tuple[float, int]], share: float) -> float:

@@ -1,14 +1,14 @@
-"""Side: one answers folder as the page sees it: what its rows gave, and what `_run.json` says."""
+"""One folder of answers as the page shows it: what its rows gave, and what `_run.json` says."""
 
 import os
 from typing import Any
 
-from llava_batch.answers.folder import Answers
+from llava_batch.answers.folder import AnswerRow, Answers
 from llava_batch.answers.thumbnails import thumbnail_names
 from llava_batch.errors import RowError, UsageError
 from llava_batch.report import run_facts
 from llava_batch.report.counts import Counts
-from llava_batch.report.gather import Row, gather
+from llava_batch.report.gather import gather
 from llava_batch.report.wording import moment
 from llava_batch.storage import Location
 
@@ -62,7 +62,7 @@ class Side:
 
     def _errors(self) -> list[dict[str, Any]]:
         """The error codes, the most frequent first, each with its sentence and examples."""
-        examples: dict[str, list[Row]] = {}
+        examples: dict[str, list[AnswerRow]] = {}
         for row in self.gathered.errors:
             examples.setdefault(row["error_code"] or "unknown", []).append(row)
         return [

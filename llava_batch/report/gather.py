@@ -1,17 +1,15 @@
-"""Gather: an output folder → what the page says of it, in one pass over the answers.
+"""An output folder → what the page says of it, in one pass over the answers.
 
 Only the columns that are shown are read, batch by batch; of the rows, only a bounded sample is kept.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
-from llava_batch.answers.folder import Answers
-from llava_batch.errors import UsageError
+from llava_batch.answers.folder import AnswerRow, Answers
+from llava_batch.errors import UsageError, first_line
 from llava_batch.ids import image_of
 from llava_batch.report.counts import Counts
 from llava_batch.report.sample import LAST_RANK, Smallest, sample_rank
@@ -23,9 +21,6 @@ COLUMNS = (
 SAMPLE_ROWS = 400
 ERROR_EXAMPLES = 12
 """Rows shown of each error code."""
-_BATCH_ROWS = 4096
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +28,9 @@ class Gathered:
     """What one pass over a folder gave: counts of everything, and the rows that are shown."""
 
     counts: Counts
-    sample: list[Row]
+    sample: list[AnswerRow]
     """Answered rows, by rank."""
-    errors: list[Row]
+    errors: list[AnswerRow]
     """Examples of each error code, by code and rank."""
 
 
@@ -46,8 +41,8 @@ def gather(answers: Answers, *, seed: int, preferred: frozenset[str] = frozenset
         UsageError: a table cannot be read, or lacks a column of the answers.
     """
     counts = Counts()
-    sample: Smallest[Row] = Smallest(SAMPLE_ROWS)
-    errors: dict[str, Smallest[Row]] = {}
+    sample: Smallest[AnswerRow] = Smallest(SAMPLE_ROWS)
+    errors: dict[str, Smallest[AnswerRow]] = {}
     for batch in batches(answers, COLUMNS):
         ids, images = batch["id"].to_pylist(), images_of(batch)
         counts.add(batch, images)
@@ -71,7 +66,7 @@ def images_of(batch: pa.RecordBatch) -> list[str]:
     return [image_of(ident, unit) for ident, unit in pairs]
 
 
-def find_rows(answers: Answers, wanted: Callable[[str], bool]) -> dict[str, Row]:
+def find_rows(answers: Answers, wanted: Callable[[str], bool]) -> dict[str, AnswerRow]:
     """The rows whose id is wanted, by id."""
     found = {}
     for batch in batches(answers, COLUMNS):
@@ -88,20 +83,8 @@ def batches(answers: Answers, columns: tuple[str, ...]) -> Iterator[pa.RecordBat
     Raises:
         UsageError: a table cannot be read, or lacks one of the columns.
     """
-    fs = answers.location.fs
     for path in answers.paths:
         try:
-            kind = "parquet" if path.endswith(".parquet") else "ipc"
-            table = ds.dataset(path, filesystem=fs, format=kind)
-            missing = [c for c in columns if c not in table.schema.names]
-            if missing:
-                raise UsageError(f"{path}: is no table of answers (without {', '.join(missing)})")
-            scanner = table.scanner(columns=list(columns), batch_size=_BATCH_ROWS,
-                                    batch_readahead=2, use_threads=False)  # fmt: skip
-            yield from scanner.to_batches()
+            yield from answers.batches(path, columns)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UsageError(f"{path}: cannot be read ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise UsageError(f"{path}: cannot be read ({first_line(error)})") from None

@@ -1,4 +1,4 @@
-"""Page: answers folders → one HTML file that stands alone.
+"""Folders of answers → one HTML file that stands alone.
 
 The text is set by a template that escapes whatever it is given; the rows travel as JSON in which
 `<`, `>` and `&` are escaped; a content security policy lets only this page's own script and style
@@ -16,13 +16,12 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from llava_batch.answers.folder import open_answers
+from llava_batch.answers.folder import AnswerRow, open_answers
 from llava_batch.answers.thumbnails import MAX_BYTES, read_thumbnails
 from llava_batch.errors import UsageError
 from llava_batch.report.compare import Comparison, compare
 from llava_batch.report.counts import length_bars, logprob_bars
 from llava_batch.report.folder_view import Side, setting_rows
-from llava_batch.report.gather import Row
 from llava_batch.report.wording import amount, duration, percent, ticks
 from llava_batch.storage import Location, locate, write_whole
 from llava_batch.version import __version__
@@ -101,7 +100,7 @@ def _names(sides: list[Side]) -> list[str]:
     return names if len(set(names)) == len(names) else [side.at.shown for side in sides]
 
 
-def _shown_rows(sides: list[Side], compared: Comparison | None) -> list[tuple[Row, ...]]:
+def _shown_rows(sides: list[Side], compared: Comparison | None) -> list[tuple[AnswerRow, ...]]:
     if compared is not None:
         return list(compared.pairs)
     found = sides[0].gathered
@@ -118,7 +117,7 @@ def _thumbnails(sides: list[Side], images: list[str]) -> dict[str, str]:
     return found
 
 
-def _item(rows: tuple[Row, ...], place: dict[str, int], *, same: bool) -> dict[str, Any]:
+def _item(rows: tuple[AnswerRow, ...], place: dict[str, int], *, same: bool) -> dict[str, Any]:
     """One gallery entry: an image with one row, or with the rows of both sides, which may agree."""
     first = rows[0]
     return {
@@ -133,7 +132,7 @@ def _item(rows: tuple[Row, ...], place: dict[str, int], *, same: bool) -> dict[s
     }
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: AnswerRow) -> dict[str, Any]:
     names = ("status", "error_code", "error_message", "finish_reason", "prompt", "answer_tokens",
              "prompt_tokens")  # fmt: skip
     logprob = row["mean_logprob"]

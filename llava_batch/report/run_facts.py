@@ -1,4 +1,4 @@
-"""Facts: what `_run.json` says of a run, taken as it is found.
+"""What `_run.json` says of a run, taken as it is found.
 
 Any key may be missing or null: a run may be going on, have been killed, or be of another version.
 What is not there is None or empty, and the page leaves it out. Credentials in URIs are taken out.

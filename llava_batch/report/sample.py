@@ -1,7 +1,7 @@
-"""Sample: which rows the page shows, the same in every run whatever the order they come in.
+"""Which rows the page shows, the same in every run whatever the order they come in.
 
 A row is drawn by the smallest hash of (seed, name), so a sample of a growing folder changes by the
-new rows alone. Knows names and ranks, and nothing of what the rows say.
+new rows alone. It looks at names alone.
 """
 
 import heapq

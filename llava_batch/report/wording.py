@@ -1,4 +1,4 @@
-"""Formats: numbers, shares, times and marked-up sentences as a person reads them on the page."""
+"""Numbers, shares, times and marked-up sentences as a person reads them on the page."""
 
 import re
 from datetime import datetime

@@ -23,39 +23,39 @@ from llava_batch.score.rules import (
     vqa_accuracy,
 )
 
-Pairs = Sequence[tuple[Item, str]]
+Answered = Sequence[tuple[Item, str]]
 """Annotated questions, each with the text given as its answer."""
 
 
-def figures(benchmark: str, pairs: Pairs) -> dict[str, Any]:
+def figures(benchmark: str, pairs: Answered) -> dict[str, Any]:
     """The metric of `benchmark` under its usual name, and its averages by group."""
-    return METRICS[benchmark](pairs)
+    return FIGURES[benchmark](pairs)
 
 
-def _averaged(score: Callable[[str, Item], float]) -> Callable[[Pairs], dict[str, Any]]:
-    def metric(pairs: Pairs) -> dict[str, Any]:
+def _averaged(score: Callable[[str, Item], float]) -> Callable[[Answered], dict[str, Any]]:
+    def averaged(pairs: Answered) -> dict[str, Any]:
         scored = [(item, float(score(text, item))) for item, text in pairs]
         return {"accuracy": _mean(value for _, value in scored), "groups": _by_group(scored)}
 
-    return metric
+    return averaged
 
 
 def _vqa_with_submission(
     score: Callable[[str, Sequence[str]], float],
-) -> Callable[[Pairs], dict[str, Any]]:
+) -> Callable[[Answered], dict[str, Any]]:
     """VQA accuracy of the answers as they stand, and as LLaVA submits them (through m4c first,
     which is what the paper's figures are of)."""
 
-    def metric(pairs: Pairs) -> dict[str, Any]:
+    def both(pairs: Answered) -> dict[str, Any]:
         as_given = _averaged(lambda text, item: score(text, item.references))(pairs)
         submitted = _mean(score(m4c_normalize(text), item.references) for item, text in pairs)
         return {"accuracy": as_given["accuracy"], "accuracy_as_submitted": submitted,
                 "groups": as_given["groups"]}  # fmt: skip
 
-    return metric
+    return both
 
 
-def _pope(pairs: Pairs) -> dict[str, Any]:
+def _pope(pairs: Answered) -> dict[str, Any]:
     """F1 and the rest for each category; over several, their mean (the paper's figure is F1's)."""
     categories: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for item, text in pairs:
@@ -68,7 +68,7 @@ def _pope(pairs: Pairs) -> dict[str, Any]:
     return {name: fmean(g[name] for g in groups.values()) for name in names} | {"groups": groups}
 
 
-def _scienceqa(pairs: Pairs) -> dict[str, Any]:
+def _scienceqa(pairs: Answered) -> dict[str, Any]:
     """`accuracy` over the questions with an image (the paper's SQA-I), `accuracy_all` over all."""
     scored = [
         (item, float(scienceqa_option(text, item.options) == int(item.references[0])))
@@ -79,7 +79,7 @@ def _scienceqa(pairs: Pairs) -> dict[str, Any]:
     return {"accuracy": groups.get("image"), "accuracy_all": everything, "groups": groups}
 
 
-def _mme(pairs: Pairs) -> dict[str, Any]:
+def _mme(pairs: Answered) -> dict[str, Any]:
     """MME's scores: for each category 100 times accuracy plus accuracy+ (images with every question
     right); perception is the paper's figure."""
     images: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
@@ -109,7 +109,7 @@ def mme_verdict(text: str) -> str:
     return next((word for word in ("yes", "no") if word in text[:4]), "other")
 
 
-METRICS: dict[str, Callable[[Pairs], dict[str, Any]]] = {
+FIGURES: dict[str, Callable[[Answered], dict[str, Any]]] = {
     "vqav2": _vqa_with_submission(vqa_accuracy),
     "vizwiz": _vqa_with_submission(vizwiz_accuracy),
     "textvqa": _averaged(lambda text, item: m4c_accuracy(text, item.references)),

@@ -6,7 +6,7 @@ from typing import Any
 from llava_batch.answers.folder import open_answers
 from llava_batch.errors import UsageError
 from llava_batch.score.annotations import BENCHMARKS, Item, read_items
-from llava_batch.score.figures import METRICS, figures
+from llava_batch.score.figures import FIGURES, figures
 from llava_batch.score.predictions import Given, GivenAnswers, read_given
 from llava_batch.score.submissions import mme_question, submission
 from llava_batch.storage import locate, write_whole
@@ -99,7 +99,7 @@ def _counts(
 
 
 def _figures(benchmark: str, pairs: list[tuple[Item, Given | None]]) -> dict[str, Any]:
-    if benchmark not in METRICS:
+    if benchmark not in FIGURES:
         return {"not_scored": "its own server or judge scores it"}
     if not all(item.references for item, _ in pairs):
         return {"not_scored": "the annotations hold no right answers"}
@@ -136,5 +136,5 @@ def _beside(answers: str, benchmark: str) -> str:
 def _model_id(answers: str) -> str:
     if answers.endswith(".jsonl"):
         return ""
-    metadata = open_answers(answers).schema.metadata or {}
+    metadata: dict[bytes, bytes] = open_answers(answers).schema.metadata or {}
     return metadata.get(b"llava_batch.model", b"").decode()

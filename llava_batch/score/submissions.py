@@ -15,7 +15,7 @@ from llava_batch.score.predictions import Given
 from llava_batch.score.rules import gqa_normalize, m4c_normalize
 from llava_batch.storage import locate
 
-Pairs = Sequence[tuple[Item, Given | None]]
+Matched = Sequence[tuple[Item, Given | None]]
 """A split's questions in its order, each with its answer if there is one."""
 
 _MMBENCH_LEFT_OUT = ("hint", "category", "source", "image", "comment", "l2-category")
@@ -24,7 +24,7 @@ MME_YES_NO = "Please answer yes or no."
 
 
 def submission(
-    benchmark: str, pairs: Pairs, *, model_id: str, annotations: str | None
+    benchmark: str, pairs: Matched, *, model_id: str, annotations: str | None
 ) -> dict[str, bytes]:
     """The files to hand in: name → bytes. One file has the empty name; MME has one per category.
 
@@ -39,37 +39,37 @@ def submission(
     return {"": form(pairs) if form else _common(pairs, model_id)}
 
 
-def _vqav2(pairs: Pairs) -> bytes:
+def _vqav2(pairs: Matched) -> bytes:
     return _json([
         {"question_id": item.raw_id, "answer": m4c_normalize(_text(given))}
         for item, given in pairs
     ])  # fmt: skip
 
 
-def _vizwiz(pairs: Pairs) -> bytes:
+def _vizwiz(pairs: Matched) -> bytes:
     return _json(
         [{"image": item.image, "answer": m4c_normalize(_text(given))} for item, given in pairs]
     )
 
 
-def _gqa(pairs: Pairs) -> bytes:
+def _gqa(pairs: Matched) -> bytes:
     return _json([
         {"questionId": item.question_id, "prediction": gqa_normalize(_text(given))}
         for item, given in pairs
     ])  # fmt: skip
 
 
-def _seed(pairs: Pairs) -> bytes:
+def _seed(pairs: Matched) -> bytes:
     return _json_lines(
         {"question_id": item.raw_id, "prediction": _text(given)} for item, given in pairs
     )
 
 
-def _mm_vet(pairs: Pairs) -> bytes:
+def _mm_vet(pairs: Matched) -> bytes:
     return _json({f"v1_{item.question_id}": _text(given) for item, given in pairs}, indent=2)
 
 
-def _common(pairs: Pairs, model_id: str) -> bytes:
+def _common(pairs: Matched, model_id: str) -> bytes:
     """LLaVA's answers file, which its scripts for POPE, ScienceQA and TextVQA read."""
     return _json_lines(
         {
@@ -84,7 +84,7 @@ def _common(pairs: Pairs, model_id: str) -> bytes:
     )
 
 
-def _mme(pairs: Pairs) -> dict[str, bytes]:
+def _mme(pairs: Matched) -> dict[str, bytes]:
     """For each category lines of file, question, right answer and answer, by tabs."""
     lines: dict[str, list[str]] = {}
     for item, given in pairs:
@@ -100,7 +100,7 @@ def mme_question(text: str) -> str:
     return " ".join(text.replace(_MME_SHORT, " ").replace(MME_YES_NO, " ").split())
 
 
-def _mmbench(pairs: Pairs, annotations: str | None) -> bytes:
+def _mmbench(pairs: Matched, annotations: str | None) -> bytes:
     """The TSV's columns less the bulky ones, with `prediction` after the options, as xlsx."""
     try:
         from openpyxl import Workbook
@@ -129,7 +129,7 @@ def _cell(text: str) -> str | int | None:
     return int(text) if text.isascii() and text.isdigit() else text
 
 
-_FORMS: dict[str, Callable[[Pairs], bytes]] = {
+_FORMS: dict[str, Callable[[Matched], bytes]] = {
     "vqav2": _vqav2,
     "vizwiz": _vizwiz,
     "gqa": _gqa,

@@ -1,4 +1,4 @@
-"""Reporter: a worker's own counters, told to the board after each batch, and to Prometheus."""
+"""Counters: what a worker counts of its own, told to the shared state after each batch, and to Prometheus."""
 
 import resource
 import time
@@ -10,11 +10,11 @@ from typing import Any
 from llava_batch.workers.prometheus import StageMetrics
 
 
-class Reporter:
-    """Counters of one worker of one stage: `rows`, `busy_s`, and what else the stage counts."""
+class Counters:
+    """One worker of one stage: `rows`, `busy_s`, and what else the stage counts."""
 
-    def __init__(self, board: Any, stage: str) -> None:
-        self._board = board
+    def __init__(self, shared: Any, stage: str) -> None:
+        self._shared = shared
         self._stage = stage
         self._worker = uuid.uuid4().hex
         self._counters: dict[str, float] = {"rows": 0, "busy_s": 0.0}
@@ -36,4 +36,4 @@ class Reporter:
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._counters["peak_memory_bytes"] = peak_kib * 1024
         self._metrics.add(num_rows, grown_s, self._counters)
-        self._board.report.remote(self._stage, self._worker, self._counters)
+        self._shared.report.remote(self._stage, self._worker, self._counters)

@@ -1,10 +1,28 @@
-"""What a process has loaded stays until it ends: the garbage collector need not walk it again."""
+"""What every worker does with its own process: end it where it hangs, keep the collector off its heap."""
 
+import faulthandler
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def watchdog(stall_timeout_s: float) -> Iterator[None]:
+    """A block that takes longer ends the process, every thread's stack written; Ray starts it anew.
+
+    The timer is one in C, and the process's only one: it fires even where a stuck call holds the
+    interpreter's lock, and two blocks at once must not be watched.
+    """
+    faulthandler.dump_traceback_later(stall_timeout_s, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 def freeze_heap() -> None:
-    """Take every object of now out of the collector's sight; call it once all is loaded.
+    """What is loaded stays until the process ends: take every object of now out of the garbage
+    collector's sight. Call it once all is loaded.
 
     With torch and transformers in memory there are half a million: a full collection takes 0.2 s in
     the middle of the work, and the interpreter's end, which collects too, 1.2 s of a core instead of 0.2.

@@ -1,4 +1,4 @@
-"""Board: one small actor where the workers leave word: attempts at rows, stage counters, thumbnails.
+"""SharedState: one small actor where the workers leave word: attempts at rows, stage counters, thumbnails.
 
 Attempts make a row that kills its worker findable: a batch is written down before it is worked on
 and struck off after, so what a retry finds still standing was in hand when the worker died. Memory
@@ -16,7 +16,7 @@ Name = tuple[str, str, int]
 """(stage, unit, ordinal): one row at one stage."""
 
 
-class Board:
+class SharedState:
     """The actor's class; `start` makes the actor."""
 
     def __init__(self) -> None:
@@ -74,7 +74,9 @@ class Board:
 
 
 def start() -> Any:
-    """A handle to a new board; it lives as long as the driver."""
+    """A handle to a new one; it lives as long as the driver."""
     import ray
 
-    return ray.remote(Board).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    return (
+        ray.remote(SharedState).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
+    )

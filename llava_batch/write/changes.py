@@ -27,6 +27,8 @@ class Work:
     """What is to be done: `todo` has open and changed units in order, then those with rows in error."""
 
     todo: list[Unit]
+    num_done: int
+    """Units that were answered before and stand, but for their rows in error."""
     num_changed: int
     """Units answered before from an input that has changed since, which are answered again."""
     num_kept: int
@@ -92,11 +94,12 @@ def compare(
     if overwrite:
         ledger.retire(_records_of_another_run(ledger, units))
     for one in compared:
-        if one.unit.kind == "files" and not (one.is_open or one.is_changed):
+        if one.unit.members and not (one.is_open or one.is_changed):
             ledger.note(one.unit)
     count = len(changed) + len(others)
     return Work(
-        todo=_todo(ledger, compared, retry_errors=retry_errors),
+        todo=_limited(_todo(ledger, compared, retry_errors=retry_errors), limit),
+        num_done=len([c for c in compared if not (c.is_open or c.is_changed)]),
         num_changed=0 if stay else count,
         num_kept=count if stay else 0,
     )
@@ -108,6 +111,20 @@ def _todo(ledger: Ledger, compared: list[_Compared], *, retry_errors: bool) -> l
     first = [c for c in compared if c.is_open or c.is_changed]
     rest = [c for c in compared if not (c.is_open or c.is_changed) and c.unit.retry]
     return [c.unit for c in (*first, *rest)]
+
+
+def _limited(units: list[Unit], limit: int | None) -> list[Unit]:
+    """The first of `units`, as many as `limit` images may lie in: only of loose files is it known how
+    many there are. The reader stops where it has them."""
+    if limit is None:
+        return units
+    limited, sure = [], 0
+    for unit in units:
+        if sure >= limit:
+            break
+        limited.append(replace(unit, limit=limit))
+        sure += len(unit.members) if unit.retry is None else 0
+    return limited
 
 
 def _compared(ledger: Ledger, unit: Unit) -> _Compared | None:
@@ -122,8 +139,8 @@ def _compared(ledger: Ledger, unit: Unit) -> _Compared | None:
     record = ledger.answered(unit.name)
     if record is None:
         left = _without_gone(unit)
-        return _Compared(unit=left) if left.members or left.kind != "files" else None
-    if unit.kind != "files":
+        return _Compared(unit=left) if left.members or not unit.members else None
+    if not unit.members:
         return _Compared(unit=unit, record=record, is_changed=True)
     return _compared_files(ledger, unit, record, gone)
 
@@ -202,7 +219,7 @@ def _refuse_another_folder(ledger: Ledger, units: Sequence[Unit]) -> None:
     other: dict[str, Unit] = {}
     for unit in units:
         record = ledger.answered(unit.name)
-        if unit.kind != "files" or record is None:
+        if not unit.members or record is None:
             continue
         same = record.input == unit.input or any(unit.stamps)
         there[unit.input] = there.get(unit.input, False) or same

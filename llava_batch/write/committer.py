@@ -69,11 +69,6 @@ class Committer:
         self._keep = keep
         self._run = run
 
-    @property
-    def num_open(self) -> int:
-        """Units of which some rows have come."""
-        return len(self._open)
-
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
         committed = []
@@ -162,7 +157,7 @@ class Committer:
         self._ledger.write_table(unit, table)
         if complete:
             self._ledger.commit(record_of(self._ledger, unit, table, num_images))
-            if unit.kind == "files":
+            if unit.members:
                 self._ledger.remember(unit)
         self.tally.units += 1
 

@@ -4,7 +4,7 @@
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
     OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
-    OUT/_manifest/_owner.json        the run that is writing now (ownership.py)
+    OUT/_manifest/_owner.json        the run that is writing now (owner.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
 kill prevented is adopted if its footer fits. A record whose table is not there, or has another
@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict
-from llava_batch.job import Job, fingerprint, flag_name
 from llava_batch.storage import (
     TEMPORARY,
     Location,
@@ -64,14 +63,49 @@ class Record:
             return None
 
 
-class Ledger:
-    """The state of one output folder. `open` refuses a folder that holds another run's answers."""
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What `_manifest/_job.json` says: how all tables of the folder were answered."""
 
-    def __init__(self, out: Location, format: str, settings: dict[str, Any]) -> None:
+    format: str
+    fingerprint: str
+    settings: dict[str, Any]
+    version: int
+    """Of the rules that the settings were written down by; see `driver.same_run`."""
+    keep: pa.Schema
+
+    def to_json(self) -> bytes:
+        said = {
+            "fingerprint": self.fingerprint,
+            "format": self.format,
+            "keep": base64.b64encode(self.keep.serialize().to_pybytes()).decode(),
+            "settings": self.settings,
+            "settings_version": self.version,
+        }
+        return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Held":
+        said = json.loads(data)
+        return cls(
+            format=said["format"],
+            fingerprint=said["fingerprint"],
+            settings=said["settings"],
+            version=said.get("settings_version", 1),
+            keep=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"]))),
+        )
+
+
+class Ledger:
+    """The state of one output folder: `load` reads it, `answer_under` says how this run answers."""
+
+    def __init__(self, out: Location, format: str) -> None:
         self.out = out
         self.format = format
-        self.settings = settings
-        self.fingerprint = fingerprint(settings)
+        self.held: Held | None = None
+        self.settings: dict[str, Any] = {}
+        self.version = 0
+        self.fingerprint = ""
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
         self._members: dict[str, Membership] = {}
@@ -80,24 +114,13 @@ class Ledger:
         self._leftovers: list[str] = []
         self._retired: list[Record] = []
         self._noted: list[Unit] = []
+        self._limited: list[str] = []
         self._adopted: dict[str, Record] = {}
 
-    def load(self, *, overwrite: bool) -> None:
-        """Read what the folder holds; with `overwrite`, units answered otherwise count as open.
-
-        Raises:
-            OutputConflict: answers of other settings or another format, named field by field.
-        """
+    def load(self) -> None:
+        """Read what the folder holds."""
         self._job = read_bytes(self.out.fs, self._path("_job.json"))
-        if self._job is not None:
-            said = json.loads(self._job)
-            changed = self._changed(said["settings"])
-            if not overwrite:
-                self._refuse_other_settings(said["format"], changed)
-            if not changed:
-                # Perhaps another version's, which knew fewer settings; its answers stand.
-                self.fingerprint = said["fingerprint"]
-                self.keep = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"])))
+        self.held = None if self._job is None else Held.from_json(self._job)
         records = []
         for info in list_files(self.out):
             name = info.path[len(self.out.path) + 1 :]
@@ -110,6 +133,15 @@ class Ledger:
         with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
             for name, data in zip(records, pool.map(self._read, records), strict=True):
                 self._take_in(name, data)
+        self._limited = self._limited_tables()
+
+    def answer_under(
+        self, settings: dict[str, Any], fingerprint: str, version: int, *, as_before: bool
+    ) -> None:
+        """Count what was answered under `fingerprint` as answered; `as_before` where it is the one
+        that the folder held, whose types of kept columns then stand."""
+        self.settings, self.fingerprint, self.version = settings, fingerprint, version
+        self.keep = self.held.keep if as_before and self.held is not None else None
 
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
@@ -161,15 +193,20 @@ class Ledger:
         self._noted.append(unit)
 
     def remember(self, unit: Unit) -> None:
-        """Write down which loose files a unit is made of and what they are, if its source says so too."""
-        membership = Membership.of(unit)
-        if membership.source == unit.source and self._members.get(unit.name) != membership:
-            self._members[unit.name] = membership
+        """Write down which loose files a unit is made of and what they are."""
+        if not self._remembers(unit):
+            membership = self._members[unit.name] = Membership.of(unit)
             self._write(f"{unit.name}.members", membership.to_json())
 
     def retire(self, records: Iterable[Record]) -> None:
         """Have `begin` take these units out of the folder."""
         self._retired += records
+
+    @property
+    def is_tidy(self) -> bool:
+        """Whether there is nothing for `begin` to remove or to write down but a run's own."""
+        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        return not any(left) and all(map(self._remembers, self._noted))
 
     def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
         """Write down the job and the members of loose units, before anything is answered.
@@ -182,22 +219,25 @@ class Ledger:
                 f"--output {self.out.shown}: another run began to write there; run this again"
             )
         self.keep = keep
-        said = {
-            "fingerprint": self.fingerprint,
-            "format": self.format,
-            "keep": base64.b64encode(keep.serialize().to_pybytes()).decode(),
-            "settings": self.settings,
-        }
-        self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
+        said = Held(
+            format=self.format,
+            fingerprint=self.fingerprint,
+            settings=self.settings,
+            version=self.version,
+            keep=keep,
+        ).to_json()
+        if said != self._job:
+            self._write("_job.json", said)
         for path in self._leftovers:
             delete_file(self.out.fs, path)
         for record in self._retired:
             self._remove(record)
-        for name in self._limited_tables():
+        for name in self._limited:
             delete_file(self.out.fs, f"{self.out.path}/{name}")
+            del self._sizes[name]
         for record in self._adopted.values():
             self.commit(record)
-        opened = (u for u in units if u.kind == "files" and self.answered(u.name) is None)
+        opened = (u for u in units if u.members and self.answered(u.name) is None)
         for unit in (*opened, *self._noted):
             self.remember(unit)
 
@@ -254,17 +294,26 @@ class Ledger:
         left none, or an older one; whatever its input was."""
         there = self.table_name(unit.name) in self._sizes
         table = self.read_table(unit.name) if there else None
-        found = _metadata(table.schema) if table is not None else {}
-        wanted = {"fingerprint": self.fingerprint, "complete": "true"}
-        if table is None or any(found.get(name) != value for name, value in wanted.items()):
+        if table is None:
             return None
-        answered = replace(unit, source=found["source"])
-        record = record_of(self, answered, table, int(found["images"]))
+        found = _metadata(table.schema)
+        before = self.answered(unit.name)
+        fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
+        if not fits or (before is not None and before.source == found["source"]):
+            return None
+        record = record_of(self, replace(unit, source=found["source"]), table, int(found["images"]))
+        if before is not None:
+            record = replace(record, input=before.input)
         held = self.records.get(unit.name)
         if held is None or held.table == record.table:
             self.records[unit.name] = record
         self._adopted[unit.name] = record
         return record
+
+    def _remembers(self, unit: Unit) -> bool:
+        """Whether there is nothing to write down of a unit's files, or nothing that is known."""
+        membership = Membership.of(unit)
+        return membership.source != unit.source or self._members.get(unit.name) == membership
 
     def _limited_tables(self) -> list[str]:
         """Tables that an earlier `--limit` run left: they have no record, so no run would replace one
@@ -290,27 +339,6 @@ class Ledger:
         delete_file(self.out.fs, f"{self.out.path}/{record.table}")
         delete_file(self.out.fs, self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
-
-    def _changed(self, held: dict[str, Any]) -> list[str]:
-        """The settings that differ from `held`; one that was not known then had its default."""
-        before = Job().answer_settings() | held
-        return [
-            f"{flag_name(name)} was {before.get(name)!r}, is {self.settings.get(name)!r}"
-            for name in sorted({*held, *self.settings})
-            if before.get(name) != self.settings.get(name)
-        ]
-
-    def _refuse_other_settings(self, format: str, changed: list[str]) -> None:
-        if format != self.format:
-            raise OutputConflict(
-                f"--format {self.format}: {self.out.shown} holds {format} tables; "
-                "give that format or another --output"
-            )
-        if changed:
-            raise OutputConflict(
-                f"{self.out.shown} holds answers of another run: {'; '.join(changed)}; "
-                "give another --output, or --overwrite to replace them"
-            )
 
     def _path(self, name: str) -> str:
         return f"{self.out.path}/_manifest/{name}"

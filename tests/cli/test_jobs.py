@@ -5,6 +5,7 @@ import subprocess
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -44,11 +45,11 @@ def test_with_no_flag_at_all_the_job_is_the_default(given) -> None:
 
 @pytest.mark.parametrize("name", ["caption", "vqa"])
 def test_every_field_has_a_flag_that_sets_it(given, name: str) -> None:
-    values = {str: "x", int: 3, float: 0.5, bool: True}
-    special = {"format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
-               "image_aspect": "crop", "stall_timeout_s": 5.0}  # fmt: skip
+    values: dict[type, Any] = {str: "x", int: 3, float: 0.5, bool: True}
+    special: dict[str, Any] = {"format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
+               "image_aspect": "crop", "on_change": "keep", "stall_timeout_s": 5.0}  # fmt: skip
     # Each in a job of its own: some exclude each other.
-    beside = {"num_samples": {"temperature": 0.5}}
+    beside: dict[str, dict[str, Any]] = {"num_samples": {"temperature": 0.5}}
     for field in job_fields():
         kind = next(k for k in (bool, int, float, str) if k.__name__ in str(field.type))
         several = "tuple" in str(field.type)

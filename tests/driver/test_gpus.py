@@ -6,9 +6,9 @@ import sys
 import pytest
 
 from llava_batch.checkpoint import Checkpoint
-from llava_batch.driver import plan
 from llava_batch.driver.gpus import Card, least
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
+from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 
@@ -24,7 +24,7 @@ def card(gib: float = 80, capability: tuple[int, int] = (9, 0)) -> Card:
     ("capability", "dtype"), [((7, 5), "float16"), ((8, 0), "bfloat16"), ((12, 0), "bfloat16")]
 )
 def test_the_automatic_dtype_of_a_job_is_the_cards(capability, dtype) -> None:
-    found = plan.settled(Job(), None, on_gpu=True, card=card(capability=capability))
+    found = settle(Job()).on(on_gpu=True, card=card(capability=capability)).job
     assert found.dtype == dtype
 
 
@@ -59,6 +59,7 @@ def test_a_gpu_that_torch_does_not_see_is_named_before_anything_starts(tmp_path)
 
     if torch.cuda.is_available():
         pytest.skip("torch sees a GPU here")
+    (tmp_path / "a.png").touch()
     # A Ray of its own, which believes in a GPU; the session's has none.
     code = (
         "import ray\n"

@@ -77,7 +77,8 @@ def varlen_attn(
     """torch 2.12's."""
     calls.append("varlen_attn" if seqused_k is None else "varlen_attn by length")
     assert enable_gqa or query.shape[1] == key.shape[1]
-    return _varlen(query, key, value, cu_seq_q, cu_seq_k, scale, *window_size, seqused_k)
+    left, right = window_size
+    return _varlen(query, key, value, cu_seq_q, cu_seq_k, scale, left, right, seqused_k)
 
 
 def varlen_attn_without_lengths(
@@ -91,15 +92,17 @@ def varlen_attn_without_lengths(
 
 def install(monkeypatch, varlen=varlen_attn) -> list[str]:
     """Put both modules in place, and let the engine believe that they can be had; the calls made."""
-    from llava_batch.engine.kernels import cuda as kernels
+    from llava_batch.engine.kernels import choose
 
     flash = types.ModuleType("flash_attn")
-    flash.flash_attn_varlen_func = flash_attn_varlen_func
-    flash.flash_attn_with_kvcache = flash_attn_with_kvcache
+    vars(flash).update(
+        flash_attn_varlen_func=flash_attn_varlen_func,
+        flash_attn_with_kvcache=flash_attn_with_kvcache,
+    )
     torchs = types.ModuleType("torch.nn.attention.varlen")
-    torchs.varlen_attn = varlen
+    vars(torchs).update(varlen_attn=varlen)
     monkeypatch.setitem(sys.modules, "flash_attn", flash)
     monkeypatch.setitem(sys.modules, "torch.nn.attention.varlen", torchs)
-    monkeypatch.setattr(kernels, "unavailable", lambda name, dtype, device: None)
+    monkeypatch.setattr(choose, "why_not", lambda name, place: None)
     calls.clear()
     return calls

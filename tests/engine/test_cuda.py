@@ -2,6 +2,7 @@
 
 import copy
 import gc
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from test_lag import mixture
 from tiny_llava import SHAPES, by_key, image, prompt, reference, requests, tiny
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import cuda as kernels
+from llava_batch.engine.kernels import choose, cuda
+from llava_batch.engine.model.llava import place_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,11 +37,12 @@ def test_the_demo_models_float32_answers_are_cpus(slots):
     given = questions(12)
     made = Engine.load(FOLDER, device="cuda", dtype="float32", slots=slots, max_tokens=256)
     assert made._lag
-    assert made._runner.batch._graphs is not None
+    batch = made._runner.batch
+    assert batch is not None and batch._graphs is not None
     found = tokens(made, given)
     assert found == {(request.id, 0, 0): alone(request) for request in given}
     assert made.stats.memory_backoffs == 0
-    assert not made._runner.batch._graphs._gave_up
+    assert not batch._graphs._gave_up
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -54,7 +57,8 @@ def test_float32_answers_are_transformers_own(shape, attention):
 
 @pytest.mark.parametrize("lag", [False, True])
 def test_every_kind_of_request_is_the_same_with_graphs_and_without(lag):
-    options = {"attention": "sdpa", "max_tokens": 200, "decode": lambda ids: "x" * len(ids)}
+    options: dict[str, Any] = {"attention": "sdpa", "max_tokens": 200}
+    options["decode"] = lambda ids: "x" * len(ids)
     given = mixture()
     with_graphs = tokens(wrapped(lag=lag, graphs=True, **options), given)
     without = tokens(wrapped(lag=lag, graphs=False, **options), given)
@@ -63,15 +67,15 @@ def test_every_kind_of_request_is_the_same_with_graphs_and_without(lag):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("name", cuda.NAMES)
 def test_each_kernel_agrees_with_the_plain_form(name, shape):
-    missing = kernels.unavailable(name, torch.bfloat16, CUDA)
+    missing = choose.why_not(name, place_of(CUDA, torch.bfloat16, quantized=False))
     if missing:
         pytest.skip(missing)
     given = requests(8, max_new_tokens=1)
     made = wrapped(shape, torch.bfloat16, attention=name)  # tried against the plain form at start
     plain = wrapped(shape, torch.bfloat16, attention="torch")
-    assert made.llava.attention == name
+    assert made.llava.kernels.name == name
     scores = [
         {c.id: (c.token_ids, c.mean_logprob) for c in engine.generate(given)}
         for engine in (made, plain)
@@ -83,9 +87,9 @@ def test_each_kernel_agrees_with_the_plain_form(name, shape):
             assert scores[0][name][1] == pytest.approx(scores[1][name][1], abs=0.1)
 
 
-@pytest.mark.parametrize("name", kernels.NAMES)
+@pytest.mark.parametrize("name", cuda.NAMES)
 def test_each_kernels_graphs_answer_as_its_plain_steps(name):
-    missing = kernels.unavailable(name, torch.bfloat16, CUDA)
+    missing = choose.why_not(name, place_of(CUDA, torch.bfloat16, quantized=False))
     if missing:
         pytest.skip(missing)
     given = requests(10, max_new_tokens=12)

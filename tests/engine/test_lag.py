@@ -117,9 +117,16 @@ def test_a_limit_that_is_known_wastes_no_step_and_an_end_wastes_one():
 def test_a_step_is_launched_before_the_one_before_it_is_read(monkeypatch):
     made = engine(slots=2, **PATHS["lagging"])
     events = []
-    launch, land = made._runner.decode, Flight.land
-    monkeypatch.setattr(made._runner, "decode", lambda s: events.append("launch") or launch(s))
-    monkeypatch.setattr(Flight, "land", lambda self: events.append("read") or land(self))
+
+    def noted(event, call):
+        def noting(*arguments):
+            events.append(event)
+            return call(*arguments)
+
+        return noting
+
+    monkeypatch.setattr(made._runner, "decode", noted("launch", made._runner.decode))
+    monkeypatch.setattr(Flight, "land", noted("read", Flight.land))
     list(made.generate(requests(1, max_new_tokens=5, ignore_eos=True)))
     # The prefill's token and three of the four decoded ones are read behind the next launch.
     assert events == [
@@ -227,11 +234,16 @@ def test_out_of_memory_in_the_tower_halves_its_budget(monkeypatch):
     assert sizes == [8, 2, 4, 2]
 
 
-def test_images_are_encoded_together_apart_from_their_prefill_groups():
+def test_images_are_encoded_together_apart_from_their_prefill_groups(monkeypatch):
     made = engine(slots=8, prefill_tokens=60, **PATHS["lagging"])
     made._runner.encoder.max_images = 6
     sizes, whole = [], made.llava.encode
-    made.llava.encode = lambda pixels: sizes.append(len(pixels)) or whole(pixels)
+
+    def noted(pixels):
+        sizes.append(len(pixels))
+        return whole(pixels)
+
+    monkeypatch.setattr(made.llava, "encode", noted)
     list(made.generate(requests(8, lengths=(5,), max_new_tokens=2)))
     assert sizes == [6, 2], "groups of two, encoded by six"
     assert made.stats.images_encoded == 8

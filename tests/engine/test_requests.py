@@ -1,12 +1,17 @@
 """What a request may ask for, and that none of it touches its neighbours."""
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from tiny_llava import (
+    BOS,
     EOS,
+    IMAGE,
+    TOKENS,
     VOCAB,
     by_key,
     engine,
@@ -181,7 +186,41 @@ def test_a_logits_processor_constrains_its_own_request_only():
         assert found[(request.id, 0, 0)].token_ids == reference("multi-head", request)[0]
 
 
-BAD = {
+def ends_with_an_image(number: int, text: int) -> list[int]:
+    """Text, and behind it nothing but the image."""
+    rng = np.random.default_rng(2000 + number)
+    return [BOS, *rng.integers(3, IMAGE, text).tolist(), *[IMAGE] * TOKENS]
+
+
+@pytest.mark.parametrize("slots", [1, 2, 5])
+@pytest.mark.parametrize("text", [5, 40])
+def test_equal_prompts_that_end_with_their_image_have_equal_answers(slots, text):
+    asked = one(prompt_ids=ends_with_an_image(0, text), max_new_tokens=8, ignore_eos=True)
+    found = run([replace(asked, id=name) for name in "abc"], slots=slots)
+    (expected,) = reference("multi-head", asked)
+    assert {key[0]: c.token_ids for key, c in found.items()} == dict.fromkeys("abc", expected)
+
+
+def test_samples_choices_and_turns_behind_a_prompt_that_ends_with_its_image():
+    ids = ends_with_an_image(1, 40)
+    shared = {"prompt_ids": ids, "pixels": image(1), "ignore_eos": True}
+    given = [
+        one(id="first", **shared),
+        one(id="samples", num_samples=3, temperature=1.0, max_new_tokens=6, **shared),
+        one(id="choices", choices=((5,), (9,), (17, 3)), **shared),
+        one(id="turns", turns=((2, 9),), max_new_tokens=6, **shared),
+    ]
+    found = run(given, slots=4)
+    for request in given:
+        alone = run([request], slots=1, reuse=False)
+        for key, completion in alone.items():
+            assert (found[key].token_ids, found[key].choice) == (
+                completion.token_ids,
+                completion.choice,
+            )
+
+
+BAD: dict[str, dict[str, Any]] = {
     "prompt_too_long": {"max_new_tokens": 500},
     "bad_prompt": {"prompt_ids": []},
     "bad_prompt ": {"prompt_ids": [1, VOCAB]},

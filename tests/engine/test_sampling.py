@@ -45,11 +45,11 @@ def test_each_row_is_drawn_by_its_own_rules(rules, seed):
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (len(rules), 12))).float()
     columns = torch.tensor(rules, dtype=torch.float64).T
     found = draw(logits, *columns).tolist()
-    for row, rule in enumerate(rules):
+    for row, (temperature, top_k, top_p, point) in enumerate(rules):
         # A float32 quotient stands on the other side of a border now and then.
-        near = {one_by_one(logits[row].double().tolist(), *rule[:2], p, q)
-                for p in (rule[2] - 1e-6, rule[2], min(1.0, rule[2] + 1e-6))
-                for q in (max(0.0, rule[3] - 1e-6), rule[3], rule[3] + 1e-6)}  # fmt: skip
+        near = {one_by_one(logits[row].double().tolist(), temperature, top_k, p, q)
+                for p in (top_p - 1e-6, top_p, min(1.0, top_p + 1e-6))
+                for q in (max(0.0, point - 1e-6), point, point + 1e-6)}  # fmt: skip
         assert found[row] in near
     alone = [int(draw(logits[r : r + 1], *columns[:, r : r + 1])) for r in range(len(rules))]
     assert found == alone
@@ -99,7 +99,7 @@ def test_a_row_that_comes_back_to_a_slot_is_penalised_for_what_it_said_elsewhere
     said = []
     for slot in (0, 1, 0):
         row.slot = slot
-        sampler.forget()
+        sampler.forget([slot])
         said.append(int(sampler.pick(scored, [row], [0])[0]))
         row.append(said[-1], 0.0)
     assert said == [2, 3, 4]

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.engine import Request
+from llava_batch.engine import scheduler as scheduling
 from llava_batch.engine.scheduler import Scheduler, SlotTable, common_prefix
 from llava_batch.engine.sequence import sequences
 
@@ -45,19 +46,45 @@ def queue(count):
     return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, 1)[0] for n in range(count)]
 
 
-def test_prompts_are_admitted_together_once_slots_for_them_are_free():
+def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch):
+    monkeypatch.setattr(scheduling, "TOGETHER", 2)
     scheduler = Scheduler(8, reuse=False, packed=True)
-    scheduler.together = 3
     scheduler.add(queue(20))
     assert scheduler.is_time(), "nothing is at work"
     scheduler.admit()
-    for ended, is_time in ((0, False), (1, False), (2, True)):
+    for ended, is_time in ((0, False), (1, False), (2, False), (3, True)):
         scheduler.release(scheduler.active[ended])
         assert scheduler.is_time() == is_time, f"{ended + 1} of 8 slots are free"
     scheduler.waiting.clear()
     scheduler.add(queue(1))
-    scheduler.slots.take("other"), scheduler.slots.take("other")
+    for _ in range(3):
+        scheduler.slots.take("other")
     assert scheduler.is_time(), "all that wait have room"
+
+
+def test_after_a_back_off_slots_are_filled_again_as_they_become_free():
+    made = Scheduler(256, reuse=False, packed=True)
+    made.most = 8
+    made.add(queue(40))
+    made.admit()
+    assert len(made.active) == 8
+    made.release(made.active[3])
+    assert made.is_time(), "one of eight slots is free"
+
+
+def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
+    made = Scheduler(16, reuse=False)
+    waited = []
+    for _ in range(4):
+        made.admit()
+        made.back_off()
+        steps = 0
+        while made.most < 16:
+            made.step_went_well()
+            steps += 1
+        waited.append(steps)
+    assert waited == sorted(waited)
+    assert waited[-1] >= 4 * waited[0]
 
 
 @settings(max_examples=200, deadline=None)

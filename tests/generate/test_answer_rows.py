@@ -1,6 +1,7 @@
 """Answer rows: ids, turns, counts, and the codes of what went wrong."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -24,7 +25,7 @@ ROW = {
     "error_code": None,
     "error_message": None,
 }
-ASK = {
+ASK: dict[str, Any] = {
     "question_id": None,
     "questions": ["Who?", "Why?"],
     "segments": ["USER: <image>\nWho? ASSISTANT:", "</s>USER: Why? ASSISTANT:"],

@@ -3,6 +3,7 @@
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.dataset as ds
@@ -17,12 +18,13 @@ torch = pytest.importorskip("torch")
 
 from transformers import AutoTokenizer  # noqa: E402
 
-from llava_batch.driver.plan import fingerprint_settings, settled  # noqa: E402
+from llava_batch.driver.same_run import answer_settings  # noqa: E402
+from llava_batch.driver.settle import settle  # noqa: E402
 from llava_batch.engine import Completion, Engine, Request  # noqa: E402
 from llava_batch.generate.json_schema import Constraint, read_schema  # noqa: E402
 
 YES_NO = {"enum": ["yes", "no"]}
-THING = {
+THING: dict[str, Any] = {
     "type": "object",
     "properties": {
         "shape": {"enum": ["circle", "square", "triangle"]},
@@ -176,12 +178,12 @@ def test_the_fingerprint_holds_the_schema_and_not_its_path(tmp_path: Path) -> No
     for name, schema in (("a", YES_NO), ("b", YES_NO), ("c", THING)):
         (tmp_path / name).write_text(json.dumps(schema, indent=ord(name) % 3))
     a, b, c = (Job(json_schema=str(tmp_path / name)) for name in "abc")
-    of = [fingerprint_settings(job, demo)["json_schema"] for job in (a, b, c)]
+    of = [answer_settings(settle(job), demo)["json_schema"] for job in (a, b, c)]
     assert of[0] == of[1] != of[2]
-    ready = settled(a, None, on_gpu=False)
-    assert json.loads(ready.json_schema) == YES_NO
-    assert settled(ready, None, on_gpu=False) == ready
-    assert fingerprint_settings(ready, demo)["json_schema"] == of[0]
+    ready = settle(a)
+    assert json.loads(ready.job.json_schema or "") == YES_NO
+    assert settle(ready.job) == ready
+    assert answer_settings(ready, demo)["json_schema"] == of[0]
 
 
 @pytest.mark.usefixtures("local_ray")

@@ -16,15 +16,14 @@ from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.instruct.exports import (
     Pairs,
-    check_llava,
     export_hugging_face,
     export_llava,
     export_webdataset,
     images_of,
 )
-from llava_batch.instruct.exports.pairs import whole_file
 from llava_batch.prompts.recipe import load_recipe
 from llava_batch.tables import load_schema
+from tests.instruct.llava_form import check_llava
 
 
 def picture(colour: str, format: str = "JPEG") -> bytes:
@@ -242,11 +241,24 @@ def test_answers_without_their_image_are_an_error(tmp_path: Path) -> None:
     assert list((tmp_path / "tars").iterdir()) == []
 
 
-def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), whole_file(str(tmp_path / "x.bin")) as stream:
-        stream.write(b"half")
-        raise KeyError
-    assert list(tmp_path.iterdir()) == []
+def test_an_export_that_is_being_written_is_no_table_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its temporary name ended in .parquet: `load_dataset` took half a file for data.
+    monkeypatch.setattr("llava_batch.instruct.exports.hugging_face._BATCH_ROWS", 1)
+    found = []
+
+    def watched(unit: str) -> Iterator[tuple[str, bytes]]:
+        for pair in images(unit):
+            files = {p.name for p in (tmp_path / "d").rglob("*") if p.is_file()}
+            found.append(files - {"00000.parquet"})  # whole already while the second is written
+            yield pair
+
+    export_hugging_face(
+        Pairs.open(write_answers(tmp_path), watched), str(tmp_path / "d"), title="t"
+    )
+    half = set().union(*found)
+    assert half and not [name for name in half if name.endswith(".parquet")]
 
 
 def test_tar_members_of_one_sample_stand_together(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from llava_batch.cli.instruct import run_instruct
 from llava_batch.demo.questions import Question, dialogue, questions
 from llava_batch.demo.scenes import draw, make_scene
 from llava_batch.demo.scoring import score_answer
-from llava_batch.instruct.exports import check_llava
 from llava_batch.job import Job
 from llava_batch.pipeline import run
+from tests.instruct.llava_form import check_llava
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -46,7 +46,7 @@ def answers(out: Path) -> list[dict]:
 def test_a_questions_file_is_joined_by_file_name_and_what_joins_nothing_is_counted(tmp_path):
     tar = write_tar(tmp_path / "scenes.tar", scenes())
     asked: dict[str, Question] = {}
-    lines = []
+    lines: list[dict[str, str]] = []
     for number, scene in enumerate(scenes()[:-2]):  # the last two images have no question
         for question in questions(scene):
             ident = f"q{len(lines)}"

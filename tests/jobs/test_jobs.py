@@ -79,7 +79,7 @@ def test_a_caption_does_not_depend_on_the_container_it_came_in(captions):
 def test_tables_have_the_published_schema_and_duckdb_reads_them(captions):
     for path in captions.glob("*.parquet"):
         assert pq.read_schema(path).equals(load_schema("answers"))
-    count = duckdb.sql(f"select count(distinct id) from '{captions}/**/*.parquet'").fetchall()
+    count = duckdb.execute(f"select count(distinct id) from '{captions}/**/*.parquet'").fetchall()
     assert count == [(3 * NUM_SCENES,)]
 
 

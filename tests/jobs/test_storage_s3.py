@@ -60,7 +60,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
                 "actions": ["Admin", "Read", "List", "Tagging", "Write"]}  # fmt: skip
     put(folder / "keys.json", json.dumps({"identities": [identity]}).encode())
     master, volume, filer, gateway = free_ports(4)
-    command = [WEED, "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+    command = [str(WEED), "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
                f"-s3.port={gateway}", f"-s3.config={folder}/keys.json", "-volume.max=20",
                "-master.volumeSizeLimitMB=64"]  # fmt: skip

@@ -13,25 +13,27 @@ from PIL import Image, ImageFile
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.job import Job
-from llava_batch.prepare.actor import PREPARED, Prepare
+from llava_batch.prepare.actor import Prepare
 from llava_batch.read.columns import image_schema
 from llava_batch.read.find import find_units
-from llava_batch.read.source import Reading, read_blocks
-from llava_batch.workers import counters as reporter
-from llava_batch.workers.shared_state import Board
+from llava_batch.read.reading import Reading
+from llava_batch.read.source import read_blocks
+from llava_batch.tables import PREPARED
+from llava_batch.workers import counters
+from llava_batch.workers.shared_state import SharedState
 
 CHECKPOINT = Checkpoint.find(Job())
 NUM_TOKENS = 64
 
 
-class LocalBoard:
-    """A board in this process: what `.remote` gives is the value itself."""
+class LocalState:
+    """The shared state in this process: what `.remote` gives is the value itself."""
 
     def __init__(self) -> None:
-        self.board = Board()
+        self.state = SharedState()
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.board, name)
+        method = getattr(self.state, name)
 
         class Remote:
             @staticmethod
@@ -52,15 +54,15 @@ class NoMetrics:
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch) -> Iterator[None]:
     monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(reporter, "StageMetrics", NoMetrics)
+    monkeypatch.setattr(counters, "StageMetrics", NoMetrics)
     monkeypatch.setattr(Checkpoint, "find", lambda job: CHECKPOINT)  # loaded once for all tests
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     yield
     Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def preparer(board: LocalBoard | None = None, lookup=None, **settings: Any) -> Prepare:
-    return Prepare(Job(**settings), board or LocalBoard(), lookup)
+def preparer(state: LocalState | None = None, lookup=None, **settings: Any) -> Prepare:
+    return Prepare(Job(**settings), state or LocalState(), lookup)
 
 
 def picture(width: int = 30, height: int = 20, colour: str = "red", kind: str = "PNG") -> bytes:
@@ -319,21 +321,21 @@ def test_a_folder_of_odd_and_broken_files_gives_a_row_for_each(tmp_path) -> None
 
 
 def test_rows_are_written_down_while_in_hand_and_struck_off_after() -> None:
-    board = LocalBoard()
+    state = LocalState()
     seen = []
-    prepare = preparer(board)
+    prepare = preparer(state)
     inner = prepare.row
-    prepare.row = lambda r: (seen.append(dict(board.board._attempts)), inner(r))[1]  # type: ignore
+    prepare.row = lambda r: (seen.append(dict(state.state._attempts)), inner(r))[1]  # type: ignore
     prepared(prepare, row(picture()), end_row(1))
     assert seen[0] == {("prepare", "u", 0): 1}
-    assert board.board._attempts == {}
+    assert state.state._attempts == {}
 
 
 def test_a_row_that_killed_its_worker_too_often_is_given_up_and_its_neighbours_are_not() -> None:
-    board = LocalBoard()
+    state = LocalState()
     for _ in range(3):
-        board.board.begin([("prepare", "u", 1)])
-    prepare = preparer(board, max_tries=3)
+        state.state.begin([("prepare", "u", 1)])
+    prepare = preparer(state, max_tries=3)
     tried = []
     inner = prepare._put_pixels
     prepare._put_pixels = lambda images, out: (tried.append(out["ordinal"]), inner(images, out))[1]  # type: ignore

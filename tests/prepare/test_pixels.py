@@ -224,7 +224,7 @@ def test_16_bit_grey_is_taken_by_its_upper_byte() -> None:
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_32_bit_grey_is_clipped(kind: type) -> None:
-    grey = np.array([[-5, 0, 100, 255, 70_000]], dtype=kind)
+    grey: np.ndarray = np.array([[-5, 0, 100, 255, 70_000]], dtype=kind)
     image = decode(encoded(Image.fromarray(grey), "TIFF"), MAX_PIXELS)
     assert np.asarray(image)[0, :, 0].tolist() == [0, 0, 100, 255, 255]
 

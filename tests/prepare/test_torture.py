@@ -7,6 +7,7 @@ import json
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_every_file_has_the_verdict_that_is_known_of_it_within_bounded_memory(ca
     job = Job()
     configure_pillow(max_pixels=job.max_pixels, allow_truncated=False)
     records = [json.loads(line) for line in (FOLDER / "torture.jsonl").open()]
-    different = {}
+    different: dict[str, tuple[Any, Any]] = {}
     for record in records:
         found, size = verdict((FOLDER / "torture" / record["file"]).read_bytes(), job)
         wanted = DIFFERENT.get(record["file"], record["outcome"])

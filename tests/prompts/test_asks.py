@@ -1,5 +1,7 @@
 """What is asked of an image, from each place that questions come from."""
 
+from typing import Any
+
 import pytest
 
 from llava_batch.errors import UsageError
@@ -47,7 +49,7 @@ def test_a_null_column_spoils_this_rows_ask_and_keeps_its_place() -> None:
 
 def test_one_bad_turn_spoils_its_dialogue() -> None:
     (ask,) = asked(Job(question=("Is it {what}?", "Why?"), dialogue=True), {"what": None})
-    assert ask.problem == "column what is null"
+    assert ask.why_not == "column what is null"
 
 
 # A column of questions
@@ -74,7 +76,7 @@ def test_a_row_without_a_question_is_a_bad_prompt_not_a_row_less(value) -> None:
 def test_a_null_in_a_list_spoils_its_own_place_and_moves_no_other() -> None:
     # Once dropped without a word, and the questions behind it took other numbers.
     found = asked(Job(question_column="q"), {"q": ["A?", None, "C?"]})
-    assert [(a.question_id, a.problem) for a in found] == [
+    assert [(a.question_id, a.why_not) for a in found] == [
         ("0", None),
         ("1", "column q is null or empty"),
         ("2", None),
@@ -83,12 +85,12 @@ def test_a_null_in_a_list_spoils_its_own_place_and_moves_no_other() -> None:
 
 def test_a_list_of_nothing_but_nulls_still_gives_rows() -> None:
     found = asked(Job(question_column="q"), {"q": [None]})
-    assert [(a.question_id, bool(a.problem)) for a in found] == [("0", True)]
+    assert [(a.question_id, bool(a.why_not)) for a in found] == [("0", True)]
 
 
 def test_a_value_that_is_no_text_is_a_bad_prompt() -> None:
     (ask,) = asked(Job(question_column="q"), {"q": [["nested"]]})
-    assert ask.problem == "column q holds ['nested'], which is not text"
+    assert ask.why_not == "column q holds ['nested'], which is not text"
 
 
 def test_a_column_of_lists_can_be_a_dialogue() -> None:
@@ -171,6 +173,6 @@ def test_only_the_columns_that_will_be_asked_for_are_read(job: Job, columns: lis
 
 @pytest.mark.parametrize("flag", ["prompt", "question"])
 def test_braces_that_cannot_be_read_are_refused_at_start(flag: str) -> None:
-    value = "{" if flag == "prompt" else ("fine", "{")
+    value: Any = "{" if flag == "prompt" else ("fine", "{")
     with pytest.raises(UsageError, match=f"--{flag} '{{': "):
         prompt_columns(Job(**{flag: value}))

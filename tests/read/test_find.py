@@ -11,6 +11,7 @@ import pytest
 
 from llava_batch.errors import UsageError
 from llava_batch.read import find as units_module
+from llava_batch.read import parquet as parquet_module
 from llava_batch.read.find import find_units
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
@@ -224,7 +225,7 @@ def test_what_is_no_file_is_counted_as_left_out(tmp_path: Path) -> None:
     (tmp_path / "b.jpg").symlink_to("gone.jpg")
     (tmp_path / "c.jpg").symlink_to("c.jpg")
     os.mkfifo(tmp_path / "d.jpg")
-    expected = ({"broken links": 2, "pipes and devices": 1}, {})
+    expected: tuple[dict, dict] = ({"broken links": 2, "pipes and devices": 1}, {})
     assert counts(tmp_path) == counts(f"{tmp_path}/*") == expected
 
 
@@ -422,7 +423,7 @@ def groups(path: Path, count: int) -> Path:
 
 def test_a_large_parquet_file_is_split_into_runs_of_row_groups(tmp_path, monkeypatch) -> None:
     path = groups(tmp_path / "00000.parquet", 7)
-    monkeypatch.setattr(units_module, "SPLIT_BYTES", path.stat().st_size // 3)
+    monkeypatch.setattr(parquet_module, "SPLIT_BYTES", path.stat().st_size // 3)
     found = find_units([str(path)])
     assert len(found) > 1
     assert [u.name for u in found] == [f"00000-{i:05d}" for i in range(len(found))]

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_batch.cli.score import main
+from llava_batch.cli.jobs import exit_status
+from llava_batch.cli.score import app
 from llava_batch.errors import UsageError
 from llava_batch.score.score import score
 from llava_batch.tables import load_schema
@@ -131,7 +132,7 @@ def test_vqav2_is_submitted_normalised_and_whole(tmp_path: Path) -> None:
 
 def test_a_test_split_without_answers_is_exported_and_not_scored(tmp_path: Path) -> None:
     questions = save(tmp_path, "q.json", {"questions": [{"question_id": 1, "image_id": 1}]})
-    arguments = {
+    arguments: dict[str, Any] = {
         "answers": vqav2_answers(tmp_path),
         "benchmark": "vqav2",
         "annotations": questions,
@@ -376,10 +377,11 @@ def test_what_cannot_be_scored_is_one_line_and_status_2(
 ) -> None:
     annotations = vqav2(tmp_path)
     arguments = [a.replace("{vqa}", annotations) for a in arguments]
-    assert main(["--answers", vqav2_answers(tmp_path), *arguments]) == 2
+    arguments = ["--answers", vqav2_answers(tmp_path), *arguments]
+    assert exit_status(app, arguments, "jobs/score.py") == 2
     error = capsys.readouterr().err
     assert message in error
-    assert error.startswith("error: ")
+    assert error.startswith("jobs/score.py: ")
     assert error.count("\n") == 1
 
 

@@ -13,9 +13,12 @@ import pytest
 import ray.cloudpickle
 
 from llava_batch import pipeline
+from llava_batch.driver.plan import on_machines
 from llava_batch.errors import RunFailed, UsageError
+from llava_batch.generate import actor as generate_actor
 from llava_batch.generate.actor import Generate
 from llava_batch.job import Job
+from llava_batch.prepare import actor as prepare_actor
 from llava_batch.prepare.actor import Prepare
 from tests.shards import picture, put, put_parquet, tar_bytes
 
@@ -74,8 +77,8 @@ def test_rows_that_kill_or_hang_their_worker_cost_themselves_and_no_other(tmp_pa
     keys = ["kills-prepare", "hangs-prepare", "kills-generate", *(f"{n:03}" for n in range(40))]
     members = {f"{key}.png": picture(n) for n, key in enumerate(keys)}
     put(tmp_path / "in" / "a.tar", tar_bytes(members))
-    monkeypatch.setattr(pipeline, "Prepare", DeadlyPrepare)
-    monkeypatch.setattr(pipeline, "Generate", DeadlyGenerate)
+    monkeypatch.setattr(prepare_actor, "Prepare", DeadlyPrepare)
+    monkeypatch.setattr(generate_actor, "Generate", DeadlyGenerate)
     pipeline.run(job(tmp_path / "in", tmp_path / "out", max_tries=2, stall_timeout_s=20.0))
     codes = {row["id"].partition("/")[2]: row["error_code"] for row in rows(tmp_path / "out")}
     assert codes.keys() == set(keys)
@@ -91,7 +94,7 @@ class DeadlyLoad(Generate):
 
 
 def test_a_worker_that_can_never_start_ends_the_run_with_its_words(tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "Generate", DeadlyLoad)
+    monkeypatch.setattr(generate_actor, "Generate", DeadlyLoad)
     with pytest.raises(Exception, match="no such device"):
         pipeline.run(job(corpus(tmp_path / "in", 1, 4), tmp_path / "out", max_tries=1))
 
@@ -105,14 +108,14 @@ def test_a_cluster_too_small_is_refused_with_what_would_fit(tmp_path, wanted):
 
 def test_a_unit_whose_file_goes_away_is_left_open_and_the_rest_is_committed(tmp_path, monkeypatch):
     folder, out = corpus(tmp_path / "in", 2, 10), tmp_path / "out"
-    make = pipeline.make_plan
+    make = on_machines
 
     def then_lost(*arguments, **named):
         plan = make(*arguments, **named)
         (folder / "0.tar").rename(tmp_path / "away")
         return plan
 
-    monkeypatch.setattr(pipeline, "make_plan", then_lost)
+    monkeypatch.setattr(pipeline, "on_machines", then_lost)
     with pytest.raises(RunFailed, match=r"1 unit\(s\) could not be read"):
         pipeline.run(job(folder, out))
     assert {row["id"].partition("/")[0] for row in rows(out)} == {"1"}

@@ -74,7 +74,8 @@ def test_prometheus_sees_images_tokens_and_stages(demo_shards, tmp_path):
             "ray_llava_batch_rows_total": 24.0,
             "ray_llava_batch_stage_rows_total": 48.0 + 2,  # two stages, and the unit's end row
         }
-        deadline, seen = time.monotonic() + 60, {}
+        deadline = time.monotonic() + 60
+        seen: dict[str, float] = {}
         while time.monotonic() < deadline and not wanted.items() <= seen.items():
             time.sleep(1)
             seen = _seen(own_port)

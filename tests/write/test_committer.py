@@ -6,18 +6,15 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llava_batch import storage
 from llava_batch.storage import locate, write_whole
 from llava_batch.tables import load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.committer import Committer
-from llava_batch.write.ledger import Ledger
 from tests.outputs import EMPTY, RUN, answer, answers_of, end, ledger_of, table, tables, unit
 
 
@@ -139,8 +136,8 @@ def test_a_kill_at_any_write_leaves_whole_tables_and_resuming_loses_nothing(
         return call
 
     for name in ("replace", "fsync"):
-        monkeypatch.setattr(storage.os, name, dying(name, getattr(os, name)))
-    monkeypatch.setattr(storage.os, "unlink", lambda path: None)  # a kill cleans nothing up
+        monkeypatch.setattr(os, name, dying(name, getattr(os, name)))
+    monkeypatch.setattr(os, "unlink", lambda path: None)  # a kill cleans nothing up
     with suppress(Killed):
         committer(tmp_path, *units).add(batch)
     monkeypatch.undo()
@@ -158,8 +155,8 @@ def test_a_kill_at_any_write_leaves_whole_tables_and_resuming_loses_nothing(
 
 def test_a_reader_with_a_glob_never_sees_a_half_written_table(tmp_path, monkeypatch):
     # A temporary name that ended in .parquet was taken for a table by every reader that globs.
-    monkeypatch.setattr(storage.os, "replace", lambda a, b: (_ for _ in ()).throw(Killed))
-    monkeypatch.setattr(storage.os, "unlink", lambda path: None)
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(Killed))
+    monkeypatch.setattr(os, "unlink", lambda path: None)
     with pytest.raises(Killed):
         write_whole(locate(str(tmp_path)).fs, f"{tmp_path}/a.parquet", b"half")
     assert len(list(tmp_path.iterdir())) == 1
@@ -170,45 +167,16 @@ def test_a_full_disk_leaves_no_file_behind(tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write_whole(locate(str(tmp_path)).fs, f"{tmp_path}/a.parquet", b"half")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_put_that_fails_is_tried_again(monkeypatch):
-    monkeypatch.setattr(storage.time, "sleep", lambda s: None)
-    stored: dict[str, bytes] = {}
-
-    class Store:
-        failures = 2
-
-        def open_output_stream(self, path):
-            if self.failures:
-                self.failures -= 1
-                raise OSError("503 slow down")
-            sink = pa.BufferOutputStream()
-            close = sink.close
-
-            class Stream:
-                def __enter__(self):
-                    return sink
-
-                def __exit__(self, *exc):
-                    stored[path] = sink.getvalue().to_pybytes()
-                    close()
-
-            return Stream()
-
-    write_whole(Store(), "b/a.parquet", b"whole")
-    assert stored == {"b/a.parquet": b"whole"}
-
-
 def test_the_footer_says_what_the_table_answers(tmp_path):
     committer(tmp_path, unit("a")).add(table(answer("a", 0), end("a", 1)))
     said = pq.read_schema(tmp_path / "a.parquet").metadata
-    ledger = Ledger(locate(str(tmp_path)), "parquet", {"prompt": "x"})
-    assert said[b"llava_batch.fingerprint"].decode() == ledger.fingerprint
+    assert said[b"llava_batch.fingerprint"].decode() == ledger_of(tmp_path).fingerprint
     assert said[b"llava_batch.source"] == b"1-1"
     assert json.loads(said[b"llava_batch.run"]) == RUN
 

@@ -123,7 +123,7 @@ def _patch_of(scene: Scene, x: float, y: float) -> int:
     return row * side + column
 
 
-class PatchBatches(IterableDataset):
+class PatchBatches(IterableDataset):  # type: ignore[misc]
     """Yields (pixels uint8 [B, 3, 112, 112], labels int64 [B, 64, 7])."""
 
     def __init__(self, *, seed: int, num_steps: int, batch_size: int) -> None:
@@ -137,7 +137,7 @@ class PatchBatches(IterableDataset):
             yield _pixels(scenes, random), torch.from_numpy(labels)
 
 
-class PackedBatches(IterableDataset):
+class PackedBatches(IterableDataset):  # type: ignore[misc]
     """Yields `PackedBatch`, each of the same shape."""
 
     def __init__(

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 LABELS = {
     "caption_objects": "caption: every object right, none added",
@@ -20,7 +21,7 @@ LABELS = {
 }
 
 
-def table(evaluation: dict) -> str:
+def table(evaluation: dict[str, Any]) -> str:
     """The accuracy by type as a Markdown table, as wide as a terminal is."""
     rows = [("what is asked", "right", "of", "accuracy"), ("---", "---:", "---:", "---:")]
     for name, label in LABELS.items():
@@ -31,14 +32,14 @@ def table(evaluation: dict) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def card(evaluation: dict, training: dict) -> str:
+def card(evaluation: dict[str, Any], training: dict[str, Any]) -> str:
     """The text of the model card."""
     stages = "\n".join(f"- {_stage(stage)}" for stage in training["stages"])
     facts = {"table": table(evaluation), "num_parameters": training["num_parameters"]}
     return _CARD.format(**facts, **evaluation, stages=stages)
 
 
-def _stage(stage: dict) -> str:
+def _stage(stage: dict[str, Any]) -> str:
     what = {"tower": "the tower on patch labels", "all": "everything on answers"}[stage["trained"]]
     size = f"{stage['steps']:,} steps of {stage['batch_size']} pictures, seed {stage['seed']}"
     if stage["trained"] == "tower":

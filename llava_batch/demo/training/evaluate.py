@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -27,6 +28,7 @@ CAPTION_TYPES = ("caption_exact", "caption_objects")
 MAX_NEW_TOKENS = 48
 
 Answer = Callable[[Sequence[tuple[Image.Image, str]]], list[str]]  # (picture, prompt) -> answer
+Counts = dict[str, dict[str, int]]  # question type -> {"asked": n, "right": n}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ def held_out(num_scenes: int, *, start: int = 0) -> list[Scene]:
     return [make_scene(HELD_OUT + start + number) for number in range(num_scenes)]
 
 
-def evaluate(answer: Answer, scenes: Sequence[Scene], *, short_side: int = 224) -> dict:
+def evaluate(answer: Answer, scenes: Sequence[Scene], *, short_side: int = 224) -> Counts:
     """{type: {"asked": n, "right": n}} over captions, questions and dialogues of the scenes."""
     pictures = {scene.seed: draw(scene, short_side=short_side) for scene in scenes}
 
@@ -95,7 +97,7 @@ def _answered(question: Question, text: str) -> Question:
     return Question(type=question.type, question=question.question, answer=text.strip())
 
 
-def overall(counts: dict) -> float:
+def overall(counts: Counts) -> float:
     """The share of right answers over all question types together, captions apart."""
     asked = sum(row["asked"] for name, row in counts.items() if name not in CAPTION_TYPES)
     right = sum(row["right"] for name, row in counts.items() if name not in CAPTION_TYPES)
@@ -132,19 +134,20 @@ def answerer_of(
                 texts[number] = text
         return texts
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def _generate(images: Sequence[Image.Image], prompts: Sequence[str]) -> list[str]:
         batch = processor(
             images=list(images), text=list(prompts), padding=True, return_tensors="pt"
         ).to(dtype=dtype)
         ids = model.generate(**batch, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         answers = ids[:, batch["input_ids"].shape[1] :]
-        return processor.batch_decode(answers, skip_special_tokens=True)
+        texts: list[str] = processor.batch_decode(answers, skip_special_tokens=True)
+        return texts
 
     return answer
 
 
-def report(counts: dict, *, num_scenes: int, start: int, batch_size: int) -> dict:
+def report(counts: Counts, *, num_scenes: int, start: int, batch_size: int) -> dict[str, Any]:
     """What stands in evaluation.json."""
     return {
         "num_scenes": num_scenes,

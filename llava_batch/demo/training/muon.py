@@ -6,7 +6,8 @@ cheap. torch.optim.Muon does the same one matrix at a time.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,17 +27,17 @@ def orthogonalise(matrices: Tensor, *, num_steps: int = 5) -> Tensor:
     return (x if wide else x.mT).to(matrices.dtype)
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):  # type: ignore[misc]
     """`lr` is the size of a step in units of an orthogonal matrix; Nesterov momentum and
     decoupled weight decay, which keeps the residual stream from growing without end."""
 
     def __init__(
-        self, params: Iterable[dict], *, momentum: float = 0.95, weight_decay: float = 0.1
+        self, params: Iterable[dict[str, Any]], *, momentum: float = 0.95, weight_decay: float = 0.1
     ) -> None:
         super().__init__(params, {"momentum": momentum, "weight_decay": weight_decay, "lr": 0.02})
 
-    @torch.no_grad()
-    def step(self, closure=None) -> None:
+    @torch.no_grad()  # type: ignore[untyped-decorator]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
             for parameter in group["params"]:
@@ -45,7 +46,7 @@ class Muon(torch.optim.Optimizer):
             for parameters in by_shape.values():
                 self._step_alike(parameters, group)
 
-    def _step_alike(self, parameters: list[Tensor], group: dict) -> None:
+    def _step_alike(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         lr, momentum = group["lr"], group["momentum"]
         moved = []
         for parameter in parameters:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +21,8 @@ class Optimizers:
 
     def __init__(self, modules: dict[float, list[nn.Module]]) -> None:
         """`modules`: share of the learning rate -> the modules that learn at it."""
-        matrices: list[dict] = []
-        others: list[dict] = []
+        matrices: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
         for share, group in modules.items():
             named = [pair for module in group for pair in module.named_parameters()]
             chosen = [p for name, p in named if _is_layer_matrix(name, p)]

@@ -13,6 +13,7 @@ import argparse
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ def language_loss(
     return (losses * weights).sum() / weights.sum()
 
 
-class PatchHeads(nn.Module):
+class PatchHeads(nn.Module):  # type: ignore[misc]
     """Linear readers of the patch labels, one for each of `PATCH_LABELS`; stage one only."""
 
     def __init__(self, width: int) -> None:
@@ -129,7 +130,7 @@ def train_tower(
 def train_all(
     model: LlavaForConditionalGeneration, processor: LlavaProcessor, *, schedule: Schedule,
     seed: int, batch_size: int, save_every: int, out: Path,
-) -> tuple[LlavaForConditionalGeneration, dict]:  # fmt: skip
+) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:  # fmt: skip
     """Stage two: answers. Returns the model of averaged weights, and how long it took."""
     average = copy.deepcopy(model).requires_grad_(False)
     averaged: list[Tensor] = list(average.parameters())
@@ -204,7 +205,7 @@ def _options() -> argparse.Namespace:
 
 def _start(
     args: argparse.Namespace,
-) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict]]:
+) -> tuple[LlavaForConditionalGeneration, LlavaProcessor, list[dict[str, Any]]]:
     """The model to train in the second stage, and the record of what was done to it so far."""
     if args.start_from is not None:
         model = LlavaForConditionalGeneration.from_pretrained(

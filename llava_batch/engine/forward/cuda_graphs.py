@@ -51,7 +51,7 @@ class Graphs:
         self._captured: dict[Key, Captured | None] = {}
         self._gave_up = False
 
-    @torch.inference_mode()
+    @torch.inference_mode()  # type: ignore[untyped-decorator]
     def warm(self, keys: list[Key]) -> None:
         """Capture these now; the largest first, whose memory the others then share."""
         for key in keys:

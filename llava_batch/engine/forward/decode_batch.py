@@ -17,9 +17,10 @@ import numpy as np
 import torch
 
 from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.device import on_device
 from llava_batch.engine.forward.cuda_graphs import Graphs, Key, Outputs
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import Prefix, on_device
+from llava_batch.engine.passes import Prefix
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 
@@ -33,8 +34,10 @@ class DecodeBatch:
     """Static buffers, buckets, and the step over them, captured in graphs or run as it is."""
 
     def __init__(self, llava: Llava, cache: SlotCache, stats: Stats, *, graphs: bool) -> None:
-        if llava.kernels is None:
-            raise ValueError(f"attention {llava.attention!r} has no decode over a prefix of slots")
+        if not llava.kernels.packed:
+            raise ValueError(
+                f"attention {llava.kernels.name!r} has no decode over a prefix of slots"
+            )
         self.llava, self.cache = llava, cache
         num_slots = cache.num_slots
         self.sizes = slot_buckets(num_slots)
@@ -94,7 +97,7 @@ class DecodeBatch:
         embeds = self.llava.embed(tokens[:, None])
         hidden = self.llava.forward(embeds, positions[:, None], self.cache, step)
         logits = self.llava.logits(hidden[:, 0])
-        return logits, *self.llava.best_token(logits)
+        return logits, *self.llava.kernels.best_token(logits)
 
     def _first_keys(self) -> list[Key]:
         """What is captured at start, the largest first; with spans only that one, for the memory."""

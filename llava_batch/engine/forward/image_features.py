@@ -10,8 +10,8 @@ from collections import OrderedDict
 import numpy as np
 import torch
 
+from llava_batch.engine.device import on_device
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import on_device
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 from llava_batch.engine.validate import images_of

@@ -1,30 +1,31 @@
 """Device work: sequences in, logits out. The only file that runs the model.
 
 Legend: B rows, Q their left-padded length, T their new tokens in all, C hidden size, V vocabulary, S slots.
-Without kernels (`Llava.kernels`) a prefill is left-padded `[B, Q]` and a decode step takes the rows
-that are at work; with kernels a prefill is packed `[1, T]` and a decode step takes a prefix of the slots.
+Where the kernels are packed (`contract.Kernels`) a prefill is `[1, T]` and a decode step takes a prefix of
+the slots; else a prefill is left-padded `[B, Q]` and a decode step takes the rows that are at work.
 """
 
 import logging
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
-from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.device import is_out_of_memory
+from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.passes import Packed, on_device
+from llava_batch.engine.passes import Packed, Rows
 from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 
 log = logging.getLogger(__name__)
 
-Prefilled = tuple[list[Sequence], torch.Tensor | None]
+Take = Callable[[list[Sequence], torch.Tensor], None]
+"""Given a prefilled group and its logits `[sum K, V]`; where memory runs out in it nothing has come of it."""
 
 
 class Runner:
@@ -46,11 +47,11 @@ class Runner:
         together = 1 if llava.device.type == "cpu" else max_prefill_tokens // llava.tokens_per_image
         self.encoder = Encoder(llava, stats, max_images=max(1, together), reuse=reuse)
         self.batch: DecodeBatch | None = None
-        if llava.kernels is not None:
+        if llava.kernels.packed:
             self.batch = DecodeBatch(llava, cache, stats, graphs=graphs)
 
-    def prefill(self, sequences: list[Sequence]) -> Iterator[Prefilled]:
-        """Feed all pending tokens, group by group; logits are None for a row that found no memory.
+    def prefill(self, sequences: list[Sequence], take: Take) -> Iterator[Sequence]:
+        """Feed all pending tokens, group by group, each handed to `take`; yields rows without memory.
 
         Logits are `[sum K, V]`, one row's last K = `num_scores` positions after the other's.
         """
@@ -62,40 +63,40 @@ class Runner:
                 if not is_out_of_memory(error):
                     raise
                 self.encoder.back_off(error)  # the group encodes its own, or is halved
-            yield from self._prefill(waiting.pop(0))
+            yield from self._prefill(waiting.pop(0), take)
             if self.max_prefill_tokens < budget:
                 waiting = self._groups([sequence for group in waiting for sequence in group])
                 budget = self.max_prefill_tokens
         self.encoder.trim()
 
     def _groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        return groups(sequences, self.max_prefill_tokens, padded=self.llava.kernels is None)
+        return groups(sequences, self.max_prefill_tokens, padded=not self.llava.kernels.packed)
 
-    def _prefill(self, group: list[Sequence]) -> Iterator[Prefilled]:
+    def _prefill(self, group: list[Sequence], take: Take) -> Iterator[Sequence]:
         """One group, halved when memory runs out, as are then the groups to come."""
         try:
-            logits = self._prefill_group(group)
+            take(group, self._prefill_group(group))
+            return
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
             log.warning("out of memory in prefill of %d prompts: %s", len(group), error)
             self.stats.memory_backoffs += 1
-            logits = None
-        if logits is not None or len(group) == 1:
-            yield group, logits
+        if len(group) == 1:
+            yield group[0]
             return
         fed = sum(sequence.num_pending for sequence in group)
         self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, fed // 2))
         half = len(group) // 2
-        yield from self._prefill(group[:half])
-        yield from self._prefill(group[half:])
+        yield from self._prefill(group[:half], take)
+        yield from self._prefill(group[half:], take)
 
     def _prefill_group(self, group: list[Sequence]) -> torch.Tensor:
         """One pass over a group's pending tokens -> logits `[sum K, V]`."""
         features = self.encoder.features(group)
         rows = rows_of(group)
         shape, ids, positions, places, last = (
-            left_padded(group, rows) if self.llava.kernels is None else in_a_row(group, rows)
+            in_a_row(group, rows) if self.llava.kernels.packed else left_padded(group, rows)
         )
         device = self.llava.device
         sent = on_device(np.concatenate([ids, positions, places, last]), device)
@@ -103,7 +104,7 @@ class Runner:
         embeds = self.llava.embed(parts[0].view(shape))
         if features is not None:
             embeds.view(-1, embeds.shape[-1]).index_copy_(0, parts[2], features)
-        work = rows if self.llava.kernels is None else Packed.of(rows, device)
+        work = Packed.of(rows, device) if self.llava.kernels.packed else rows
         hidden = self.llava.forward(embeds, parts[1].view(shape), self.cache, work)
         self.stats.tokens_prefilled += sum(rows.new)
         self.stats.tokens_padded += len(ids) - sum(rows.new)
@@ -130,7 +131,7 @@ class Runner:
         rows: which is whose; with `by_slot` row n is slot n's, as a decode step returns them.
         """
         if self.batch is None:
-            raise RuntimeError("a step without kernels takes its tokens from the host")
+            raise RuntimeError("only a packed step takes its tokens from the device")
         if by_slot:
             self.batch.keep(tokens)
         else:
@@ -138,20 +139,20 @@ class Runner:
 
     def score(self, logits: torch.Tensor) -> Scored:
         """The most likely token of every row of `[N, V]`, the rows in the sequences' order."""
-        best, logprobs = self.llava.best_token(logits)
+        best, logprobs = self.llava.kernels.best_token(logits)
         return Scored(logits=logits, best=best, logprobs=logprobs, rows=list(range(len(logits))))
 
 
 def device_option(name: str, asked: bool | None, llava: Llava) -> bool:
-    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA with kernels of ours.
+    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA where passes are packed.
 
     Raises:
         ValueError: asked for where it cannot be had.
     """
     if asked is None:
-        return llava.kernels is not None and llava.device.type == "cuda"
-    if asked and llava.kernels is None:
-        raise ValueError(f"{name} cannot be had with attention {llava.attention!r}; give sdpa")
+        return llava.kernels.packed and llava.device.type == "cuda"
+    if asked and not llava.kernels.packed:
+        raise ValueError(f"{name} cannot be had with attention {llava.kernels.name!r}; give sdpa")
     if asked and name == "graphs" and llava.device.type != "cuda":
         raise ValueError(f"graphs are CUDA's, the device is {llava.device.type}; leave them off")
     return asked

@@ -3,7 +3,7 @@
 // Legend: B rows, Q left-padded queries of a row, Hq query heads, H K/V heads, D head size, S slots,
 // L slot length. Strides are in elements; the last dimension of every tensor is contiguous.
 // Needs AVX-512 (and AVX512_BF16 for bfloat16); D a multiple of 16. The plain torch form of every
-// kernel stands in attention.py and in transformers; the tests hold the two against each other.
+// kernel stands in plain.py and in transformers; the tests hold the two against each other.
 
 #include <immintrin.h>
 #include <omp.h>

@@ -1,8 +1,8 @@
-"""Compiles and calls the fused CPU kernels of native.cpp.
+"""Compiles and calls the fused CPU kernels of `cpu.cpp`.
 
 The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
-folder. Where there is no compiler or no AVX-512, `unavailable` says so and the engine runs on torch's
-own kernels. Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
+folder. Where there is no AVX-512 `why_not` says so, where there is no compiler `why_not_built`, and the
+engine runs on torch's own kernels. Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
 """
 
 import ctypes
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from llava_batch.engine.cache import Rows
+from llava_batch.engine.kernels import plain
+from llava_batch.engine.passes import Rows
 
 SOURCE = Path(__file__).with_name("cpu.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
@@ -29,7 +30,7 @@ NEEDS = {
 
 
 class _Shape(ctypes.Structure):
-    """`Attention` of native.cpp."""
+    """`Attention` of `cpu.cpp`."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -43,14 +44,15 @@ class _Shape(ctypes.Structure):
     ] + [("scaling", ctypes.c_double)]
 
 
-@remember
-def unavailable(dtype: torch.dtype) -> str | None:
-    """Why the kernels cannot be used for `dtype` on this machine, or None if they can."""
-    if dtype not in NAMES:
-        return f"there are no kernels for {dtype}"
+def why_not(dtype: torch.dtype) -> str | None:
+    """What this processor lacks for one of NEEDS, or None."""
     missing = [flag for flag in NEEDS[dtype] if flag not in cpu_flags()]
-    if missing:
-        return f"the processor lacks {', '.join(missing)}"
+    return f"the processor lacks {', '.join(missing)}" if missing else None
+
+
+@remember
+def why_not_built(dtype: torch.dtype) -> str | None:
+    """Why the kernels for one of NEEDS cannot be built on this machine; None once they are."""
     try:
         library()
     except (OSError, subprocess.SubprocessError) as error:
@@ -152,6 +154,21 @@ def attend(
     name = "decode" if decode else "prefill"
     _call(name, query, ctypes.byref(shape), *pointers, *_row_pointers(rows))
     return out
+
+
+def unfused(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: Rows,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    """`attend` for a layer that is not fused: query `[B, Hq, Q, D]`, of any D."""
+    if query.shape[-1] % 16 == 0:
+        return attend(query.transpose(1, 2), key, value, rows, scaling=scaling, window=window)
+    form = plain.decode_attention if rows.is_decode else plain.prefill_attention
+    return form(query, key, value, rows, scaling, window)
 
 
 def rope_store(

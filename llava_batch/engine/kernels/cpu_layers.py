@@ -12,15 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.kernels import cpu as native
+from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 
 
-class PackedLinear(nn.Module):
+class PackedLinear(nn.Module):  # type: ignore[misc]
     """A linear layer whose weight lies as oneDNN wants it; several side by side become one."""
 
     def __init__(self, *parts: nn.Linear) -> None:
@@ -47,7 +49,7 @@ class PackedLinear(nn.Module):
         return multiplied(x, factor, self.packed, self.bias, "mul")
 
 
-class FusedNorm(nn.Module):
+class FusedNorm(nn.Module):  # type: ignore[misc]
     """RMSNorm in one pass."""
 
     def __init__(self, norm: Any) -> None:
@@ -56,10 +58,10 @@ class FusedNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return native.rms_norm(x, self.weight, self.epsilon)
+        return cpu.rms_norm(x, self.weight, self.epsilon)
 
 
-class FusedMLP(nn.Module):
+class FusedMLP(nn.Module):  # type: ignore[misc]
     """SiLU and the product of gate and up within the products that make them."""
 
     def __init__(self, mlp: Any) -> None:
@@ -72,7 +74,7 @@ class FusedMLP(nn.Module):
         return self.down(self.up.times(x, self.gate(x, "swish")))
 
 
-class FusedAttention(nn.Module):
+class FusedAttention(nn.Module):  # type: ignore[misc]
     """Attention over slots: one product for q, k and v, rotation and cache write in one pass."""
 
     def __init__(self, attention: Any) -> None:
@@ -99,15 +101,15 @@ class FusedAttention(nn.Module):
         rows = past_key_values.rows
         qkv = self.qkv(hidden_states)
         cosine, sine = position_embeddings
-        native.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
+        cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
         query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
-        mixed = native.attend(
+        mixed = cpu.attend(
             query, layer.keys, layer.values, rows, scaling=self.scaling, window=self.window
         )
         return self.out(mixed.view(batch, length, -1)), None
 
 
-class FusedClipAttention(nn.Module):
+class FusedClipAttention(nn.Module):  # type: ignore[misc]
     """The tower's attention, over all of an image's patches."""
 
     def __init__(self, attention: Any) -> None:
@@ -116,13 +118,15 @@ class FusedClipAttention(nn.Module):
         self.out = PackedLinear(attention.out_proj)
         self.scaling, self.head_dim = attention.scale, attention.head_dim
 
-    def forward(self, hidden_states: torch.Tensor, *_: object, **__: object):
+    def forward(
+        self, hidden_states: torch.Tensor, *_: object, **__: object
+    ) -> tuple[torch.Tensor, None]:
         """`[N, T, C]` -> `[N, T, C]`."""
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
-        mixed = native.attend(
+        mixed = cpu.attend(
             query,
             key.transpose(1, 2),
             value.transpose(1, 2),
@@ -133,7 +137,7 @@ class FusedClipAttention(nn.Module):
         return self.out(mixed.view(batch, length, width)), None
 
 
-class FusedClipMLP(nn.Module):
+class FusedClipMLP(nn.Module):  # type: ignore[misc]
     """The tower's feed-forward with quick-GELU in place."""
 
     def __init__(self, mlp: Any) -> None:
@@ -142,7 +146,7 @@ class FusedClipMLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return self.fc2(native.quick_gelu_(self.fc1(x)))
+        return self.fc2(cpu.quick_gelu_(self.fc1(x)))
 
 
 def fuse(model: Any) -> None:
@@ -171,3 +175,13 @@ def _fused(module: nn.Module) -> nn.Module | None:
     if type(module) is nn.Linear:
         return PackedLinear(module)
     return None
+
+
+KERNELS = Kernels(
+    name="native",
+    packed=False,
+    prefill=cpu.unfused,
+    decode=cpu.unfused,
+    best_token=cpu.best_token,
+    prepare=fuse,
+)

@@ -1,75 +1,54 @@
 """Attention of the packed path by one of three kernels: flash-attn 2, torch's varlen, torch's SDPA.
 
 Legend: B rows, T their new tokens in all, Hq query heads, H K/V heads, D head size, b slots of a
-decode step, L slot length. Each kernel has a prefill form over `passes.Packed` and a decode form over
-`passes.Prefix`. `unavailable` says what is missing for a kernel, `fault` tries it on this very device
-against the plain form of `attention`, so that a kernel which is there and computes something else is
-never used. flash-attn: github.com/Dao-AILab/flash-attention, version 2.8; varlen: torch.nn.attention.varlen.
+decode step, L slot length. Each has a prefill form over `passes.Packed` and a decode form over
+`passes.Prefix`. They are tried before they are used (`self_test`): packages of other versions may be
+there and compute something else.
+flash-attn: github.com/Dao-AILab/flash-attention, version 2.8; varlen: torch.nn.attention.varlen.
 """
 
 import importlib.util
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Packed, Prefix
 
 NAMES = ("flash", "varlen", "sdpa")
 """Best first."""
-HALF = (torch.bfloat16, torch.float16)
-MIN_CAPABILITY = (8, 0)
-
-Prefill = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, Packed, float, int | None], torch.Tensor
-]
-Decode = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, Prefix, float, int | None], torch.Tensor
-]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Kernels:
-    """prefill: query `[1, Hq, T, D]`, and what `Packed.store` returned -> `[1, T, Hq, D]`.
-    decode: query `[b, Hq, 1, D]`, keys and values `[b, H, L, D]` -> `[b, 1, Hq, D]`.
-    reads_span: decode reads `Prefix.span` keys of every slot, however few it holds.
-    """
-
-    name: str
-    prefill: Prefill
-    decode: Decode
-    reads_span: bool
 
 
 def kernels(name: str) -> Kernels:
-    """The kernels of a name that is available."""
+    """The kernels of one of NAMES, as the packages here have them."""
     if name == "flash":
-        return Kernels(name=name, prefill=flash_prefill, decode=flash_decode, reads_span=False)
+        return Kernels(
+            name=name,
+            packed=True,
+            prefill=flash_prefill,
+            decode=flash_decode,
+            tower="flash_attention_2",
+        )
     if name == "varlen":
         by_length = "seqused_k" in _varlen_parameters()
         decode = varlen_decode if by_length else sdpa_decode
-        return Kernels(name=name, prefill=varlen_prefill, decode=decode, reads_span=not by_length)
-    return Kernels(name=name, prefill=sdpa_prefill, decode=sdpa_decode, reads_span=True)
+        return Kernels(
+            name=name,
+            packed=True,
+            prefill=varlen_prefill,
+            decode=decode,
+            reads_span=not by_length,
+        )
+    return Kernels(
+        name=name, packed=True, prefill=sdpa_prefill, decode=sdpa_decode, reads_span=True
+    )
 
 
-def unavailable(name: str, dtype: torch.dtype, device: torch.device) -> str | None:
-    """What is missing for a kernel, and how to get it; None if it can be had."""
-    if name == "sdpa":
-        return None
-    if device.type != "cuda":
-        return f"it needs a CUDA device, this one is {device.type}"
-    if dtype not in HALF:
-        return f"it computes in bfloat16 or float16, not in {str(dtype).removeprefix('torch.')}"
-    if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
-        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0"
-    return missing_package(name)
-
-
-def missing_package(name: str) -> str | None:
-    """The package that a kernel needs and that is not installed, and the command to install it."""
+def why_not(name: str) -> str | None:
+    """The package that a kernel needs and that is not installed, with the command; None if it is."""
     if name == "flash" and importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed: pip install 'llava-batch[flash]'"
     if name == "varlen" and not {"scale", "window_size"} <= _varlen_parameters():
@@ -88,7 +67,9 @@ def _varlen_parameters() -> set[str]:
     return set(inspect.signature(varlen_attn).parameters)
 
 
-def flash_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tensor:
+def flash_prefill(
+    query: Tensor, key: Tensor, value: Tensor, rows: Packed, scaling: float, window: int | None
+) -> Tensor:
     """One call over all rows; the causal mask is aligned to the last key."""
     from flash_attn import flash_attn_varlen_func
 
@@ -107,7 +88,9 @@ def flash_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Ten
     return mixed[None]
 
 
-def flash_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tensor:
+def flash_decode(
+    query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
+) -> Tensor:
     """Each slot's own length is read, and no more; the K/V of the step are in the slots already."""
     from flash_attn import flash_attn_with_kvcache
 
@@ -122,7 +105,10 @@ def flash_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tens
     )
 
 
-def _varlen(query, key, value, offsets, lengths, scaling, window, **more: Any) -> torch.Tensor:
+def _varlen(
+    query: Tensor, key: Tensor, value: Tensor, offsets: tuple[Tensor, Tensor],
+    lengths: tuple[int, int], scaling: float, window: int | None, **more: Any,
+) -> Tensor:  # fmt: skip
     """torch's function, by the arguments that this torch's has."""
     from torch.nn.attention.varlen import varlen_attn
 
@@ -140,7 +126,9 @@ def _varlen(query, key, value, offsets, lengths, scaling, window, **more: Any) -
     )
 
 
-def varlen_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tensor:
+def varlen_prefill(
+    query: Tensor, key: Tensor, value: Tensor, rows: Packed, scaling: float, window: int | None
+) -> Tensor:
     """One call over all rows; the causal mask is aligned to the last key."""
     offsets = (rows.q_offsets, rows.k_offsets)
     lengths = (max(rows.new), rows.max_keys)
@@ -148,7 +136,9 @@ def varlen_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Te
     return _varlen(*packed, offsets, lengths, scaling, window)[None]
 
 
-def varlen_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tensor:
+def varlen_decode(
+    query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
+) -> Tensor:
     """The slots one behind the other are the keys; each slot's own length of them is used."""
     size, kv_heads, length, dim = key.shape
     offsets = (step.q_offsets, step.q_offsets * length)
@@ -159,7 +149,9 @@ def varlen_decode(query, key, value, step: Prefix, scaling, window) -> torch.Ten
     return _varlen(query[:, :, 0], keys, values, offsets, lengths, scaling, window, **used)[:, None]
 
 
-def sdpa_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tensor:
+def sdpa_prefill(
+    query: Tensor, key: Tensor, value: Tensor, rows: Packed, scaling: float, window: int | None
+) -> Tensor:
     """Row by row: a mask only where a row has a past or is longer than the window."""
     out = torch.empty_like(query)
     begin = 0
@@ -182,7 +174,9 @@ def sdpa_prefill(query, key, value, rows: Packed, scaling, window) -> torch.Tens
     return out.transpose(1, 2)
 
 
-def sdpa_decode(query, key, value, step: Prefix, scaling, window) -> torch.Tensor:
+def sdpa_decode(
+    query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
+) -> Tensor:
     """The queries that share a K/V head are its queries: no head is repeated."""
     size, heads, _, dim = query.shape
     mixed = F.scaled_dot_product_attention(

@@ -1,48 +1,16 @@
-"""Attention over slots, registered through transformers' attention interface: by the kind of pass.
+"""Attention in plain torch, right on every device: what the other kernels are held against.
 
 Legend: B rows, Q queries of a row, Hq query heads, H K/V heads, G = Hq / H, S slots, L slot length,
 D head size. A query at position p of its row sees the keys `[max(0, p - window + 1), p]` of its slot.
-This file is the plain torch form, right on every device; `native.cpp` has the fast one for CPU.
 """
 
 import torch
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from llava_batch.engine.cache import Rows
-from llava_batch.engine.kernels.cuda import Kernels
-from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.passes import Rows
 
-NAME = "llava_batch_slots"
 BLOCK = 128
 """Queries of one block of prefill: the masked half is skipped but for the diagonal blocks."""
-
-
-def slot_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    *,
-    scaling: float,
-    slot_rows: Rows | Packed | Prefix,
-    slot_kernels: Kernels | None = None,
-    sliding_window: int | None = None,
-    **_: object,
-) -> tuple[torch.Tensor, None]:
-    """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`.
-
-    The left-padded pass takes the plain form; the packed ones take `slot_kernels`.
-    """
-    if slot_kernels is not None and isinstance(slot_rows, Prefix):
-        return slot_kernels.decode(query, key, value, slot_rows, scaling, sliding_window), None
-    if slot_kernels is not None and isinstance(slot_rows, Packed):
-        return slot_kernels.prefill(query, key, value, slot_rows, scaling, sliding_window), None
-    if not isinstance(slot_rows, Rows):
-        raise TypeError(f"a {type(slot_rows).__name__} pass needs kernels")
-    if slot_rows.length == 1:
-        return decode_attention(query, key, value, slot_rows, scaling, sliding_window), None
-    return prefill_attention(query, key, value, slot_rows, scaling, sliding_window), None
 
 
 def prefill_attention(
@@ -124,6 +92,4 @@ def decode_attention(
     return out[slots][:, None]
 
 
-def register() -> None:
-    """Make `NAME` known to transformers; doing it again changes nothing."""
-    ALL_ATTENTION_FUNCTIONS.register(NAME, slot_attention)
+KERNELS = Kernels(name="torch", packed=False, prefill=prefill_attention, decode=decode_attention)

@@ -7,17 +7,16 @@ means; it does not measure speed, and says nothing of lengths beyond those it tr
 
 import torch
 
-from llava_batch.engine.cache import Rows
-from llava_batch.engine.kernels import plain as attention
-from llava_batch.engine.kernels.cuda import Kernels
-from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.kernels import plain
+from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.passes import Packed, Prefix, Rows
 
 LENGTH = 320
 SLOTS = 4
 TOLERANCE = {torch.bfloat16: 3e-2, torch.float16: 5e-3, torch.float32: 1e-3}
 
 
-def fault(
+def why_not(
     kernels: Kernels,
     *,
     num_heads: int,
@@ -27,7 +26,7 @@ def fault(
     dtype: torch.dtype,
     device: torch.device,
 ) -> str | None:
-    """What is wrong with a kernel's answers on this device, or None."""
+    """What is wrong with packed kernels' answers on this device, or None."""
     make = torch.Generator(device="cpu").manual_seed(0)
 
     def random(*shape: int) -> torch.Tensor:
@@ -65,10 +64,10 @@ def _prefill_error(
     padded = query.new_zeros(len(rows.slots), query.shape[1], rows.length, query.shape[3])
     for row, part in enumerate(query[0].split(rows.new, dim=1)):
         padded[row, :, -part.shape[1] :] = part
-    plain = attention.prefill_attention(
+    whole = plain.prefill_attention(
         padded.float(), slots[0].float(), slots[1].float(), rows, scaling, window
     )
-    expected = torch.cat([plain[row, -new:] for row, new in enumerate(rows.new)])
+    expected = torch.cat([whole[row, -new:] for row, new in enumerate(rows.new)])
     return largest_difference(found, expected)
 
 
@@ -88,10 +87,10 @@ def _decode_error(
     keys, values = (part[:3] for part in slots)
     found = kernels.decode(query, keys, values, step, scaling, window)
     rows = Rows(slots=(0, 1, 2), past=past, new=(1, 1, 1))
-    plain = attention.decode_attention(
+    expected = plain.decode_attention(
         query.float(), keys.float(), values.float(), rows, scaling, window
     )
-    return largest_difference(found, plain)
+    return largest_difference(found, expected)
 
 
 def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -16,13 +16,11 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_batch.engine.cache import Rows, SlotCache
-from llava_batch.engine.kernels import cpu as native
-from llava_batch.engine.kernels import cpu_layers as fused
-from llava_batch.engine.kernels import cuda as kernels
-from llava_batch.engine.kernels import plain as attention
-from llava_batch.engine.kernels.choose import choose_attention
-from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.kernels import choose, interface
+from llava_batch.engine.kernels.contract import Place
+from llava_batch.engine.model.quantize import is_quantized
+from llava_batch.engine.passes import Pass
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +44,19 @@ class Llava:
         self,
         model: LlavaForConditionalGeneration,
         normalisation: Normalisation,
-        attention_name: str = "auto",
+        attention: str = "auto",
     ) -> None:
-        """attention_name: one of `choose.ATTENTIONS`; `auto` is the best that can be had here."""
+        """attention: one of `choose.NAMES`; `auto` is the best that can be had here."""
         take_over(model)
         own_configs(model)
-        attention.register()
+        interface.register()
         self.model = model
         config: Any = model.config
         self.config = config
         self.text_config: Any = config.text_config
         self.language_model = model.model.language_model
         self.embed_tokens: Any = model.get_input_embeddings()
-        set_attention(self.language_model, attention.NAME)
+        set_attention(self.language_model, interface.NAME)
         weight: Any = self.embed_tokens.weight
         self.dtype = weight.dtype
         self.device = weight.device
@@ -67,15 +65,12 @@ class Llava:
         self.image_size: int = config.vision_config.image_size
         self.vocab_size: int = self.text_config.vocab_size
         self._cut = cut_tower(model)
-        self.attention = choose_attention(attention_name, self.dtype, self.device, self.text_config)
-        self.kernels: kernels.Kernels | None = None
-        if self.attention == "native":
-            fused.fuse(model)
-        elif self.attention in kernels.NAMES:
-            self.kernels = kernels.kernels(self.attention)
+        quantized = is_quantized(config)
+        place = place_of(self.device, self.dtype, quantized=quantized)
+        self.kernels = choose.choose(attention, place, self.device, self.text_config)
+        self.kernels.prepare(model)
         if self.device.type == "cuda":
-            tower = "flash_attention_2" if self.attention == "flash" else "sdpa"
-            set_attention(model.model.vision_tower, tower)
+            set_attention(model.model.vision_tower, self.kernels.tower)
         self.lm_head = model.lm_head
         scale = torch.tensor(normalisation.rescale_factor, dtype=torch.float32)
         self._scale = scale.to(self.device)
@@ -91,12 +86,12 @@ class Llava:
             max_tokens=max_tokens,
             dtype=self.dtype,
             device=self.device,
-            token_major=self.kernels is not None,
+            token_major=self.kernels.packed,
         )
         log.info(
             "%d slots of %d tokens: %.2f GB of K/V cache in %s on %s, attention %s",
             *(num_slots, max_tokens, cache.num_bytes / 1e9, self.dtype, self.device),
-            self.attention,
+            self.kernels.name,
         )
         return cache
 
@@ -119,7 +114,10 @@ class Llava:
     def _no_tf32(self) -> AbstractContextManager[None]:
         """float32 means float32: cuDNN would take the tower's convolution in TF32."""
         if self.dtype == torch.float32 and self.device.type == "cuda":
-            return torch.backends.cudnn.flags(enabled=False, allow_tf32=False)
+            exact: AbstractContextManager[None] = torch.backends.cudnn.flags(
+                enabled=False, allow_tf32=False
+            )
+            return exact
         return nullcontext()
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -131,7 +129,7 @@ class Llava:
         embeds: torch.Tensor,
         positions: torch.Tensor,
         cache: SlotCache,
-        rows: Rows | Packed | Prefix,
+        rows: Pass,
     ) -> torch.Tensor:
         """Embeddings `[B, Q, C]`, positions `[B, Q]` -> hidden states `[B, Q, C]`; K/V go to `cache`."""
         cache.select(rows)
@@ -148,13 +146,18 @@ class Llava:
         """Hidden states `[..., C]` -> logits `[..., V]` in the model's dtype."""
         return self.lm_head(hidden)
 
-    def best_token(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits `[B, V]` -> each row's most likely token and its log-probability."""
-        if self.attention == "native":
-            return native.best_token(logits)
-        logits = logits.float()
-        value, best = logits.max(dim=-1)
-        return best, value - torch.logsumexp(logits, dim=-1)
+
+def place_of(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> Place:
+    """What an attention is wanted for, with what is to be known of the card."""
+    if device.type != "cuda":
+        return Place(device=device.type, dtype=dtype, quantized=quantized)
+    return Place(
+        device="cuda",
+        dtype=dtype,
+        capability=torch.cuda.get_device_capability(device),
+        card=torch.cuda.get_device_name(device),
+        quantized=quantized,
+    )
 
 
 def take_over(model: LlavaForConditionalGeneration) -> None:
@@ -197,9 +200,10 @@ def tokens_per_image(config: Any) -> int:
     """T: patches, and a class token where the tower has one (SigLIP's has none); the `default`
     strategy drops the first of them."""
     vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2
-    class_token = vision.model_type != "siglip_vision_model"
-    return patches + class_token - (config.vision_feature_select_strategy == "default")
+    patches: int = (vision.image_size // vision.patch_size) ** 2
+    class_token: bool = vision.model_type != "siglip_vision_model"
+    dropped: bool = config.vision_feature_select_strategy == "default"
+    return patches + class_token - dropped
 
 
 def cut_tower(model: LlavaForConditionalGeneration) -> bool:

@@ -9,10 +9,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
 
+from llava_batch.engine.kernels import choose
+from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.model import memory, quantize
 from llava_batch.engine.model.llava import Normalisation, read_normalisation
 from llava_batch.engine.model.load_times import Startup
-from llava_batch.engine.model.sizing import card, choose_max_tokens, is_quantized
+from llava_batch.engine.model.sizing import card, choose_max_tokens
 
 BFLOAT16_CAPABILITY = (8, 0)
 
@@ -22,7 +24,6 @@ class Loaded:
     """A checkpoint in memory, and what an engine over it needs to know."""
 
     model: LlavaForConditionalGeneration
-    attention: str
     normalisation: Normalisation
     decode: Callable[[list[int]], str]
     seconds: dict[str, float]
@@ -43,17 +44,23 @@ def read(
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
     if quantization is not None:
-        quantize.check(quantization, attention, kind, capability(place))
+        quantize.refuse(quantization, kind, capability(place))
+    choose.refuse(
+        attention,
+        Place(
+            device=torch.device(place).type,
+            dtype=kind,
+            capability=capability(place),
+            quantized=quantization is not None,
+        ),
+    )
     folder = find(model, revision)
     refuse_what_cannot_be_loaded(folder, kind, place, quantization, max_tokens)
     startup.end("find_files")
     loaded = read_weights(folder, kind, place, quantization)
     startup.end("read_weights")
-    if attention == "auto" and place == "cpu" and is_quantized(loaded.config):
-        attention = "torch"  # the fused kernels read float weights
     return Loaded(
         model=loaded,
-        attention=attention,
         normalisation=read_normalisation(processor_files(folder)),
         decode=decoder(folder),
         seconds=startup.seconds,
@@ -105,13 +112,13 @@ def refuse_what_cannot_be_loaded(
     """Raise ValueError, before any weight is read, where a quantized checkpoint is to be quantized again,
     or where weights and one slot exceed the card."""
     config: Any = AutoConfig.from_pretrained(folder)
-    if quantization is not None and is_quantized(config):
+    if quantization is not None and quantize.is_quantized(config):
         raise ValueError(
             f"quantization is {quantization!r}: {folder} is quantized already, drop it"
         )
     if device == "cpu":
         return
-    found = memory.refusal(
+    found = memory.why_not(
         config,
         list(memory.headers(folder)),
         card(device),
@@ -161,7 +168,7 @@ def decoder(folder: Path) -> Callable[[list[int]], str]:
     """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed."""
 
     @remember
-    def tokenizer():
+    def tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
     return lambda ids: tokenizer().decode(ids, skip_special_tokens=True)

@@ -95,7 +95,7 @@ def needs(
 def activation_bytes(text: Any, dtype: torch.dtype) -> int:
     """Activations of one token in one layer of the language model; layers follow one another."""
     elements = HIDDEN_COPIES * text.hidden_size + INNER_COPIES * text.intermediate_size
-    return elements * dtype.itemsize
+    return int(elements * dtype.itemsize)
 
 
 def tower_bytes(config: Any, dtype: torch.dtype, prefill_tokens: int) -> int:
@@ -105,7 +105,7 @@ def tower_bytes(config: Any, dtype: torch.dtype, prefill_tokens: int) -> int:
     images = max(1, prefill_tokens // patches)
     elements = HIDDEN_COPIES * vision.hidden_size + 2 * vision.intermediate_size
     pixels = 3 * vision.image_size**2 * 2 * 4
-    return images * ((patches + 1) * elements * dtype.itemsize + pixels)
+    return int(images * ((patches + 1) * elements * dtype.itemsize + pixels))
 
 
 def prefill_tokens(text: Any, dtype: torch.dtype, device: Device) -> int:
@@ -155,7 +155,7 @@ def headers(folder: str | Path) -> Iterator[Tensor]:
                 yield name, tensor["dtype"], tuple(tensor["shape"])
 
 
-def refusal(
+def why_not(
     config: Any, tensors: list[Tensor], device: Device, *, dtype: torch.dtype,
     quantization: str | None, max_tokens: int,
 ) -> str | None:  # fmt: skip

@@ -35,7 +35,7 @@ def packages(quantization: str) -> tuple[str, str]:
     return ("bitsandbytes" if quantization in BITSANDBYTES else "torchao", "accelerate")
 
 
-def problem(quantization: str, dtype: str, capability: tuple[int, int] | None) -> str | None:
+def why_not(quantization: str, dtype: str, capability: tuple[int, int] | None) -> str | None:
     """Why it cannot be had, with what to do; None if it can.
 
     dtype: `bfloat16` and so on. capability: the card's CUDA compute capability, None for a CPU.
@@ -56,22 +56,20 @@ def problem(quantization: str, dtype: str, capability: tuple[int, int] | None) -
     return None
 
 
-def check(
-    quantization: str, attention: str, dtype: torch.dtype, capability: tuple[int, int] | None
-) -> None:
+def refuse(quantization: str, dtype: torch.dtype, capability: tuple[int, int] | None) -> None:
     """Refuse what cannot be had, before any weight is read.
 
     Raises:
-        ValueError: see `problem`; or fused kernels are asked for.
+        ValueError: see `why_not`.
     """
-    found = problem(quantization, str(dtype).removeprefix("torch."), capability)
+    found = why_not(quantization, str(dtype).removeprefix("torch."), capability)
     if found:
         raise ValueError(f"quantization is {quantization!r}: {found}")
-    if attention == "native":
-        raise ValueError(
-            f"attention 'native' cannot be had with quantization {quantization!r}: its kernels "
-            "read float weights; use torch or auto"
-        )
+
+
+def is_quantized(config: Any) -> bool:
+    """Whether a model's weights are quantized, or stored so in its checkpoint."""
+    return getattr(config, "quantization_config", None) is not None
 
 
 def config(quantization: str, dtype: torch.dtype) -> Any:

@@ -13,6 +13,7 @@ import torch
 from llava_batch.engine.cache import slot_bytes
 from llava_batch.engine.model import memory
 from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.model.quantize import is_quantized
 
 MAX_AUTO_TOKENS = 2048
 MAX_AUTO_SLOTS = {"cpu": 32, "cuda": 256}
@@ -94,8 +95,3 @@ def card(device: str | torch.device) -> memory.Device:
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     name = torch.cuda.get_device_name(device)
     return memory.Device(name=name, total_bytes=total, free_bytes=free + unused)
-
-
-def is_quantized(config: Any) -> bool:
-    """Whether a checkpoint's weights are stored quantized."""
-    return getattr(config, "quantization_config", None) is not None

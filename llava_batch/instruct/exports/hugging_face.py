@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llava_batch.instruct.exports.pairs import Pairs, whole_file
-from llava_batch.storage import locate, write_whole
+from llava_batch.instruct.exports.pairs import Pairs
+from llava_batch.storage import locate, whole_file, write_whole
 
 _TEXT = {"dtype": "string", "_type": "Value"}
 _FEATURES = {
@@ -64,7 +64,8 @@ def _write_unit(path: str, rows: Iterator[dict[str, Any]]) -> int:
     if not batch:
         return 0
     count = 0
-    with whole_file(path) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
+    at = locate(path)
+    with whole_file(at.fs, at.path) as stream, pq.ParquetWriter(stream, SCHEMA) as writer:
         while batch:
             writer.write_table(pa.Table.from_pylist(batch, schema=SCHEMA))
             count += len(batch)

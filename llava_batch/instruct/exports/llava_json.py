@@ -5,17 +5,17 @@ written there as `<unit>/<key>.<extension>`.
 """
 
 import json
-from typing import Any
 
-from llava_batch.instruct.exports.pairs import Pair, Pairs, whole_file
-from llava_batch.storage import locate, write_whole
+from llava_batch.instruct.exports.pairs import Pair, Pairs
+from llava_batch.storage import locate, whole_file, write_whole
 
 
 def export_llava(pairs: Pairs, output: str, *, images: str) -> int:
     """Write the JSON file `output` and the images into the folder `images`; returns the number of
     conversations. Both may be URIs."""
     count = 0
-    with whole_file(output) as stream:
+    at = locate(output)
+    with whole_file(at.fs, at.path) as stream:
         for _, unit_pairs in pairs.units():
             for pair in unit_pairs:
                 name = _image_name(pair)
@@ -28,42 +28,6 @@ def export_llava(pairs: Pairs, output: str, *, images: str) -> int:
                 write_whole(folder.fs, f"{folder.path}/{name}", pair.image)
         stream.write(b"\n]\n" if count else b"[]\n")
     return count
-
-
-def check_llava(data: Any) -> int:
-    """How many conversations there are in a parsed LLaVA file, if a LLaVA trainer would take it.
-
-    Raises:
-        ValueError: which entry breaks which rule.
-    """
-    if not isinstance(data, list):
-        raise ValueError("not a JSON list")
-    ids: set[str] = set()
-    for number, entry in enumerate(data):
-        problem = _problem(entry)
-        if not problem and entry["id"] in ids:
-            problem = f"id {entry['id']!r} occurs twice"
-        if problem:
-            raise ValueError(f"entry {number}: {problem}")
-        ids.add(entry["id"])
-    return len(data)
-
-
-def _problem(entry: Any) -> str | None:
-    if not isinstance(entry, dict) or not {"id", "image", "conversations"} <= entry.keys():
-        return "needs id, image and conversations"
-    turns = entry["conversations"]
-    if not isinstance(turns, list) or not turns or len(turns) % 2:
-        return "needs questions and answers in pairs"
-    for number, turn in enumerate(turns):
-        speaker = ("human", "gpt")[number % 2]
-        if not isinstance(turn, dict) or turn.get("from") != speaker:
-            return f"turn {number} should be from {speaker}"
-        if not isinstance(turn.get("value"), str) or not turn["value"].strip():
-            return f"turn {number} says nothing"
-        if turn["value"].count("<image>") != (number == 0):
-            return f"turn {number} has the wrong number of <image> marks"
-    return None
 
 
 def _image_name(pair: Pair) -> str:

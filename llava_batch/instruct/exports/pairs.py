@@ -1,18 +1,15 @@
 """Pairs of an image and what was said about it, unit by unit, in the order of the input."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from llava_batch.answers.folder import Answers, open_answers
 from llava_batch.errors import UsageError
 from llava_batch.ids import escaped, image_id, image_of
 from llava_batch.instruct.conversations import conversation
-from llava_batch.storage import Location, locate
 
 if TYPE_CHECKING:
     from llava_batch.unit import Unit
@@ -119,7 +116,8 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
     """The images of a run's units, read again from its input. Of several images in one row the
     first is given."""
     from llava_batch.job import Job
-    from llava_batch.read.source import Reading, read_rows
+    from llava_batch.read.kinds import read_rows
+    from llava_batch.read.reading import Reading
 
     job = Job(image_column=image_column, key_column=key_column, max_image_bytes=max_image_bytes)
     reading = Reading.of(job, (), pa.schema([]))
@@ -133,28 +131,3 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
                 yield image_id(name, row.key, row.mark), row.images[0]
 
     return images
-
-
-@contextmanager
-def whole_file(text: str) -> Iterator[pa.NativeFile]:
-    """A stream to a file that is there once all of it was written: under another name until then
-    on a disk; an object store shows a file only when it is complete."""
-    location = locate(text)
-    local = isinstance(location.fs, pafs.LocalFileSystem)
-    folder, _, name = location.path.rpartition("/")
-    path = f"{folder}/_tmp-{name}" if local else location.path
-    if local:
-        location.fs.create_dir(folder, recursive=True)
-    try:
-        with location.fs.open_output_stream(path) as stream:
-            yield stream
-    except BaseException:
-        _delete(location, path)
-        raise
-    if local:
-        location.fs.move(path, location.path)
-
-
-def _delete(location: Location, path: str) -> None:
-    if location.fs.get_file_info(path).type == pafs.FileType.File:
-        location.fs.delete_file(path)

@@ -4,7 +4,8 @@ A sample is the image, `.txt` with the answer (the first, if there are several),
 every conversation about it. Tars are the same bytes whenever they are written.
 """
 
-from llava_batch.instruct.exports.pairs import Pair, Pairs, whole_file
+from llava_batch.instruct.exports.pairs import Pair, Pairs
+from llava_batch.storage import locate, whole_file
 
 
 def export_webdataset(pairs: Pairs, output: str) -> int:
@@ -18,8 +19,8 @@ def export_webdataset(pairs: Pairs, output: str) -> int:
         if first is None:
             continue
         taken: set[str] = set()
-        path = f"{output.rstrip('/')}/{unit}.tar"
-        with whole_file(path) as stream, TarWriter(stream, mtime=0) as writer:
+        at = locate(f"{output.rstrip('/')}/{unit}.tar")
+        with whole_file(at.fs, at.path) as stream, TarWriter(stream, mtime=0) as writer:
             writer.write(_sample(first, taken))
             for pair in unit_pairs:
                 writer.write(_sample(pair, taken))

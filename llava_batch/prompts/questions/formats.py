@@ -1,4 +1,4 @@
-"""Questions files of the field, read as a stream of (id, image, text, category).
+"""Questions files of the field, read as a stream of (id, image, text).
 
 Kinds: LLaVA's JSON lines (also POPE's, named `.json`); OpenAI batch files; VQAv2's, TextVQA's and
 GQA's JSON; JSON lists (VizWiz; LLaVA's conversations as for ScienceQA); CSV and TSV (MMBench);
@@ -34,7 +34,6 @@ class Record(NamedTuple):
     question_id: str
     image: str | None
     text: str
-    category: str | None
 
 
 def read_records(location: Location, notes: set[str]) -> Iterator[Record]:
@@ -71,7 +70,7 @@ def _lines(stream: io.BufferedReader, location: Location, notes: set[str]) -> It
         except ValueError as error:  # of JSON, and of UTF-8
             raise UsageError(f"{where}: not JSON ({error})") from None
         if isinstance(fields, dict) and is_batch_line(fields):
-            yield Record(*parse_batch_line(fields, where, notes), None)
+            yield Record(*parse_batch_line(fields, where, notes))
         else:
             yield parse_record(fields, where, number)
 
@@ -103,8 +102,8 @@ def _entries(document: Any, location: Location) -> Iterable[Any]:
         return document
     if isinstance(document, dict):
         for name in ("questions", "data"):  # VQAv2, TextVQA
-            if isinstance(document.get(name), list):
-                return document[name]
+            if isinstance(entries := document.get(name), list):
+                return entries
         if document and all(isinstance(entry, dict) for entry in document.values()):  # GQA
             return ({"question_id": key} | entry for key, entry in document.items())
     raise UsageError(
@@ -149,7 +148,7 @@ def _parquet(location: Location) -> Iterator[Record]:
         file = pq.ParquetFile(raw)
         names = file.schema_arrow.names
         wanted = [_named(dict.fromkeys(names), f) for f in (ID_FIELDS, IMAGE_FIELDS, TEXT_FIELDS)]
-        columns = [name for name in (*wanted, "category") if name in names]
+        columns = [name for name in wanted if name]
         number = 0
         for batch in file.iter_batches(batch_size=8192, columns=columns):
             for fields in batch.to_pylist():
@@ -179,19 +178,18 @@ def parse_record(fields: Any, where: str, number: int) -> Record:
     if image is None and text_field != "conversations":
         raise UsageError(f"{where}: no image; expected one of {', '.join(IMAGE_FIELDS)}, "
                          f"found {', '.join(map(str, fields))}")  # fmt: skip
-    category = fields.get("category")
     return Record(
         str(number) if question_id is None else _scalar(question_id, where),
         None if image is None else _image_name(image, where),
         text,
-        None if category is None else str(category),
     )
 
 
 def _first_turn(turns: Any, where: str) -> str:
     """The first human turn of a LLaVA conversation, without its image mark."""
     try:
-        return turns[0]["value"].replace("<image>", "").strip()
+        text: str = turns[0]["value"].replace("<image>", "").strip()
+        return text
     except (TypeError, KeyError, IndexError, AttributeError):
         raise UsageError(f"{where}: conversations hold no first turn with a value") from None
 

@@ -1,7 +1,7 @@
 """The table of questions, sorted by join key, and what is asked of one image."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -22,34 +22,29 @@ class Question:
 
     question_id: str
     text: str
-    category: str | None
     row: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
     """All questions of a file. `table` has the columns of the `questions` schema; `joins` (the
-    join keys, ascending) and `categories` stand beside it row for row. `notes` are sentences for
+    join keys, ascending) stand beside it row for row. `notes` are sentences for
     the person who gave the file. Pickles without copying its buffers."""
 
     table: pa.Table
     joins: pa.StringArray
-    categories: pa.StringArray
     notes: tuple[str, ...]
 
     def __len__(self) -> int:
-        return self.table.num_rows
+        return len(self.table)
 
-    def of(
-        self, *, unit: str, key: str, names: Sequence[str] = (), sha256: str | None = None
-    ) -> list[Question]:
+    def of(self, *, unit: str, key: str, sha256: str | None = None) -> list[Question]:
         """The questions of one image, in the file's order; empty where nothing joins.
 
-        `names` are further names that the image goes by (such as its `url` column); `sha256`, the
-        hash of its encoded bytes, finds questions that brought the image itself.
+        `sha256`, the hash of its encoded bytes, finds questions that brought the image itself.
         """
-        shas = [] if sha256 is None else [f"sha256:{sha256}"]
-        rows = {row for name in (key, *names, *shas) for row in self._closest(unit, name)}
+        names = [key] if sha256 is None else [key, f"sha256:{sha256}"]
+        rows = {row for name in names for row in self._closest(unit, name)}
         found = [self._question(row) for row in rows]
         return [question for _, question in sorted(found, key=lambda pair: pair[0])]
 
@@ -64,7 +59,7 @@ class Questions:
         """The rows closest to the image among those that share its join key."""
         try:
             key = join_key(name)
-        except ValueError:  # such as an empty `url`: the image goes by its other names
+        except ValueError:  # a key such as `/`
             return []
         start = bisect_left(self.joins, key, key=pa.StringScalar.as_py)
         stop = bisect_right(self.joins, key, lo=start, key=pa.StringScalar.as_py)
@@ -78,7 +73,6 @@ class Questions:
         question = Question(
             question_id=fields["question_id"],
             text=fields["text"],
-            category=self.categories[row].as_py(),
             row=row,
         )
         return fields["order"], question
@@ -104,7 +98,6 @@ def read_questions(path: str) -> Questions:
     return Questions(
         table=table.select(load_schema("questions").names).cast(load_schema("questions")),
         joins=_one_chunk(table["join"]),
-        categories=_one_chunk(table["category"]),
         notes=tuple(sorted(notes)),
     )
 
@@ -115,7 +108,6 @@ _READ_SCHEMA = pa.schema(
         ("image", pa.string()),
         ("text", pa.string()),
         ("order", pa.int64()),
-        ("category", pa.string()),
         ("join", pa.string()),
     ]
 )
@@ -123,7 +115,7 @@ _READ_SCHEMA = pa.schema(
 
 def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator[pa.RecordBatch]:
     """Record batches of a bounded number of rows, so that few questions are Python objects."""
-    rows: list[tuple[str, str, str, int, str | None, str]] = []
+    rows: list[tuple[str, str, str, int, str]] = []
     without_image = 0
     for order, record in enumerate(records):
         if record.image is None:
@@ -134,7 +126,7 @@ def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator
         except ValueError as error:
             raise UsageError(f"{shown}, question {record.question_id}: {error}") from None
         image = join if record.image.startswith("data:") else record.image
-        rows.append((record.question_id, image, record.text, order, record.category, join))
+        rows.append((record.question_id, image, record.text, order, join))
         if len(rows) == _BATCH_ROWS:
             yield _batch(rows)
             rows = []
@@ -144,7 +136,7 @@ def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator
         notes.add(f"{without_image} questions have no image and were left out")
 
 
-def _batch(rows: list[tuple[str, str, str, int, str | None, str]]) -> pa.RecordBatch:
+def _batch(rows: list[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
     columns = zip(*rows, strict=True)
     arrays = [pa.array(c, f.type) for c, f in zip(columns, _READ_SCHEMA, strict=True)]
     return pa.RecordBatch.from_arrays(arrays, schema=_READ_SCHEMA)

@@ -1,6 +1,7 @@
 """Decode over a prefix of the slots: buckets, buffers, idle slots, graphs and their fall-backs."""
 
 import logging
+from typing import Any
 
 import pytest
 import torch
@@ -8,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests
 
-from llava_batch.engine import Request
+from llava_batch.engine import Completion, Request
 from llava_batch.engine.forward import cuda_graphs as graphs
 from llava_batch.engine.forward import decode_batch
 from llava_batch.engine.forward.cuda_graphs import Captured
 from llava_batch.engine.forward.decode_batch import DecodeBatch, bucket, slot_buckets, span_buckets
 from llava_batch.engine.stats import Stats
 
-PACKED = {"attention": "sdpa", "lag": True}
+PACKED: dict[str, Any] = {"attention": "sdpa", "lag": True}
 
 
 def test_the_buckets_of_slots_are_few_and_end_at_the_number_of_slots():
@@ -112,7 +113,7 @@ def test_what_a_free_slot_holds_is_not_touched_by_the_steps_of_others():
     assert all(map(torch.equal, before, after))
     again = Request(id="again", pixels=image(0), prompt_ids=[*ids, 7], max_new_tokens=8)
     made.submit(again)
-    found = {}
+    found: dict[tuple[str, int, int], Completion] = {}
     while made.has_work:
         found |= by_key(made.step())
     assert found[("again", 0, 0)].token_ids == reference("multi-head", again)[0]
@@ -192,6 +193,7 @@ def graphed(monkeypatch, fault=None, **options):
     monkeypatch.setattr(graphs.Graphs, "_capture", captured_by(fault))
     made = engine(**{**PACKED, **options})
     batch = made._runner.batch
+    assert batch is not None
     batch._graphs = graphs.Graphs(batch._run, batch._idle, made.llava.device, made.stats)
     return made, batch
 
@@ -233,7 +235,12 @@ def test_at_start_the_largest_bucket_is_captured_first(monkeypatch):
     monkeypatch.setattr(graphs.Graphs, "_capture", captured_by(None))
     made, batch = graphed(monkeypatch, slots=8)
     order = []
-    monkeypatch.setattr(batch, "_run", lambda key: order.append(key) or (torch.zeros(1),) * 3)
+
+    def run(key):
+        order.append(key)
+        return (torch.zeros(1),) * 3
+
+    monkeypatch.setattr(batch, "_run", run)
     capturing = graphs.Graphs(batch._run, batch._idle, made.llava.device, Stats())
     batch.spans = [256, 300]
     assert batch._first_keys() == [(8, 300)], "one of many lengths: the rest when needed"

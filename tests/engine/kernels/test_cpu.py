@@ -10,16 +10,17 @@ from tiny_llava import engine, reference, requests
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
-from llava_batch.engine.cache import Rows
-from llava_batch.engine.kernels import cpu as native
-from llava_batch.engine.kernels import plain as attention
+from llava_batch.engine.kernels import choose, cpu, plain
+from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.kernels.cpu_layers import FusedMLP
+from llava_batch.engine.passes import Rows
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 
 def kernels(dtype):
-    missing = native.unavailable(dtype)
+    missing = choose.why_not("native", Place(device="cpu", dtype=dtype))
+    missing = missing or cpu.why_not_built(dtype)
     if missing:
         pytest.skip(missing)
 
@@ -48,11 +49,11 @@ def test_attention_equals_torch(dtype, data):
     key = torch.randn(slots, kv_heads, length, dim).to(dtype)
     value = torch.randn(slots, kv_heads, length, dim).to(dtype)
     query = torch.randn(len(chosen.slots), chosen.length, kv_heads * group, dim).to(dtype)
-    plain = attention.decode_attention if chosen.length == 1 else attention.prefill_attention
-    expected = plain(
+    form = plain.decode_attention if chosen.is_decode else plain.prefill_attention
+    expected = form(
         query.transpose(1, 2).float(), key.float(), value.float(), chosen, dim**-0.5, window
     )
-    found = native.attend(query, key, value, chosen, scaling=dim**-0.5, window=window)
+    found = cpu.attend(query, key, value, chosen, scaling=dim**-0.5, window=window)
     torch.testing.assert_close(found.float(), expected, rtol=0, atol=DTYPES[dtype])
 
 
@@ -61,7 +62,7 @@ def test_attention_over_all_patches_equals_torch(dtype):
     kernels(dtype)
     query, key, value = (torch.randn(2, 77, 3, 32).to(dtype) for _ in range(3))
     every = Rows(slots=(0, 1), past=(0, 0), new=(77, 77))
-    found = native.attend(
+    found = cpu.attend(
         query, key.transpose(1, 2), value.transpose(1, 2), every, scaling=0.2, causal=False
     )
     expected = torch.nn.functional.scaled_dot_product_attention(
@@ -77,11 +78,11 @@ def test_elementwise_kernels_equal_torch(dtype, width):
     x = torch.randn(5, 7, 2 * width).to(dtype)
     close = {"rtol": 1e-2 if dtype == torch.bfloat16 else 1e-5, "atol": 1e-6}
     gelu = x.float() * torch.sigmoid(1.702 * x.float())
-    torch.testing.assert_close(native.quick_gelu_(x.clone()).float(), gelu, **close)
+    torch.testing.assert_close(cpu.quick_gelu_(x.clone()).float(), gelu, **close)
     weight = torch.randn(2 * width).to(dtype)
     plain = x.float()
     norm = weight * (plain * torch.rsqrt(plain.pow(2).mean(-1, keepdim=True) + 1e-5)).to(dtype)
-    torch.testing.assert_close(native.rms_norm(x, weight, 1e-5), norm, **close)
+    torch.testing.assert_close(cpu.rms_norm(x, weight, 1e-5), norm, **close)
 
 
 def rms(values):
@@ -93,11 +94,11 @@ def rms(values):
 def test_the_fused_feed_forward_equals_transformers(dtype, rows):
     """In double precision: in bfloat16 the two round at other places, and neither is the other's truth."""
     kernels(dtype)
-    plain = LlamaMLP(LlamaConfig(hidden_size=64, intermediate_size=176)).to(dtype)
-    plain.requires_grad_(False)
+    theirs = LlamaMLP(LlamaConfig(hidden_size=64, intermediate_size=176)).to(dtype)
+    theirs.requires_grad_(False)
     x = torch.randn(2, rows, 64).to(dtype)
-    exact = copy.deepcopy(plain).double()(x.double())
-    error = rms(FusedMLP(plain)(x).double() - exact) / rms(exact)
+    exact = copy.deepcopy(theirs).double()(x.double())
+    error = rms(FusedMLP(theirs)(x).double() - exact) / rms(exact)
     assert error < (6e-3 if dtype == torch.bfloat16 else 1e-6)
 
 
@@ -107,7 +108,7 @@ def test_the_best_token_is_the_first_highest_and_its_logprob_is_torchs(dtype):
     logits = (4 * torch.randn(6, 1003)).to(dtype)
     logits[2, [5, 900]] = 50.0
     logits[4, 7] = float("nan")
-    best, logprob = native.best_token(logits)
+    best, logprob = cpu.best_token(logits)
     assert best[2] == 5
     assert not torch.isfinite(logprob[4])
     for row in (0, 1, 2, 3, 5):
@@ -117,14 +118,14 @@ def test_the_best_token_is_the_first_highest_and_its_logprob_is_torchs(dtype):
 
 
 def test_without_a_compiler_the_engine_answers_with_torch(monkeypatch):
-    monkeypatch.setattr(native, "unavailable", lambda dtype: "no C++ compiler is installed")
+    monkeypatch.setattr(cpu, "why_not_built", lambda dtype: "no C++ compiler is installed")
     made = engine()
-    assert made.llava.attention == "torch"
+    assert made.llava.kernels.name == "torch"
     request = requests(1)[0]
     assert next(made.generate([request])).token_ids == reference("multi-head", request)[0]
 
 
 def test_kernels_that_are_asked_for_and_missing_are_an_error(monkeypatch):
-    monkeypatch.setattr(native, "unavailable", lambda dtype: "no C++ compiler is installed")
+    monkeypatch.setattr(cpu, "why_not_built", lambda dtype: "no C++ compiler is installed")
     with pytest.raises(ValueError, match=r"native.*no C\+\+ compiler"):
         engine(attention="native")

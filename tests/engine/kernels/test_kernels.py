@@ -1,7 +1,9 @@
 """Attention kernels: what is passed to them is right, what is missing is said, what errs is not used."""
 
 import builtins
+import importlib.util
 import sys
+from typing import Any
 
 import pytest
 import stand_in
@@ -10,14 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests
 
-from llava_batch.driver.plan import make_plan
+from llava_batch.driver.refusals import refuse_what_is_missing
+from llava_batch.driver.settle import settle
 from llava_batch.engine import Request
-from llava_batch.engine.cache import Rows
-from llava_batch.engine.kernels import cuda as kernels
-from llava_batch.engine.kernels import plain as attention
-from llava_batch.engine.kernels import self_test as trial
-from llava_batch.engine.kernels.choose import ATTENTIONS, choose_attention
-from llava_batch.engine.passes import Prefix
+from llava_batch.engine.kernels import choose, cuda, plain, self_test
+from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.model.llava import place_of
+from llava_batch.engine.passes import Prefix, Rows
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 
@@ -28,10 +29,13 @@ VARLENS = {"varlen": stand_in.varlen_attn, "old varlen": stand_in.varlen_attn_wi
 @pytest.fixture(params=["sdpa", "flash", *VARLENS])
 def kernel(request, monkeypatch):
     stand_in.install(monkeypatch, VARLENS.get(request.param, stand_in.varlen_attn))
-    return kernels.kernels(request.param.split()[-1])
+    return cuda.kernels(request.param.split()[-1])
 
 
-SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+SLOW: dict[str, Any] = {
+    "deadline": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture],
+}
 
 
 def slots_of(kv_heads, dim, length):
@@ -54,7 +58,7 @@ def test_prefill_equals_the_plain_form(kernel, data):
     keys, values = slots_of(kv_heads, 8, 20)
     query = torch.randn(1, kv_heads * group, sum(new), 8)
     fed = [torch.randn(1, kv_heads, sum(new), 8) for _ in range(2)]
-    error = trial._prefill_error(kernel, rows, query, fed, [keys, values], 0.3, window)
+    error = self_test._prefill_error(kernel, rows, query, fed, [keys, values], 0.3, window)
     assert error < 1e-5
     begin = 0
     for slot, start, size in zip(slots, past, new, strict=True):
@@ -84,7 +88,7 @@ def test_decode_equals_the_plain_form(kernel, data):
     stored = step.store(keys, values, *new)
     found = kernel.decode(query, *stored, step, 0.3, window)
     rows = Rows(slots=tuple(range(count)), past=tuple(past), new=(1,) * count)
-    expected = attention.decode_attention(query, keys, values, rows, 0.3, window)
+    expected = plain.decode_attention(query, keys, values, rows, 0.3, window)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
@@ -119,11 +123,9 @@ def on_cuda(monkeypatch, *, capability=(9, 0), installed=("flash", "varlen"), fa
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "an old card")
     lacking = {"flash": "flash-attn is not installed", "varlen": "torch 2.9 has none", "sdpa": None}
+    monkeypatch.setattr(cuda, "why_not", lambda name: None if name in installed else lacking[name])
     monkeypatch.setattr(
-        kernels, "missing_package", lambda name: None if name in installed else lacking[name]
-    )
-    monkeypatch.setattr(
-        trial, "fault", lambda kernel, **_: "it errs" if kernel.name in faults else None
+        self_test, "why_not", lambda kernel, **_: "it errs" if kernel.name in faults else None
     )
 
 
@@ -131,8 +133,9 @@ class Config:
     num_attention_heads, num_key_value_heads, hidden_size = 4, 2, 64
 
 
-def choose(asked, dtype=torch.bfloat16, device=CUDA):
-    return choose_attention(asked, dtype, device, Config())
+def chosen_for(asked, dtype=torch.bfloat16):
+    place = place_of(CUDA, dtype, quantized=False)
+    return choose.choose(asked, place, CUDA, Config()).name
 
 
 @pytest.mark.parametrize(
@@ -149,7 +152,7 @@ def choose(asked, dtype=torch.bfloat16, device=CUDA):
 )
 def test_auto_on_cuda_is_the_best_kernel_that_the_card_has(monkeypatch, card, dtype, chosen):
     on_cuda(monkeypatch, **card)
-    assert choose("auto", dtype) == chosen
+    assert chosen_for("auto", dtype) == chosen
 
 
 @pytest.mark.parametrize(
@@ -160,13 +163,13 @@ def test_auto_on_cuda_is_the_best_kernel_that_the_card_has(monkeypatch, card, dt
         ("flash", {}, torch.float32, "bfloat16 or float16, not in float32"),
         ("varlen", {"capability": (7, 5)}, torch.float16, "an old card is older than"),
         ("varlen", {"faults": ("varlen",)}, torch.bfloat16, "it errs"),
-        ("native", {}, torch.bfloat16, "the device is cuda"),
+        ("native", {}, torch.bfloat16, "it needs a CPU device, this one is cuda"),
     ],
 )
 def test_a_kernel_that_is_asked_for_and_missing_is_an_error(monkeypatch, asked, card, dtype, said):
     on_cuda(monkeypatch, **card)
     with pytest.raises(ValueError, match=f"attention '{asked}' cannot be had: .*{said}"):
-        choose(asked, dtype)
+        chosen_for(asked, dtype)
 
 
 def test_an_unknown_kernel_names_those_that_are_known():
@@ -185,29 +188,34 @@ def test_the_kernels_of_a_card_are_refused_on_cpu(name):
 @pytest.mark.parametrize(
     ("job", "on_gpu", "said"),
     [
-        (Job(attention="flash"), True, "--attention flash: needs flash-attn; pip install"),
+        (
+            Job(attention="flash"),
+            True,
+            r"--attention flash: flash-attn is not installed: pip install .*; give auto",
+        ),
         (Job(attention="flash"), False, "--attention flash: it needs a CUDA device"),
         (Job(attention="varlen"), False, "--attention varlen: it needs a CUDA device"),
         (Job(attention="varlen", dtype="float32"), True, "computes in bfloat16 or float16"),
     ],
 )
 def test_the_driver_refuses_kernels_before_any_worker_starts(monkeypatch, job, on_gpu, said):
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=said):
-        make_plan(job, on_gpu=on_gpu)
+        placed = settle(job).on(on_gpu=on_gpu, card=None).job
+        refuse_what_is_missing(placed, on_gpu=on_gpu, card=None)
 
 
 def test_the_flag_offers_what_the_engine_has():
-    for name in ATTENTIONS:
+    for name in choose.NAMES:
         assert Job(attention=name).attention == name
-    with pytest.raises(UsageError, match=", ".join(sorted(ATTENTIONS)[:1])):
+    with pytest.raises(UsageError, match=", ".join(choose.NAMES)):
         Job(attention="eager")
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.delitem(sys.modules, "flash_attn", raising=False)
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
-    assert "pip install 'llava-batch[flash]'" in kernels.missing_package("flash")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install 'llava-batch[flash]'" in (cuda.why_not("flash") or "")
     whole = builtins.__import__
 
     def without_varlen(name, *rest):
@@ -216,7 +224,7 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(monkeypatc
         return whole(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", without_varlen)
-    assert "pip install 'torch>=2.11'" in kernels.missing_package("varlen")
+    assert "pip install 'torch>=2.11'" in (cuda.why_not("varlen") or "")
 
 
 def test_a_varlen_without_windows_counts_as_missing(monkeypatch):
@@ -224,35 +232,35 @@ def test_a_varlen_without_windows_counts_as_missing(monkeypatch):
         raise AssertionError
 
     stand_in.install(monkeypatch, oldest)
-    assert "variable-length" in kernels.missing_package("varlen")
+    assert "variable-length" in (cuda.why_not("varlen") or "")
 
 
 def test_this_torch_has_a_varlen_that_fits():
-    if not kernels._varlen_parameters():
+    if not cuda._varlen_parameters():
         pytest.skip(f"torch {torch.__version__} has no variable-length attention")
-    assert kernels.missing_package("varlen") is None
+    assert cuda.why_not("varlen") is None
 
 
 def trying(kernel, window=None):
     shape = {"num_heads": 4, "kv_heads": 2, "head_dim": 16, "window": window}
-    return trial.fault(kernel, **shape, dtype=torch.float32, device=CPU)
+    return self_test.why_not(kernel, **shape, dtype=torch.float32, device=CPU)
 
 
 @pytest.mark.parametrize("window", [None, 30])
 def test_a_kernel_that_is_right_passes_its_trial(window):
-    assert trying(kernels.kernels("sdpa"), window) is None
+    assert trying(cuda.kernels("sdpa"), window) is None
 
 
 def from_the_left(query, key, value, rows, scaling, window):
     """A kernel whose causal mask is aligned to the first key."""
     for row, (past, new) in enumerate(zip(rows.past, rows.new, strict=True)):
         rows._known[(row, window)] = torch.ones(new, past + new, dtype=torch.bool).tril()
-    return kernels.sdpa_prefill(query, key, value, rows, scaling, window)
+    return cuda.sdpa_prefill(query, key, value, rows, scaling, window)
 
 
 def too_long(query, key, value, step, scaling, window):
     longer = Prefix(positions=step.positions, lengths=step.lengths + 1, span=step.span)
-    return kernels.sdpa_decode(query, key, value, longer, scaling, window)
+    return cuda.sdpa_decode(query, key, value, longer, scaling, window)
 
 
 def crashing(*_):
@@ -273,6 +281,6 @@ def nothing(query, key, value, rows, scaling, window):
     ],
 )
 def test_a_kernel_that_errs_fails_its_trial(changes, said):
-    right = {"prefill": kernels.sdpa_prefill, "decode": kernels.sdpa_decode}
-    broken = kernels.Kernels(name="broken", reads_span=True, **{**right, **changes})
+    right = {"prefill": cuda.sdpa_prefill, "decode": cuda.sdpa_decode}
+    broken = Kernels(name="broken", packed=True, reads_span=True, **{**right, **changes})
     assert said in trying(broken)

@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from llava_batch.demo import model_path
 from llava_batch.engine import Engine
 from llava_batch.engine.model import load, memory, quantize, sizing
+from llava_batch.engine.model.llava import Llava
 from llava_batch.engine.model.memory import GIB, Device
 
 SHAPES = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}
@@ -115,7 +117,7 @@ def test_the_weights_are_those_of_the_published_sizes() -> None:
 
 def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
     def said(gigabytes: int, dtype: torch.dtype = torch.bfloat16, how: str | None = None):
-        return memory.refusal(
+        return memory.why_not(
             config("13b"), tensors("13b"), card(gigabytes),
             dtype=dtype, quantization=how, max_tokens=2048,
         )  # fmt: skip
@@ -189,7 +191,8 @@ def test_slots_are_sized_when_the_weights_are_loaded(
 ) -> None:
     device = Device(name="a card", total_bytes=80 * GIB, free_bytes=free_gib * GIB)
     monkeypatch.setattr(sizing, "card", lambda _: device)
-    plan = sizing.plan(OnCard("7b"), slots="auto", max_tokens=max_tokens, prefill_tokens="auto")
+    model = cast(Llava, OnCard("7b"))
+    plan = sizing.plan(model, slots="auto", max_tokens=max_tokens, prefill_tokens="auto")
     assert (plan.num_slots, plan.max_tokens, plan.prefill_tokens) == (expected, max_tokens, 16384)
 
 

@@ -18,7 +18,7 @@ from llava_batch.demo.questions import Question, questions
 from llava_batch.demo.scenes import draw
 from llava_batch.demo.scoring import score_answer
 from llava_batch.demo.training.evaluate import held_out
-from llava_batch.driver import plan
+from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.model import load, quantize
 from llava_batch.errors import UsageError
@@ -53,7 +53,8 @@ def asked() -> tuple[list[Request], dict[str, Question]]:
     from transformers import AutoProcessor
 
     processor = AutoProcessor.from_pretrained(model_path(), backend="pil")
-    requests, wanted = [], {}
+    requests: list[Request] = []
+    wanted: dict[str, Question] = {}
     for number, scene in enumerate(held_out(NUM_SCENES)):
         pixels = processor.image_processor(
             images=[draw(scene, short_side=224)],
@@ -116,7 +117,7 @@ def test_only_the_decoders_linears_are_quantized(
     if quantization == "fp8":
         request.getfixturevalue("fp8_anywhere")
     engine = loaded(quantization, slots=1, max_tokens=128)
-    assert engine.llava.attention != "native"
+    assert engine.llava.kernels.name != "native"
     model = engine.llava.model
     quantized = {
         name.removesuffix(".weight")
@@ -148,7 +149,7 @@ def test_a_checkpoint_that_is_quantized_already_is_taken_as_it_is(tmp_path) -> N
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(model_path()).save_pretrained(tmp_path)
     engine = Engine.load(tmp_path, dtype="float32", slots=16, max_tokens=256)
-    assert engine.llava.attention != "native"
+    assert engine.llava.kernels.name != "native"
     requests = asked()[0][:16]
     again = {c.id: c.token_ids for c in engine.generate(requests)}
     first = {c.id: c.token_ids for c in loaded("nf4", slots=16, max_tokens=256).generate(requests)}
@@ -159,7 +160,7 @@ def test_a_checkpoint_that_is_quantized_already_is_taken_as_it_is(tmp_path) -> N
 
 @needs_packages
 def test_the_fused_kernels_asked_for_with_quantization_are_refused() -> None:
-    with pytest.raises(ValueError, match="'native' cannot be had with quantization 'nf4'"):
+    with pytest.raises(ValueError, match="'native' cannot be had: its kernels read float weights"):
         Engine.load(model_path(), quantization="nf4", attention="native")
 
 
@@ -177,11 +178,11 @@ def test_an_unknown_quantization_is_refused_before_the_weights_are_read() -> Non
     ],
 )
 def test_fp8_where_it_cannot_be_had_says_what_it_needs(capability, dtype, said) -> None:
-    assert re.search(said, quantize.problem("fp8", dtype, capability) or "")
+    assert re.search(said, quantize.why_not("fp8", dtype, capability) or "")
 
 
 def test_a_missing_package_is_named_with_the_command_that_brings_it(monkeypatch) -> None:
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     for name, package in (("nf4", "bitsandbytes"), ("int8wo", "torchao")):
         with pytest.raises(
             ValueError, match=rf"{package} and .*pip install 'llava-batch\[quant\]'"
@@ -194,12 +195,14 @@ def test_the_flag_takes_what_the_engine_offers() -> None:
 
 
 def test_a_job_says_so_before_anything_starts(monkeypatch) -> None:
-    with pytest.raises(UsageError, match="--attention native"):
-        Job(quantization="nf4", attention="native")
-    with pytest.raises(UsageError, match="--attention native: its kernels are for CPUs"):
-        plan.make_plan(Job(attention="native"), on_gpu=True)
+    with pytest.raises(UsageError, match="--attention native: its kernels read float weights"):
+        both = Job(quantization="nf4", attention="native", dtype="float32")
+        refuse_what_is_missing(both, on_gpu=False, card=None)
+    with pytest.raises(UsageError, match="--attention native: it needs a CPU device"):
+        placed = Job(attention="native", dtype="bfloat16")
+        refuse_what_is_missing(placed, on_gpu=True, card=None)
     with pytest.raises(UsageError, match="--quantization fp8: needs a card"):
-        plan.make_plan(Job(quantization="fp8"), on_gpu=False)
-    monkeypatch.setattr(quantize.importlib.util, "find_spec", lambda name: None)
+        refuse_what_is_missing(Job(quantization="fp8", dtype="float32"), on_gpu=False, card=None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"--quantization int8: needs bitsandbytes.*\[quant\]"):
-        plan.make_plan(Job(quantization="int8"), on_gpu=False)
+        refuse_what_is_missing(Job(quantization="int8", dtype="float32"), on_gpu=False, card=None)

@@ -1,0 +1,66 @@
+"""Settle: a job as it was given → the job as it will run, with the files that it names read, once.
+
+What a preset or a recipe says takes the place of what was left at its default, a schema's file its
+text. Whatever comes after is handed the result; only the dtype waits for the machines (`on`).
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from llava_batch.driver.gpus import Card
+from llava_batch.generate.json_schema import read_schema
+from llava_batch.job import Job
+from llava_batch.prompts.asks import prompt_columns
+from llava_batch.prompts.presets import preset
+from llava_batch.prompts.recipe import Recipe, load_recipe
+
+_PRESET_SETTINGS = ("suffix", "system", "image_aspect", "max_new_tokens")
+_RECIPE_SETTINGS = ("system", "temperature", "top_p", "max_new_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settled:
+    """A job with everything put in that it only names. `columns` are what its prompts need of a row."""
+
+    job: Job
+    recipe: Recipe | None
+    columns: tuple[str, ...]
+
+    def but(self, **changes: Any) -> Self:
+        """A copy whose job has these `changes`, of fields that nothing else was settled by."""
+        return replace(self, job=self.job.but(**changes))
+
+    def on(self, *, on_gpu: bool, card: Card | None) -> Self:
+        """With the dtype that `auto` means there; `card` is None where none could be looked at."""
+        if self.job.dtype != "auto":
+            return self
+        if not on_gpu:
+            return self.but(dtype="float32")
+        from llava_batch.engine.model.load import BFLOAT16_CAPABILITY
+
+        old = card is not None and card.capability < BFLOAT16_CAPABILITY
+        return self.but(dtype="float16" if old else "bfloat16")
+
+
+def settle(job: Job) -> Settled:
+    """Read what `job` names: its recipe, its schema, its preset.
+
+    Raises:
+        UsageError: one of them is not there or cannot be used; braces in a prompt that cannot be read.
+    """
+    recipe = load_recipe(job.recipe) if job.recipe else None
+    if job.json_schema:
+        job = job.but(json_schema=read_schema(job.json_schema))
+    if job.preset is not None:
+        chosen = preset(job.preset)
+        job = _filled_in(job, {name: getattr(chosen, name) for name in _PRESET_SETTINGS})
+    if recipe is not None:
+        wanted = {name: getattr(recipe, name) for name in _RECIPE_SETTINGS}
+        job = _filled_in(job, wanted | {"num_samples": recipe.samples})
+    return Settled(job=job, recipe=recipe, columns=tuple(prompt_columns(job, recipe)))
+
+
+def _filled_in(job: Job, wanted: dict[str, Any]) -> Job:
+    """`wanted` where the job has its defaults still."""
+    plain = Job()
+    return job.but(**{n: v for n, v in wanted.items() if getattr(job, n) == getattr(plain, n)})

@@ -1,0 +1,70 @@
+"""Reading: what a reader needs to know of the job. Kind: what the rest asks of a kind of input.
+
+A kind stands in one file, and in the registry (`kinds.py`). Knows nothing of Ray.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import pyarrow as pa
+
+from llava_batch.job import Job
+from llava_batch.read.row import Row
+from llava_batch.unit import Unit
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a reader needs to know of the job; small and picklable."""
+
+    prompt_columns: tuple[str, ...]
+    keep: pa.Schema
+    image_column: str | None
+    key_column: str | None
+    max_image_bytes: int
+    stall_timeout_s: float
+    max_tries: int
+
+    @classmethod
+    def of(cls, job: Job, prompt_columns: Sequence[str], keep: pa.Schema) -> "Reading":
+        return cls(
+            prompt_columns=tuple(prompt_columns),
+            keep=keep,
+            image_column=job.image_column,
+            key_column=job.key_column,
+            max_image_bytes=job.max_image_bytes,
+            stall_timeout_s=job.stall_timeout_s,
+            max_tries=job.max_tries,
+        )
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.prompt_columns, *self.keep.names)))
+
+
+class Kind(Protocol):
+    """One kind of input: tars, Parquet files, loose image files."""
+
+    extensions: frozenset[str]
+    """Of the files that are of this kind, in lower case, with the dot."""
+
+    def units(self, whole: Unit, size: int) -> list[Unit]:
+        """The units that one input file of `size` bytes makes; `whole` is all of it as one."""
+        return [whole]
+
+    def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
+        """The unit's rows, read once.
+
+        Raises:
+            OSError: the storage failed (what is wrong *inside* an input is a row in error instead).
+        """
+        ...
+
+    def columns(self, unit: Unit) -> pa.Schema | None:
+        """The unit's columns, none where it is damaged; None where only its rows tell."""
+        return None
+
+    def count(self, unit: Unit) -> int | None:
+        """How many rows the unit has, where that can be told without reading them."""
+        return None

@@ -1,0 +1,64 @@
+"""Writes that are whole or absent, whatever fails while they are made."""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from llava_batch.storage import whole_file, write_whole
+from tests.away import Clock, Store
+
+LOCAL = pafs.LocalFileSystem()
+
+
+def test_a_file_that_is_not_finished_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), whole_file(LOCAL, str(tmp_path / "x.bin")) as stream:
+        stream.write(b"half")
+        raise KeyError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_that_is_not_finished_is_never_put() -> None:
+    store = Store()
+    with pytest.raises(KeyError), whole_file(store.fs, "lake/x.bin") as stream:
+        stream.write(b"half")
+        raise KeyError
+    assert store.calls == []
+
+
+@pytest.mark.parametrize("data", [b"", b"whole"])
+def test_what_was_written_is_there_on_a_disk_and_in_a_store(tmp_path: Path, data: bytes) -> None:
+    store = Store()
+    for fs, path in ((LOCAL, f"{tmp_path}/sub/x.bin"), (store.fs, "lake/x.bin")):
+        with whole_file(fs, path) as stream:
+            stream.write(data)
+        assert fs.open_input_stream(path).read() == data
+    assert [p.name for p in (tmp_path / "sub").iterdir()] == ["x.bin"]
+
+
+def test_a_file_half_written_has_no_extension_and_is_on_the_disk_before_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noting(name: str, real: Callable[..., object], *arguments: object) -> object:
+        done.append(name)
+        return real(*arguments)
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(os, name, partial(noting, name, getattr(os, name)))
+    with whole_file(LOCAL, str(tmp_path / "x.parquet")) as stream:
+        stream.write(b"half")
+        assert [p.suffix for p in tmp_path.iterdir()] == [""]
+    assert done == ["fsync", "replace", "fsync"]
+
+
+def test_a_put_that_fails_is_tried_again() -> None:
+    store, clock = Store(), Clock()
+    store.down = lambda: clock.now < 3
+    write_whole(store.fs, "lake/a.parquet", b"whole", clock.patience(3))
+    assert store.objects == {"lake/a.parquet": b"whole"}
+    assert clock.slept == [1, 2]
