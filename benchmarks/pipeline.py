@@ -91,6 +91,7 @@ def engine_alone(job) -> dict:
 
     from llava_batch.checkpoint import Checkpoint
     from llava_batch.engine import Engine, Request
+    from llava_batch.prepare.image_processor import load_image_processor
     from llava_batch.prepare.pixels import configure_pillow, decode
     from llava_batch.prompts.templates import llava_15
     from llava_batch.read.find import find_units
@@ -100,6 +101,7 @@ def engine_alone(job) -> dict:
     torch.set_num_threads(len(_cores()))
     configure_pillow(max_pixels=job.max_pixels, allow_truncated=False)
     checkpoint = Checkpoint.find(job)
+    processor = load_image_processor(checkpoint)
     (unit,) = find_units(job.input)
     (segment,) = llava_15([f"<image>\n{job.prompt}"], None)
     ids: list[int] = []
@@ -111,7 +113,7 @@ def engine_alone(job) -> dict:
     requests = [
         Request(
             id=row.key,
-            pixels=checkpoint.pixels(decode(row.images[0], job.max_pixels))[None],
+            pixels=processor.pixels(decode(row.images[0], job.max_pixels))[None],
             prompt_ids=ids,
             max_new_tokens=NEW_TOKENS,
             min_new_tokens=NEW_TOKENS,

@@ -1,21 +1,22 @@
-"""What a checkpoint says of itself: where it lies, its tokenizer, its image processor, its template.
+"""What a checkpoint says of itself: where it lies, its sizes, its tokenizer, its template.
 
 Loads no weights. Used by the driver (to refuse early) and by the actors that prepare and generate.
+What is asked of every run stands in `config.json` and is read there, without transformers; tokenizer
+and template take transformers, but not torch. `config` alone, transformers' own, loads torch.
 """
 
+import json
 import os
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
 from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
-from llava_batch.prompts.templates import IMAGE, Guards, Render, from_chat_template, llava_15
-from llava_batch.prompts.tokens import Encoder
+from llava_batch.prompts.guards import IMAGE, Guards
+from llava_batch.prompts.templates import Render, from_chat_template, llava_15
+from llava_batch.prompts.tokens import SegmentTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,14 +36,46 @@ class Checkpoint:
         """
         folder = _folder(job.model, job.revision)
         found = cls(folder=folder, name=job.model, trust_remote_code=job.trust_remote_code)
-        if found.config.model_type != "llava":
+        if found.model_type != "llava":
             raise UsageError(
-                f"--model {job.model}: is a {found.config.model_type} model; give a LLaVA checkpoint"
+                f"--model {job.model}: is a {found.model_type} model; give a LLaVA checkpoint"
             )
         return found
 
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """What a JSON file of the checkpoint says; None where there is no such file.
+
+        Raises:
+            UsageError: it cannot be read, or holds no object.
+        """
+        try:
+            said = json.loads(Path(self.folder, name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise self._unreadable(f"{name}: {first_line(error)}") from None
+        if not isinstance(said, dict):
+            raise self._unreadable(f"{name} holds no JSON object")
+        return said
+
+    def _unreadable(self, why: str) -> UsageError:
+        return UsageError(f"--model {self.name}: no model can be read there ({why})")
+
+    @cached_property
+    def _said(self) -> dict[str, Any]:
+        said = self.read_json("config.json")
+        if said is None:
+            raise self._unreadable("it has no config.json")
+        return said
+
+    @property
+    def model_type(self) -> str | None:
+        """transformers' name of the family; None where config.json does not say."""
+        return self._said.get("model_type")
+
     @cached_property
     def config(self) -> Any:
+        """transformers' own configuration, with its defaults. Loads torch."""
         from transformers import AutoConfig
 
         try:
@@ -50,17 +83,21 @@ class Checkpoint:
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
         except (OSError, ValueError) as error:
-            raise UsageError(
-                f"--model {self.name}: no model can be read there ({first_line(error)})"
-            ) from None
+            raise self._unreadable(first_line(error)) from None
+
+    def _setting(self, kind: type, *path: str) -> Any:
+        """A setting of config.json; transformers', with its default, where the file does not say."""
+        said: Any = self._said
+        for name in path:
+            said = said.get(name) if isinstance(said, dict) else None
+        return said if type(said) is kind else reduce(getattr, path, self.config)
 
     @cached_property
     def tokenizer(self) -> Any:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(
-            self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
-        )
+        try:
+            tokenizer = self._load_tokenizer()
+        except (OSError, ValueError) as error:
+            raise self._unreadable(f"its tokenizer: {first_line(error)}") from None
         if not tokenizer.is_fast:
             raise UsageError(
                 f"--model {self.name}: its tokenizer has no tokenizer.json, which guarding needs; "
@@ -68,22 +105,18 @@ class Checkpoint:
             )
         return tokenizer
 
-    @cached_property
-    def image_processor(self) -> Any:
-        """transformers' own processor on its PIL backend (torchvision's pixels drift from it)."""
-        from transformers import AutoImageProcessor
+    def _load_tokenizer(self) -> Any:
+        said = self.read_json("tokenizer_config.json") or {}
+        if self.model_type != "llava" or self.trust_remote_code or "auto_map" in said:
+            from transformers import AutoTokenizer
 
-        return AutoImageProcessor.from_pretrained(
-            self.folder,
-            backend="pil",
-            local_files_only=True,
-            trust_remote_code=self.trust_remote_code,
-        )
+            return AutoTokenizer.from_pretrained(
+                self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
+            )
+        # What AutoTokenizer takes for LLaVA, whatever class is named; AutoTokenizer loads torch.
+        from transformers import PreTrainedTokenizerFast
 
-    @property
-    def pads(self) -> bool:
-        """Whether the checkpoint's own processing pads to a square."""
-        return bool(getattr(self.image_processor, "do_pad", False))
+        return PreTrainedTokenizerFast.from_pretrained(self.folder, local_files_only=True)
 
     @property
     def commit(self) -> str | None:
@@ -92,28 +125,18 @@ class Checkpoint:
         return path.name if path.parent.name == "snapshots" else None
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens of prompt and answer together that the language model takes."""
-        return int(self.config.text_config.max_position_embeddings)
-
-    @property
     def image_token_id(self) -> int:
-        return int(self.config.image_token_id)
+        if "image_token_id" in self._said:  # the setting's other name; transformers weighs the two
+            return int(self.config.image_token_id)
+        return int(self._setting(int, "image_token_index"))
 
     def num_image_tokens(self, height: int, width: int) -> int:
         """Image tokens for one image of this size: patches, and the class token where CLIP's tower
         has one and strategy `default` does not drop the first token (SigLIP's has none)."""
-        tower = self.config.vision_config
-        first: bool = tower.model_type != "siglip_vision_model"
-        dropped: bool = self.config.vision_feature_select_strategy == "default"
-        patches: int = (height // tower.patch_size) * (width // tower.patch_size)
-        return patches + first - dropped
-
-    @property
-    def background(self) -> tuple[int, int, int]:
-        """The mean colour that `pad` fills with, as the original LLaVA computes it."""
-        mean = self.image_processor.image_mean
-        return int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)
+        first: bool = self._setting(str, "vision_config", "model_type") != "siglip_vision_model"
+        dropped: bool = self._setting(str, "vision_feature_select_strategy") == "default"
+        patch: int = self._setting(int, "vision_config", "patch_size")
+        return (height // patch) * (width // patch) + first - dropped
 
     @cached_property
     def guards(self) -> Guards:
@@ -123,11 +146,11 @@ class Checkpoint:
 
     def encode(self, segment: str, *, first: bool) -> list[int]:
         """Token ids of a segment, one id for each `<image>`; `first` puts the one BOS in front."""
-        return self._encoder.ids(segment, first=first)
+        return self._segment_tokenizer.ids(segment, first=first)
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        return Encoder(self.tokenizer)
+    def _segment_tokenizer(self) -> SegmentTokenizer:
+        return SegmentTokenizer(self.tokenizer)
 
     def decode(self, ids: Any) -> str:
         """The answer's text, special tokens left out, blanks at both ends kept."""
@@ -154,14 +177,26 @@ class Checkpoint:
 
     def _chat_template(self) -> str | None:
         """The processor's template, else the tokenizer's."""
-        from transformers import ProcessorMixin
+        own: str | dict[str, str] | None = self._processor_template()
+        own = own or self.tokenizer.chat_template
+        if isinstance(own, dict) and "default" not in own:
+            raise UsageError(
+                f"--template: {self.name} brings several and none by default ({', '.join(own)}); "
+                "give llava-1.5 or a Jinja file"
+            )
+        return own["default"] if isinstance(own, dict) else own
 
-        try:
-            values, _ = ProcessorMixin.get_processor_dict(self.folder, local_files_only=True)
-        except OSError:
-            values = {}
-        template: str | None = values.get("chat_template") or self.tokenizer.chat_template
-        return template
+    def _processor_template(self) -> str | dict[str, str] | None:
+        """As transformers' ProcessorMixin finds it, which would load torch."""
+        said = (self.read_json("processor_config.json") or {}).get("chat_template")
+        if said is None:
+            said = (self.read_json("chat_template.json") or {}).get("chat_template")
+        if isinstance(said, str | dict):
+            return said
+        file = Path(self.folder, "chat_template.jinja")
+        named = {f.stem: f for f in Path(self.folder, "additional_chat_templates").glob("*.jinja")}
+        files = named | ({"default": file} if file.exists() else {})
+        return {name: path.read_text(encoding="utf-8") for name, path in files.items()} or None
 
     def _applying(self, template: str) -> Any:
         def apply(messages: list[dict[str, Any]]) -> str:
@@ -171,17 +206,6 @@ class Checkpoint:
             return text
 
         return apply
-
-    def pixels(self, image: Image.Image) -> np.ndarray:
-        """uint8 `[3, H, W]`: the checkpoint's resize and crop, neither rescaled nor normalised."""
-        batch = self.image_processor(
-            images=[image],
-            do_pad=False,
-            do_rescale=False,
-            do_normalize=False,
-            return_tensors="np",
-        )
-        return np.ascontiguousarray(batch["pixel_values"][0], dtype=np.uint8)
 
 
 def _is_llava_15(render: Render, bos: str) -> bool:

@@ -40,8 +40,9 @@ class Job:
         "Data",
     )
     image_column: str | None = _flag(
-        None, "Parquet column with the image (default: by type and name).", "Data", answers=True
-    )
+        None, "Parquet column with the image (default: by type and name); in tars, the extension of "
+        "the members that are images (default: any image's).", "Data", answers=True,
+    )  # fmt: skip
     key_column: str | None = _flag(
         None, "Parquet column with each row's key (default: `key`, else its number).", "Data",
         answers=True,

@@ -9,6 +9,10 @@ import pyarrow.fs as pafs
 Stamp = tuple[int, int | None]
 """A file's size in bytes and its modification time in nanoseconds, where the store keeps one."""
 
+ROW_RULES = 2
+"""The newest rules of which rows an input has and what their keys are. By the first, 1, a tar had a
+row for each sample of WebDataset's."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unit:
@@ -16,7 +20,7 @@ class Unit:
 
     name: str
     kind: str
-    """`tar`, `parquet` or `files`."""
+    """The name of its kind: `tar`, `parquet`, `files`, or another of `read.kinds`."""
     path: str
     shown: str
     fs: pafs.FileSystem = field(compare=False, repr=False)
@@ -35,6 +39,8 @@ class Unit:
     `--retry-errors`, and those of `changed`."""
     changed: frozenset[str] = frozenset()
     """Names of loose files that changed since they were answered: their good rows are replaced too."""
+    rules: int = ROW_RULES
+    """By which rules its rows are made and named: for rows answered before, those of then."""
 
     @property
     def input(self) -> str:

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from itertools import combinations
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -11,14 +13,21 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import AddedToken, PreTrainedTokenizerFast
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.demo import model_path
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
-from llava_batch.prompts.templates import Guards, llava_15, unguarded
-from llava_batch.prompts.tokens import Encoder
+from llava_batch.prompts.guards import Guards, unguarded
+from llava_batch.prompts.templates import llava_15
+from llava_batch.prompts.tokens import SegmentTokenizer
 
 VICUNA_ON_THE_HUB = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ m.content[0].text }} {% else %}"
@@ -154,11 +163,11 @@ def test_an_image_has_as_many_tokens_as_the_tower_gives(
 @pytest.mark.parametrize("strategy", ["default", "full"])
 def test_image_tokens_are_as_transformers_processor_counts_them(tmp_path, strategy) -> None:
     from PIL import Image
-    from transformers import LlavaProcessor
+    from transformers import AutoImageProcessor, LlavaProcessor
 
     made = without_weights(tmp_path, vision_feature_select_strategy=strategy)
     processor = LlavaProcessor(
-        image_processor=made.image_processor,
+        image_processor=AutoImageProcessor.from_pretrained(made.folder, backend="pil"),
         tokenizer=made.tokenizer,
         patch_size=14,
         vision_feature_select_strategy=strategy,
@@ -167,6 +176,149 @@ def test_image_tokens_are_as_transformers_processor_counts_them(tmp_path, strate
     ids = processor(images=Image.new("RGB", (50, 40)), text="<image>").input_ids
     count = sum(token == made.image_token_id for row in ids for token in row)
     assert made.num_image_tokens(112, 112) == count
+
+
+# What a checkpoint says, and what transformers says that it says
+
+
+def _without(said: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """`said` without what `names` name, as `part.name` in a part."""
+    kept = {name: value for name, value in said.items() if name not in names}
+    for part in (name for name, value in said.items() if isinstance(value, dict) and name in kept):
+        kept[part] = {n: v for n, v in said[part].items() if f"{part}.{n}" not in names}
+    return kept
+
+
+_SILENT = st.sets(
+    st.sampled_from([
+        "image_token_index", "vision_feature_select_strategy", "vision_config", "text_config",
+        "vision_config.model_type", "vision_config.patch_size", "text_config.model_type",
+    ])
+)  # fmt: skip
+_CHANGED = st.fixed_dictionaries(
+    {},
+    optional={
+        "image_token_index": st.integers(0, 500),
+        "image_token_id": st.integers(0, 500),
+        "vision_feature_select_strategy": st.sampled_from(["default", "full"]),
+    },
+)
+
+
+@given(_SILENT, _CHANGED)
+@settings(deadline=None, max_examples=40)
+def test_sizes_are_those_of_transformers_configuration_whatever_the_file_leaves_out(
+    silent: set[str], changed: dict[str, Any]
+) -> None:
+    said = json.loads((model_path() / "config.json").read_text())
+    with TemporaryDirectory() as folder:
+        Path(folder, "config.json").write_text(json.dumps(_without(said | changed, silent)))
+        made = Checkpoint(folder=folder, name="test")
+        reference = AutoConfig.from_pretrained(folder)
+        assert made.model_type == reference.model_type
+        assert made.image_token_id == reference.image_token_id
+        side = 16 * reference.vision_config.patch_size
+        dropped = reference.vision_feature_select_strategy == "default"
+        assert made.num_image_tokens(side, side) == 256 + 1 - dropped
+
+
+def with_template_files(folder: Path, files: set[str]) -> None:
+    """Each of `files` with a template of its own, wherever transformers looks for one."""
+    (folder / "additional_chat_templates").mkdir()
+    for name in files:
+        file = folder / name
+        text = f"{name}: {{{{ messages[0].content }}}}"
+        if file.suffix == ".json":
+            held = json.loads(file.read_text()) if file.exists() else {}
+            text = json.dumps(held | {"chat_template": text})
+        file.write_text(text)
+
+
+TEMPLATE_FILES = [
+    "processor_config.json", "chat_template.json", "chat_template.jinja", "tokenizer_config.json",
+    "additional_chat_templates/default.jinja", "additional_chat_templates/tools.jinja",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "files",
+    [set(some) for n in range(len(TEMPLATE_FILES) + 1) for some in combinations(TEMPLATE_FILES, n)],
+    ids=lambda files: " ".join(sorted(files)) or "none",
+)
+def test_the_chat_template_is_the_one_that_transformers_finds(
+    tmp_path: Path, files: set[str]
+) -> None:
+    made = without_weights(tmp_path)
+    with_template_files(tmp_path, files)
+    try:
+        held, _ = ProcessorMixin.get_processor_dict(tmp_path, local_files_only=True)
+    except ValueError:
+        pytest.skip("transformers takes no folder with templates old and new")
+    found = held.get("chat_template") or AutoTokenizer.from_pretrained(tmp_path).chat_template
+    if isinstance(found, dict) and "default" not in found:
+        with pytest.raises(UsageError, match=r"brings several and none by default \(tools\)"):
+            made.renderer("auto")
+        return
+    found = found["default"] if isinstance(found, dict) else found
+    if found is None:
+        assert made.renderer("auto") is llava_15
+    else:
+        (text,) = made.renderer("auto")(["<image>\nWho?"], None)
+        assert text == found.replace("{{ messages[0].content }}", "<image>\nWho?")
+
+
+TOKENIZER_CLASSES = [
+    None, "TokenizersBackend", "PreTrainedTokenizerFast", "LlamaTokenizer", "LlamaTokenizerFast",
+    "Qwen2Tokenizer", "GPT2TokenizerFast", "NobodysTokenizer",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("named", TOKENIZER_CLASSES)
+@pytest.mark.parametrize("bos", [True, False, None], ids=["bos", "no bos", "bos unsaid"])
+@pytest.mark.parametrize("kind", ["byte level", "legacy", "first"])
+def test_the_tokenizer_is_the_one_that_transformers_takes(
+    tmp_path: Path, demo: Checkpoint, kind: str, bos: bool | None, named: str | None
+) -> None:
+    made = without_weights(tmp_path)
+    if kind != "byte level":
+        sentencepiece_like(kind, image_is_special=True).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    said = _without(said, {"tokenizer_class"}) | {"extra_special_tokens": ["<extra>"]}
+    said |= {"tokenizer_class": named} if named else {}
+    said |= {"add_bos_token": bos} if bos is not None else {}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(said))
+    ours, theirs = made.tokenizer, AutoTokenizer.from_pretrained(tmp_path)
+    assert type(ours) is type(theirs)
+    for text in (
+        "",
+        "USER: <image>\nIs it? ASSISTANT:",
+        "</s>USER: <extra> a  b\n",
+        "naïve 日本 🦙",
+    ):
+        assert ours(text).input_ids == theirs(text).input_ids
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours.added_tokens_decoder == theirs.added_tokens_decoder
+
+
+def test_a_tokenizer_with_code_of_its_own_is_left_to_transformers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    demo_like = PreTrainedTokenizerFast.from_pretrained(model_path())
+
+    def noting(folder: str, **options: Any) -> Any:
+        asked.append(options)
+        return demo_like
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", noting)
+    made = without_weights(tmp_path)
+    assert made.tokenizer and asked == []
+    (tmp_path / "tokenizer_config.json").write_text(
+        '{"auto_map": {"AutoTokenizer": ["a.B", null]}}'
+    )
+    again = Checkpoint(folder=made.folder, name="test")
+    assert again.tokenizer is demo_like
+    assert [o["trust_remote_code"] for o in asked] == [False]
 
 
 # Models that cannot be used
@@ -181,9 +333,19 @@ def test_a_model_that_is_not_there_is_refused(model: str) -> None:
 def test_a_folder_without_a_model_and_a_model_that_is_no_llava_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model can be read there"):
         Checkpoint.find(Job(model=str(tmp_path)))
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(UsageError, match=r"no model can be read there \(config.json holds no JSON"):
+        Checkpoint.find(Job(model=str(tmp_path)))
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UsageError, match="is a llama model; give a LLaVA checkpoint"):
         Checkpoint.find(Job(model=str(tmp_path)))
+
+
+def test_a_checkpoint_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path) -> None:
+    made = without_weights(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(UsageError, match=r"^--model test: no model can be read there \(its tok.*$"):
+        made.renderer("auto")
 
 
 # Conversations in pieces, for tokenizers of three kinds
@@ -244,8 +406,8 @@ def tokenizer(request, demo: Checkpoint) -> Any:
 
 
 @pytest.fixture(scope="module")
-def encoder(tokenizer: Any) -> Encoder:
-    return Encoder(tokenizer)
+def segment_tokenizer(tokenizer: Any) -> SegmentTokenizer:
+    return SegmentTokenizer(tokenizer)
 
 
 def answer_ids(tokenizer: Any, answer: str) -> list[int]:
@@ -255,11 +417,11 @@ def answer_ids(tokenizer: Any, answer: str) -> list[int]:
 
 
 def in_pieces(
-    tokenizer: Any, encoder: Encoder, segments: list[str], answers: list[str]
+    tokenizer: Any, segment_tokenizer: SegmentTokenizer, segments: list[str], answers: list[str]
 ) -> list[int]:
-    ids = encoder.ids(segments[0], first=True)
+    ids = segment_tokenizer.ids(segments[0], first=True)
     for segment, answer in zip(segments[1:], answers, strict=True):
-        ids += answer_ids(tokenizer, answer) + encoder.ids(segment, first=False)
+        ids += answer_ids(tokenizer, answer) + segment_tokenizer.ids(segment, first=False)
     return ids
 
 
@@ -278,18 +440,20 @@ _questions = st.lists(
 @given(questions=_questions, system=st.sampled_from([None, "Be brief."]))
 @settings(deadline=None, max_examples=30)
 def test_a_conversation_in_pieces_has_the_ids_of_the_whole(
-    tokenizer, encoder, questions, system
+    tokenizer, segment_tokenizer, questions, system
 ) -> None:
     segments = llava_15([f"<image>\n{questions[0]}", *questions[1:]], system)
     answers = [" A red circle.", " No", " two three"][: len(questions) - 1]
     whole = tokenizer(interleaved(segments, answers)).input_ids
-    assert in_pieces(tokenizer, encoder, segments, answers) == whole
+    assert in_pieces(tokenizer, segment_tokenizer, segments, answers) == whole
 
 
-def test_a_segment_that_no_special_token_opens_gets_no_blank_of_its_own(tokenizer, encoder) -> None:
+def test_a_segment_that_no_special_token_opens_gets_no_blank_of_its_own(
+    tokenizer, segment_tokenizer
+) -> None:
     segments = ["USER: <image>\nWho? ASSISTANT:", " USER: Why? ASSISTANT:"]
     whole = tokenizer(interleaved(segments, [" A cat"])).input_ids
-    assert in_pieces(tokenizer, encoder, segments, [" A cat"]) == whole
+    assert in_pieces(tokenizer, segment_tokenizer, segments, [" A cat"]) == whole
 
 
 @given(
@@ -300,13 +464,13 @@ def test_a_segment_that_no_special_token_opens_gets_no_blank_of_its_own(tokenize
 )
 @settings(deadline=None, max_examples=30)
 def test_guarded_words_keep_their_characters_and_make_no_special_token(
-    tokenizer, encoder, words
+    tokenizer, segment_tokenizer, words
 ) -> None:
     special = tokenizer.convert_tokens_to_ids(["<s>", "</s>", "<image>"])
     text = Guards(["<s>", "</s>", "<unk>"]).value("".join(words))
     segments = llava_15([f"<image>\nSay {text}.", f"Say {text}."], None)
-    first = encoder.ids(segments[0], first=True)
-    later = encoder.ids(segments[1], first=False)
+    first = segment_tokenizer.ids(segments[0], first=True)
+    later = segment_tokenizer.ids(segments[1], first=False)
     assert [first.count(s) for s in special] == [1, 0, 1]
     assert [later.count(s) for s in special] == [0, 1, 0]
     for segment, ids in zip(segments, (first, later), strict=True):
@@ -315,18 +479,20 @@ def test_guarded_words_keep_their_characters_and_make_no_special_token(
         assert bare == "".join(unguarded(segment).split())
 
 
-def test_a_guarded_token_is_not_set_apart_from_the_words_around_it(tokenizer, encoder) -> None:
+def test_a_guarded_token_is_not_set_apart_from_the_words_around_it(
+    tokenizer, segment_tokenizer
+) -> None:
     guards = Guards(["</s>"])
     for lead in ("", "on: <image>", "on: <image> "):
-        guarded = encoder.ids(guards.text(f"{lead}a</s>b one?"), first=True)
+        guarded = segment_tokenizer.ids(guards.text(f"{lead}a</s>b one?"), first=True)
         unlike = tokenizer(f"{lead}a</t>b one?").input_ids  # one letter makes it plain text
         s, t = tokenizer.convert_tokens_to_ids(["s", "t"])
         assert [t if i == s else i for i in guarded] == unlike
 
 
-def test_guarded_words_change_nothing_of_their_neighbours(tokenizer, encoder) -> None:
+def test_guarded_words_change_nothing_of_their_neighbours(tokenizer, segment_tokenizer) -> None:
     guards = Guards(["</s>"])
-    before = encoder.ids("Is it?", first=True)
-    encoder.ids(guards.text("</s> </s>"), first=True)
-    assert encoder.ids("Is it?", first=True) == before
+    before = segment_tokenizer.ids("Is it?", first=True)
+    segment_tokenizer.ids(guards.text("</s> </s>"), first=True)
+    assert segment_tokenizer.ids("Is it?", first=True) == before
     assert tokenizer("</s>", add_special_tokens=False).input_ids == [tokenizer.eos_token_id]

@@ -159,7 +159,16 @@ def test_generate_is_the_only_stage_where_ray_meets_the_engine() -> None:
     assert meet == {"llava_batch.generate.actor"}
 
 
-PLAIN = ("job", "errors", "ids", "patience", "prompts.templates", "prompts.presets", "score.rules")
+PLAIN = (
+    "job",
+    "errors",
+    "ids",
+    "patience",
+    "prompts.guards",
+    "prompts.templates",
+    "prompts.presets",
+    "score.rules",
+)
 
 
 @pytest.mark.parametrize("module", PLAIN)

@@ -32,7 +32,7 @@ class Found:
     """What was found in the units of one kind."""
 
     kind: str
-    """`tar`, `parquet` or `files`."""
+    """`tar`, `parquet`, `files`, or another of `read.kinds`."""
     units: tuple[str, ...]
     rows: int | None
     """Rows of all units; None where only reading them would tell (tars)."""

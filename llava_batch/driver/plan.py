@@ -22,7 +22,7 @@ from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
 from llava_batch.read.find import Inputs, find
-from llava_batch.read.kinds import first_row
+from llava_batch.read.kinds import first_row, refuse_without_images
 from llava_batch.read.reading import Reading
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
@@ -118,6 +118,7 @@ def make_plan(settled: Settled) -> Plan:
     )
     keep = _keep(settled, ledger, inputs.units) if work.todo else pa.schema([])
     reading = Reading.of(job, settled.columns, keep)
+    refuse_without_images(work.todo, reading)
     questions = read_questions(job.questions) if job.questions and work.todo else None
     if work.todo:
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)

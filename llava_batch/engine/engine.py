@@ -10,7 +10,7 @@ Ray or other processes.
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -164,12 +164,15 @@ class Engine:
         )
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
-    def step(self) -> list[Completion]:
-        """Fill the free slots, decode every active slot by one token, return what has ended."""
+    def step(self, on_progress: Callable[[], None] | None = None) -> list[Completion]:
+        """Fill the free slots, decode every active slot by one token, return what has ended.
+
+        on_progress: called after each group of prompts, which many free slots make many of in one step.
+        """
         is_time = self._scheduler.is_time()
         # In waves: what was prefilled in one can be forked in the next.
         while self._admit(is_time):
-            self._prefill()
+            self._prefill(on_progress)
         num_flights = self._decode()
         return self._collect(still_up=num_flights if self._lag else 0)
 
@@ -195,10 +198,16 @@ class Engine:
             self.stats.tokens_reused += admission.num_shared
         return any(s.needs_prefill for s in self._scheduler.active.values())
 
-    def _prefill(self) -> None:
+    def _prefill(self, on_progress: Callable[[], None] | None) -> None:
         """Feed all that is pending, and pick each sequence's first token."""
+
+        def take(group: list[Sequence], logits: torch.Tensor) -> None:
+            self._pick_first(group, logits)
+            if on_progress is not None:
+                on_progress()
+
         todo = [s for s in self._scheduler.active.values() if s.needs_prefill]
-        for lost in self._runner.prefill(todo, self._pick_first):
+        for lost in self._runner.prefill(todo, take):
             self._completions.fail(
                 [lost], "out_of_memory", "out of memory in prefill of this prompt"
             )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from llava_batch.engine.device import on_device
+from llava_batch.engine.draw import draw
 from llava_batch.engine.sequence import Sequence
 
 
@@ -142,33 +143,6 @@ def is_plain(sequence: Sequence) -> bool:
         and request.logits_processor is None
         and sequence.num_picked >= request.min_new_tokens
     )
-
-
-def draw(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor,
-    top_p: torch.Tensor,
-    point: torch.Tensor,
-) -> torch.Tensor:
-    """Sample every row of `[R, V]` by inverting its cumulative distribution at `point`, in [0, 1).
-
-    The rules are float64 `[R]`; a top_k of 0 and a top_p of 1 switch those filters off.
-    """
-    scaled = logits / temperature.float()[:, None]
-    ordered, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
-    size = logits.shape[-1]
-    places = torch.arange(size, device=logits.device)
-    limit = torch.where(top_k > 0, top_k, size)[:, None]
-    ordered = ordered.masked_fill(places >= limit, float("-inf"))
-    probabilities = torch.softmax(ordered.double(), dim=-1)
-    total = probabilities.cumsum(dim=-1)
-    # The smallest set whose mass reaches top_p: a token stays if the mass before it is less.
-    kept = (places < limit) & ((total - probabilities < top_p[:, None]) | (top_p[:, None] >= 1))
-    # What is not finite keeps nothing, and must still name a token that exists.
-    last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
-    place = torch.searchsorted(total, point[:, None] * total.gather(1, last), right=True)
-    return order.gather(1, torch.minimum(place, last))[:, 0]
 
 
 def choice_scores(group: list[tuple[Sequence, torch.Tensor]]) -> torch.Tensor:

@@ -29,7 +29,7 @@ class _Waiting:
 class EngineLoop:
     """One engine, stepping in a thread of its own; requests come from any number of coroutines.
 
-    An exception in the engine, or a step that takes longer than `stall_timeout_s`, ends the process:
+    An exception in the engine, or `stall_timeout_s` without progress in a step, ends the process:
     what the device holds then is not to be trusted, and Ray starts the actor anew.
     """
 
@@ -88,8 +88,8 @@ class EngineLoop:
     def _step(self) -> list[Completion]:
         started = time.perf_counter()
         try:
-            with watchdog(self._stall_timeout_s):
-                ended: list[Completion] = self.engine.step()
+            with watchdog(self._stall_timeout_s) as still_going:
+                ended: list[Completion] = self.engine.step(on_progress=still_going)
                 return ended
         finally:
             self.busy_s += time.perf_counter() - started

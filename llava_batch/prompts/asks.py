@@ -9,8 +9,9 @@ from typing import Any
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
+from llava_batch.prompts.guards import Guards
 from llava_batch.prompts.recipe import Recipe, draw
-from llava_batch.prompts.templates import BadPrompt, Guards, fill, template_columns
+from llava_batch.prompts.templates import BadPrompt, fill, template_columns
 
 
 @dataclass(frozen=True)

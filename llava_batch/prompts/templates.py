@@ -4,9 +4,9 @@ A conversation of k turns becomes k segments: the text up to the first answer, a
 each answer and the next. Segment 0 goes in with the images, segment i right behind answer i - 1, so
 a dialogue carried on in its slot is the same conversation as one given at once.
 
-Text that users or their data bring is *data*: special tokens in it (`</s>`, `<pad>`, …) are guarded
-so that they stay the characters they are. `<image>` in a question marks an image's place; `<image>`
-inside a column's value does not. Knows templates and text; no model, no token ids.
+`<image>` in a question marks an image's place. Prompts that name columns in braces are filled here
+too, what users and their data bring guarded (`guards.py`). Knows templates and text; no model, no
+token ids.
 """
 
 import re
@@ -15,10 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llava_batch.errors import LlavaBatchError, UsageError
-
-IMAGE = "<image>"
-_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
-"""Unicode noncharacters, reserved for use inside a program; they fence what is guarded."""
+from llava_batch.prompts.guards import CLOSE, IMAGE, OPEN, Guards
 
 Render = Callable[[Sequence[str], str | None], list[str]]
 """(questions, system text) -> segments, one for each question."""
@@ -55,7 +52,7 @@ def from_chat_template(apply: Callable[[list[dict[str, Any]]], str]) -> Render:
             except Exception as error:  # noqa: BLE001 a template is a program: it raises anything
                 why_not = f"{type(error).__name__}: {error}"
                 continue
-            segments = re.split(f"{_OPEN}answer[0-9]+{_CLOSE}", text)
+            segments = re.split(f"{OPEN}answer[0-9]+{CLOSE}", text)
             sound = len(segments) == len(questions) and all(
                 _without_marks(q) in s for q, s in zip(questions, segments, strict=True)
             )
@@ -82,39 +79,13 @@ def _messages(questions: Sequence[str], system: str | None, as_parts: bool) -> l
     for i, question in enumerate(questions):
         messages.append({"role": "user", "content": content(question)})
         if i < len(questions) - 1:
-            answer = f"{_OPEN}answer{i}{_CLOSE}"
+            answer = f"{OPEN}answer{i}{CLOSE}"
             messages.append({"role": "assistant", "content": content(answer)})
     return messages
 
 
 def _without_marks(question: str) -> str:
     return question.rpartition(IMAGE)[2].strip()
-
-
-class Guards:
-    """Fences the special tokens in text that users (`text`) or their data (`value`) bring."""
-
-    def __init__(self, specials: Sequence[str]) -> None:
-        longest_first = sorted({*specials, IMAGE}, key=len, reverse=True)
-        self._all = _any_of([*longest_first, _OPEN, _CLOSE])
-        self._but_image = _any_of([s for s in [*longest_first, _OPEN, _CLOSE] if s != IMAGE])
-
-    def text(self, text: str) -> str:
-        """A prompt or question: `<image>` marks an image's place."""
-        return self._but_image.sub(_fence, text)
-
-    def value(self, text: str) -> str:
-        """A column's value: `<image>` is seven characters."""
-        return self._all.sub(_fence, text)
-
-
-def _any_of(texts: Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, texts)))
-
-
-def _fence(match: re.Match[str]) -> str:
-    # As codepoints, so that nothing of the special token is left for a template to trip over.
-    return _OPEN + ".".join(str(ord(c)) for c in match[0]) + _CLOSE
 
 
 def template_columns(template: str, flag: str) -> list[str]:
@@ -171,21 +142,3 @@ def place_images(questions: Sequence[str], num_images: int) -> list[str]:
     if marks not in (0, num_images):
         raise BadPrompt(f"{marks} {IMAGE} marks for {num_images} image(s)")
     return [first if marks else f"{IMAGE}\n" * num_images + first, *rest]
-
-
-_FENCED = re.compile(f"{_OPEN}([0-9.]+){_CLOSE}")
-
-
-def split_guarded(text: str) -> list[tuple[str, bool]]:
-    """(piece, is guarded) in order; guarded pieces are back as the characters they were."""
-    pieces = _FENCED.split(text)
-    return [
-        ("".join(chr(int(c)) for c in piece.split(".")) if i % 2 else piece, bool(i % 2))
-        for i, piece in enumerate(pieces)
-        if piece
-    ]
-
-
-def unguarded(text: str) -> str:
-    """The text as a person reads it, nothing fenced."""
-    return "".join(piece for piece, _ in split_guarded(text))

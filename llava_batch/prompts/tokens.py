@@ -12,11 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from llava_batch.prompts.templates import split_guarded
+from llava_batch.prompts.guards import split_guarded
 
 
-class Encoder:
-    """A tokenizer for segments. Takes one that is backed by the `tokenizers` library."""
+class SegmentTokenizer:
+    """Tokenizes segments with a tokenizer that is backed by the `tokenizers` library."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer

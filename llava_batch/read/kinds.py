@@ -1,7 +1,7 @@
 """The kinds of input there are, and what is asked of a unit whichever kind it is of."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -18,6 +18,7 @@ LOOSE = "files"
 KINDS: dict[str, Kind] = {"tar": Tar(), "parquet": Parquet(), LOOSE: Files()}
 
 _FIRST_ROWS = 32
+_FIRST_UNITS = 16
 
 
 def kind_of(path: str) -> str | None:
@@ -33,6 +34,17 @@ def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
         OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
     """
     return KINDS[unit.kind].rows(unit, reading)
+
+
+def refuse_without_images(units: Sequence[Unit], reading: Reading) -> None:
+    """Look into the first of the units that are to be read whole, before anything is started.
+
+    Raises:
+        UsageError: one that is sound holds no images where `reading` looks for them (no such column,
+            no member of such an extension); says what it holds.
+    """
+    for unit in [u for u in units if u.retry is None][:_FIRST_UNITS]:
+        KINDS[unit.kind].refuse(unit, reading)
 
 
 def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:

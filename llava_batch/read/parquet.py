@@ -3,30 +3,36 @@
 The image column is found by type and name: `binary`, Hugging Face's `struct<bytes, path>`, or a
 list of either. Keys are the key column's values, else row numbers in the whole file. A row group
 that does not read gives a `shard_damaged` row for each of its rows, a value that does not, one for
-its own row; a file without a footer, one. What the storage does not give is raised.
+its own row; a file without a footer, one. What says nothing of the file is raised: a storage that fails,
+memory that is short.
 """
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
+from llava_batch.ids import name_in_unit
+from llava_batch.read.image_column import find_image_column, find_key_column
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Keys, Row, damaged, missing
-from llava_batch.read.storage_failed import StorageFailed, stored
+from llava_batch.read.storage_failed import is_damage, stored
 from llava_batch.unit import Unit
 
 SPLIT_BYTES = 256 * 2**20
 """A Parquet file over this size is split into units of whole row groups of about this size."""
 
-_IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
-_KEY_NAMES = ("key", "__key__")
+_ROW = "%row"
+"""The mark of a row that is damaged: it goes by its number, for its key cannot be read."""
+
 _ROWS_AT_ONCE = 64
 _UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
-"""What pyarrow raises for damage: bad pages, bad text, sizes and dates out of all bounds."""
+"""What pyarrow raises for damage: bad pages, bad text, sizes and dates out of all bounds. Not only for
+damage: see `is_damage`."""
 
 
 class Parquet(Kind):
@@ -56,14 +62,23 @@ class Parquet(Kind):
                 key_column=reading.key_column,
                 columns=reading.columns,
                 max_image_bytes=reading.max_image_bytes,
+                retry=unit.retry or frozenset(),
             )
+
+    def refuse(self, unit: Unit, reading: Reading) -> None:
+        schema = self.columns(unit)
+        if len(schema) and self.count(unit):
+            find_image_column(schema, reading.image_column, unit.shown)
+            find_key_column(schema, reading.key_column, unit.shown)
 
     def columns(self, unit: Unit) -> pa.Schema:
         metadata = _metadata(unit)
         try:
             return metadata.schema.to_arrow_schema() if metadata else pa.schema([])
-        except _UNREADABLE:
-            return pa.schema([])  # damaged: its rows will say so
+        except _UNREADABLE as error:
+            if not is_damage(error):
+                raise
+            return pa.schema([])  # its rows will say so
 
     def count(self, unit: Unit) -> int | None:
         metadata = _metadata(unit)
@@ -78,14 +93,14 @@ def _metadata(unit: Unit) -> pq.FileMetaData | None:
     """The file's footer, or None where it is damaged: the reader will make the row in error.
 
     Raises:
-        StorageFailed: the storage failed.
+        StorageFailed, MemoryError: it could not be looked at.
     """
     with unit.fs.open_input_file(unit.path) as file:
         try:
             return pq.read_metadata(stored(file))
-        except StorageFailed:
-            raise
-        except _UNREADABLE:
+        except _UNREADABLE as error:
+            if not is_damage(error):
+                raise
             return None
 
 
@@ -103,43 +118,6 @@ def _row_group_runs(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
     return runs + ([(start, metadata.num_row_groups)] if start < metadata.num_row_groups else [])
 
 
-def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
-    """The name of the image column: `wanted`, or the one that its type and name give away.
-
-    Raises:
-        UsageError: none, or several and none of a usual name; the message lists the columns.
-    """
-    columns = ", ".join(f"{f.name} ({f.type})" for f in schema)
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise UsageError(
-                f"--image-column {wanted}: {shown} has no such column; there are {columns}"
-            )
-        if not _holds_images(schema.field(wanted).type):
-            raise UsageError(f"--image-column {wanted}: {schema.field(wanted).type} holds no bytes")
-        return wanted
-    candidates: list[str] = [f.name for f in schema if _holds_images(f.type)]
-    for name in _IMAGE_NAMES:
-        if name in candidates:
-            return name
-    if len(candidates) == 1:
-        return candidates[0]
-    problem = "several columns could hold the image" if candidates else "no column holds images"
-    raise UsageError(f"{shown}: {problem}; name one with --image-column; there are {columns}")
-
-
-def find_key_column(schema: pa.Schema, wanted: str | None, shown: str) -> str | None:
-    """The name of the key column, or None where rows go by their number."""
-    if wanted is not None:
-        if wanted not in schema.names:
-            raise UsageError(
-                f"--key-column {wanted}: {shown} has no such column; "
-                f"there are {', '.join(schema.names)}"
-            )
-        return wanted
-    return next((name for name in _KEY_NAMES if name in schema.names), None)
-
-
 def read_parquet(
     file: pa.NativeFile,
     shown: str,
@@ -149,70 +127,116 @@ def read_parquet(
     key_column: str | None,
     columns: tuple[str, ...],
     max_image_bytes: int,
+    retry: frozenset[str] = frozenset(),
 ) -> Iterator[Row]:
-    """The rows of `row_groups` (all where None); `columns` are read beside the image if present.
+    """The rows of `row_groups` (all where None); `columns` are read beside the image if present, and
+    rows named in `retry` that were damaged go by that name again.
 
     Raises:
         StorageFailed: the storage failed, as `read.stored` tells it from damage.
+        MemoryError: memory was short; says nothing of the file.
     """
     size = file.size()
     try:
         reader = pq.ParquetFile(stored(file), page_checksum_verification=True)
         schema = reader.schema_arrow
-        names = list(schema.names)
         counts = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
-    except StorageFailed:
-        raise
     except _UNREADABLE as error:
+        if not is_damage(error):
+            raise
         yield damaged("", "%damaged-1", f"no Parquet file can be read here: {error}")
         return
+    groups = range(*(row_groups or (0, len(counts))))
     try:
         image = find_image_column(schema, image_column, shown)
         key = find_key_column(schema, key_column, shown)
     except UsageError as error:
-        image, key, problem = "", None, str(error)
-    asked = dict.fromkeys((image, key or "", *columns, "error_message"))
-    wanted = [c for c in asked if c in names]
-    keys = Keys()
-    for group in range(*(row_groups or (0, len(counts)))):
-        start = sum(counts[:group])
-        if image:
-            rows = _group(reader, group, start, wanted, image, key, keys, max_image_bytes)
-        else:
-            rows = (missing(str(start + i), problem) for i in range(counts[group]))
-        done = 0
+        for group in groups:
+            for number in _numbers(sum(counts[:group]), counts[group], size):
+                yield missing(str(number), str(error))
+        return
+    asked = dict.fromkeys((image, key, *columns, "error_message"))
+    table = _Table(
+        reader=reader,
+        columns=[name for name in asked if name is not None and name in schema.names],
+        image=image,
+        names=_Names(key, retry),
+        max_image_bytes=max_image_bytes,
+    )
+    for group in groups:
+        start, done = sum(counts[:group]), 0
         try:
-            for row in rows:
+            for row in table.rows(group, start):
                 yield row
                 done += 1
-        except StorageFailed:
-            raise
         except _UNREADABLE as error:
+            if not is_damage(error):
+                raise
             what = f"row group {group} cannot be read: {error}"
-            yield from _lost(start + done, counts[group] - done, size, what)
+            for number in _numbers(start + done, counts[group] - done, size):
+                yield damaged(str(number), _ROW, what)
 
 
-def _group(
-    reader: pq.ParquetFile,
-    group: int,
-    start: int,
-    wanted: list[str],
-    image: str,
-    key: str | None,
-    keys: Keys,
-    max_image_bytes: int,
-) -> Iterator[Row]:
-    """The rows of one row group; raises `_UNREADABLE` where it stops reading."""
-    number = start
-    for batch in reader.iter_batches(_ROWS_AT_ONCE, [group], wanted, use_threads=False):
-        for values in _values(batch):
+def _numbers(start: int, count: int, file_bytes: int) -> range:
+    """The numbers of rows that are not read; the first alone where the footer claims more rows than
+    there are bytes."""
+    return range(start, start + (count if count <= file_bytes else 1))
+
+
+class _Names:
+    """What tells a row from all others: its key and mark, or its number in the file."""
+
+    def __init__(self, column: str | None, retry: frozenset[str]) -> None:
+        self._column = column
+        self._retry = retry
+        self._keys = Keys()
+
+    def of(self, number: int, values: dict[str, Any]) -> tuple[str, str]:
+        """Key and mark; those of before for a row that was damaged, whose key could not be read."""
+        if name_in_unit(str(number), _ROW) in self._retry:
+            return str(number), _ROW
+        value = None if self._column is None else values.get(self._column)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "surrogateescape")
+        key = str(number if value is None else value)
+        return key, self._keys.mark(key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Table:
+    """An open file, and what is read of it."""
+
+    reader: pq.ParquetFile
+    columns: list[str]
+    image: str
+    names: _Names
+    max_image_bytes: int
+
+    def rows(self, group: int, start: int) -> Iterator[Row]:
+        """The rows of one row group, `start` its first's number; raises `_UNREADABLE` where it stops
+        reading."""
+        batches = self.reader.iter_batches(_ROWS_AT_ONCE, [group], self.columns, use_threads=False)
+        for number, values in enumerate(chain.from_iterable(map(_values, batches)), start):
             if isinstance(values, str):
-                yield damaged(str(number), "%row", values)
+                yield damaged(str(number), _ROW, values)
             else:
-                own = _key(values.get(key)) if key else None
-                own = str(number) if own is None else own
-                yield _row(own, keys.mark(own), values, image, max_image_bytes)
-            number += 1
+                yield self._row(*self.names.of(number, values), values)
+
+    def _row(self, key: str, mark: str, values: dict[str, Any]) -> Row:
+        cell = values.pop(self.image)
+        cells = cell if isinstance(cell, list) else [cell]
+        images: tuple[bytes, ...] = tuple(
+            (c.get("bytes") if isinstance(c, dict) else c) or b"" for c in cells
+        )
+        if not images or not all(images):
+            said = values.get("error_message")
+            what = f"null or empty {self.image}" + (f": {said}" if said else "")
+            return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_MISSING, what))
+        largest = max(map(len, images))
+        if largest > self.max_image_bytes:
+            what = f"{largest} bytes, the limit is {self.max_image_bytes} (--max-image-bytes)"
+            return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
+        return Row(key=key, mark=mark, images=images, columns=values)
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
@@ -220,7 +244,9 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
     try:
         rows: list[dict[str, Any] | str] = batch.to_pylist()
         return rows
-    except _UNREADABLE:
+    except _UNREADABLE as error:
+        if not is_damage(error):
+            raise
         return [_values_of_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
 
 
@@ -229,50 +255,6 @@ def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
         values: dict[str, Any] = row.to_pylist()[0]
         return values
     except _UNREADABLE as error:
+        if not is_damage(error):
+            raise
         return f"a value of this row cannot be read: {error}"
-
-
-def _lost(start: int, count: int, file_bytes: int, what: str) -> Iterator[Row]:
-    """A row for each lost one; a single one where the footer claims more rows than there are bytes."""
-    if count > file_bytes:
-        yield damaged(str(start), "%row", f"{what} ({count} rows)")
-        return
-    for i in range(count):
-        yield damaged(str(start + i), "%row", what)
-
-
-def _key(value: Any) -> str | None:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", "surrogateescape")
-    return None if value is None else str(value)
-
-
-def _row(key: str, mark: str, values: dict[str, Any], image: str, max_image_bytes: int) -> Row:
-    cell = values.pop(image)
-    cells = cell if isinstance(cell, list) else [cell]
-    images: tuple[bytes, ...] = tuple(
-        (c.get("bytes") if isinstance(c, dict) else c) or b"" for c in cells
-    )
-    if not images or not all(images):
-        said = values.get("error_message")
-        what = f"null or empty {image}" + (f": {said}" if said else "")
-        return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_MISSING, what))
-    largest = max(len(i) for i in images)
-    if largest > max_image_bytes:
-        what = f"{largest} bytes, the limit is {max_image_bytes} (--max-image-bytes)"
-        return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
-    return Row(key=key, mark=mark, images=images, columns=values)
-
-
-def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        return _holds_images(kind.value_type)
-    if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _holds_images(kind.field(index).type)
-    return bool(
-        pa.types.is_binary(kind)
-        or pa.types.is_large_binary(kind)
-        or pa.types.is_binary_view(kind)
-        or pa.types.is_fixed_size_binary(kind)
-    )

@@ -61,6 +61,14 @@ class Kind(Protocol):
         """
         ...
 
+    def refuse(self, unit: Unit, reading: Reading) -> None:
+        """Look whether the unit has images where `reading` looks for them.
+
+        Raises:
+            UsageError: it is sound and has none: every row of it would be in error. Says what it has.
+        """
+        return
+
     def columns(self, unit: Unit) -> pa.Schema | None:
         """The unit's columns, none where it is damaged; None where only its rows tell."""
         return None

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from llava_batch.errors import RowError
-from llava_batch.ids import name_in_unit
+from llava_batch.ids import name_in_unit, printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,10 @@ class Keys:
         self._seen: dict[str, int] = {}
 
     def __contains__(self, key: str) -> bool:
-        return key in self._seen
+        return printable(key) in self._seen
 
     def mark(self, key: str) -> str:
         """The mark for one more row of this key: empty for the first."""
+        key = printable(key)  # as it stands in the id: stray bytes and their escapes are one key
         count = self._seen[key] = self._seen.get(key, 0) + 1
         return "" if count == 1 else f"%dup{count}"

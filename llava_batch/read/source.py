@@ -1,8 +1,8 @@
 """Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
-them knows when the unit is whole. A unit that its storage does not give (after `_TRIES`), or that
-kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
+them knows when the unit is whole. A unit that its storage does not give, or for which there
+is no memory (after `_TRIES`), or that kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
 committed, and the next run reads it again. A reader that hangs ends its process.
 """
 
@@ -81,7 +81,7 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
             yield _table(unit, ordinal, held, reading)
             ordinal += len(held)
         yield _end(unit, ordinal, reading, None)
-    except (OSError, LlavaBatchError) as error:
+    except (OSError, MemoryError, LlavaBatchError) as error:
         yield _end(unit, ordinal, reading, f"{type(error).__name__}: {error}")
 
 
@@ -96,7 +96,8 @@ def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
 
 
 def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
-    """The unit's rows; where the storage fails, opened again and carried on where it broke off."""
+    """The unit's rows; where the storage fails or memory is short, opened again and carried on where
+    it broke off."""
     done = 0
     for attempt in range(1, _TRIES + 1):
         try:
@@ -105,7 +106,7 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
                     yield row
                 done += 1
             return
-        except OSError:
+        except (OSError, MemoryError):
             if attempt == _TRIES:
                 raise
             time.sleep(2 ** (attempt - 1))

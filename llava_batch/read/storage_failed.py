@@ -1,9 +1,12 @@
-"""A file whose storage failing can be told from what is wrong inside it.
+"""A file whose storage failing, or the machine's memory, can be told from what is wrong inside it.
 
 pyarrow raises OSError for a lost connection and for a corrupt page alike. The first must leave the
-unit open, the second is rows in error; read through `stored`, the first is a `StorageFailed`.
+unit open, the second is rows in error; read through `stored`, the first is a `StorageFailed`. It
+raises MemoryError where memory is short, and where a damaged size asks for more than there could be.
 """
 
+import os
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +14,18 @@ import pyarrow as pa
 
 class StorageFailed(OSError):
     """The storage did not give the bytes; says nothing of what is in them."""
+
+
+_ASKED = re.compile(r"alloc of size (\d+) failed")
+
+
+def is_damage(error: Exception) -> bool:
+    """Whether an error of pyarrow's is about what a file holds; otherwise it may go well next time."""
+    if not isinstance(error, MemoryError):
+        return not isinstance(error, StorageFailed)
+    asked = _ASKED.search(str(error))
+    there_is = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return asked is not None and int(asked[1]) > there_is
 
 
 def stored(file: pa.NativeFile) -> pa.PythonFile:

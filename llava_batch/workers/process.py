@@ -2,20 +2,23 @@
 
 import faulthandler
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 
 @contextmanager
-def watchdog(stall_timeout_s: float) -> Iterator[None]:
+def watchdog(stall_timeout_s: float) -> Iterator[Callable[[], None]]:
     """A block that takes longer ends the process, every thread's stack written; Ray starts it anew.
 
-    The timer is one in C, and the process's only one: it fires even where a stuck call holds the
-    interpreter's lock, and two blocks at once must not be watched.
+    What the block gets to call says that it goes on, and starts its time anew. The timer is one in C, and
+    the process's only one: it fires even where a stuck call holds the interpreter's lock, and two
+    blocks at once must not be watched.
     """
-    faulthandler.dump_traceback_later(stall_timeout_s, exit=True)
+    start = partial(faulthandler.dump_traceback_later, stall_timeout_s, exit=True)
+    start()
     try:
-        yield
+        yield start
     finally:
         faulthandler.cancel_dump_traceback_later()
 

@@ -1,14 +1,24 @@
 """Sampling many rows at once follows the rule for one row, whatever the other rows are."""
 
+import copy
 import math
+import weakref
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_llava import tiny
+from torch import is_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from llava_batch.engine import Request
-from llava_batch.engine.sampling import Sampler, Scored, draw
+from llava_batch.engine import draw as drawing
+from llava_batch.engine.draw import draw
+from llava_batch.engine.model import memory
+from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.sequence import sequences
 
 RULES = st.tuples(
@@ -55,14 +65,143 @@ def test_each_row_is_drawn_by_its_own_rules(rules, seed):
     assert found == alone
 
 
+def in_order(logits, temperature, top_k, top_p, point):
+    """Every token of every row put in order, in double throughout: what seeds have drawn so far."""
+    scaled = logits / temperature.float()[:, None]
+    ordered, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    size = logits.shape[-1]
+    places = torch.arange(size)
+    limit = torch.where(top_k > 0, top_k, size)[:, None]
+    ordered = ordered.masked_fill(places >= limit, float("-inf"))
+    probabilities = torch.softmax(ordered.double(), dim=-1)
+    total = probabilities.cumsum(dim=-1)
+    kept = (places < limit) & ((total - probabilities < top_p[:, None]) | (top_p[:, None] >= 1))
+    last = (kept.sum(dim=-1, keepdim=True) - 1).clamp(min=0)
+    place = torch.searchsorted(total, point[:, None] * total.gather(1, last), right=True)
+    return order.gather(1, torch.minimum(place, last))[:, 0]
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    rules=st.lists(
+        st.tuples(
+            st.floats(0.05, 3.0),
+            st.sampled_from([0, 0, 0, 1, 7, 8, 9, 40]),
+            st.one_of(st.just(1.0), st.floats(0.01, 1.0)),
+            st.floats(0, 1, exclude_max=True),
+        ),
+        min_size=1,
+        max_size=6,
+    ),
+    size=st.integers(17, 90),
+    spread=st.sampled_from([0.0, 0.1, 3.0, 30.0]),
+    banned=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+    seed=st.integers(0, 10_000),
+)
+def test_a_seed_draws_what_it_always_drew(rules, size, spread, banned, dtype, seed):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, spread, (len(rules), size))).to(dtype).float()
+    logits[torch.from_numpy(rng.random(logits.shape) < banned)] = float("-inf")
+    columns = list(torch.tensor(rules, dtype=torch.float64).T)
+    whole, drawing.HEAD = drawing.HEAD, 8
+    try:
+        found = draw(logits, *columns)
+    finally:
+        drawing.HEAD = whole
+    assert found.tolist() == in_order(logits, *columns).tolist()
+
+
+def test_few_rows_of_a_language_model_are_put_in_order_whole(monkeypatch):
+    rows, whole = [], drawing.from_all
+    monkeypatch.setattr(
+        drawing,
+        "from_all",
+        lambda scaled, *rules: rows.append(len(scaled)) or whole(scaled, *rules),
+    )
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.gumbel(0, 2, (200, 32_064))).float()  # peaked, as answers are
+    rules = [
+        rng.uniform(0.2, 1.0, 200),
+        np.zeros(200),
+        rng.choice([0.9, 1.0], 200),
+        rng.random(200),
+    ]
+    columns = [torch.from_numpy(rule) for rule in rules]
+    assert draw(logits, *columns).tolist() == in_order(logits, *columns).tolist()
+    assert sum(rows) < 100
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes that tensors made meanwhile take at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most, self._now, self._known = 0, 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if is_tensor(t)}
+        made = func(*args, **(kwargs or {}))
+        for storage in (t.untyped_storage() for t in tree_leaves(made) if is_tensor(t)):
+            key, size = storage._cdata, storage.nbytes()
+            if id(storage) not in given and key not in self._known:
+                self._known.add(key)
+                self._now += size
+                self.most = max(self.most, self._now)
+                weakref.finalize(storage, self._gone, key, size)
+        return made
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._now -= size
+
+
+def planned_bytes() -> int:
+    """What a card is planned to have for each logit of a row, beside the logit itself."""
+    config = copy.deepcopy(tiny().config)
+    rows = []
+    for size in (1000, 2000):
+        config.text_config.vocab_size = size
+        made = memory.needs(config, dtype=torch.float32, max_tokens=9, prefill_tokens=1)
+        rows.append(made.row_bytes)
+    return (rows[1] - rows[0]) // 1000 - torch.float32.itemsize
+
+
+@pytest.mark.parametrize("head", [drawing.HEAD, 2**20], ids=["head", "whole"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_pick_takes_no_more_memory_than_is_planned_for_it(monkeypatch, head, dtype):
+    monkeypatch.setattr(drawing, "HEAD", head)
+    num_rows, size = 6, 32_000
+    rules = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.2, "min_new_tokens": 4}
+    rows = [
+        sequences(Request(id=str(n), prompt_ids=[1], **rules), [], -1, 1)[0]
+        for n in range(num_rows)
+    ]
+    for slot, row in enumerate(rows):
+        row.slot = slot
+    sampler = Sampler(frozenset({2}), num_rows, torch.device("cpu"))
+    logits = torch.randn(num_rows, size, dtype=dtype)
+    scored = Scored(
+        logits=logits,
+        best=logits.argmax(-1),
+        logprobs=torch.zeros(num_rows),
+        rows=list(range(num_rows)),
+    )
+    with torch.inference_mode(), Alive() as alive:
+        sampler.pick(scored, rows, scored.rows)
+    assert alive.most / logits.numel() <= planned_bytes()
+
+
 def test_a_row_that_is_not_finite_still_names_a_token():
-    logits = torch.randn(4, 9)
-    logits[0] = float("nan")
-    logits[1, 3] = float("inf")
-    logits[2] = float("-inf")
-    rules = [torch.full((4,), value, dtype=torch.float64) for value in (0.7, 0.0, 0.9, 0.99)]
-    found = draw(logits, *rules)
-    assert ((found >= 0) & (found < 9)).all()
+    for size in (9, 3 * drawing.HEAD):
+        logits = torch.randn(4, size)
+        logits[0] = float("nan")
+        logits[1, 3] = float("inf")
+        logits[2] = float("-inf")
+        rules = [torch.full((4,), value, dtype=torch.float64) for value in (0.7, 0.0, 0.9, 0.99)]
+        found = draw(logits, *rules)
+        assert found.tolist() == in_order(logits, *rules).tolist()
+        assert ((found >= 0) & (found < size)).all()
 
 
 def test_the_nth_token_has_the_nth_number_also_behind_tokens_that_were_given_up():

@@ -1,10 +1,15 @@
-"""The engine's thread: answers reach whoever waits, however fast they come."""
+"""The engine's thread: answers reach whoever waits, however fast they come; only a standstill is a stall."""
 
 import asyncio
+import faulthandler
 import threading
 import time
+from itertools import pairwise
 
-from llava_batch.engine import Completion, Request
+import numpy as np
+
+from llava_batch.demo import model_path
+from llava_batch.engine import Completion, Engine, Request
 from llava_batch.generate.engine_thread import EngineLoop
 
 
@@ -21,7 +26,7 @@ class Refusing:
     def submit(self, request: Request) -> None:
         self._done.append(Completion(id=request.id, finish_reason="error", error_code="bad_prompt"))
 
-    def step(self, *_) -> list[Completion]:
+    def step(self, **_) -> list[Completion]:
         done, self._done = self._done, []
         return done
 
@@ -51,7 +56,7 @@ def test_an_id_in_flight_is_asked_once_and_answers_all_who_wait_for_it() -> None
     submitted, all_asked = [], threading.Event()
     submit, step = loop.engine.submit, loop.engine.step
     loop.engine.submit = lambda request: submitted.append(request.id) or submit(request)  # type: ignore
-    loop.engine.step = lambda *_: all_asked.wait() and step()
+    loop.engine.step = lambda **_: all_asked.wait() and step()
 
     async def ask() -> list[list[Completion]]:
         waiting = [asyncio.ensure_future(loop.answer(Request(id="same"))) for _ in range(5)]
@@ -61,3 +66,34 @@ def test_an_id_in_flight_is_asked_once_and_answers_all_who_wait_for_it() -> None
 
     assert [answer[0].id for answer in asyncio.run(ask())] == ["same"] * 5
     assert submitted == ["same"]
+
+
+def test_the_watchdog_waits_for_one_group_or_one_decode_step_and_not_for_all_of_them(monkeypatch):
+    events: list[str] = []
+
+    def noted(name, work):
+        return lambda *given, **named: events.append(name) or work(*given, **named)
+
+    def load() -> Engine:
+        made = Engine.load(model_path(), dtype="float32", slots=6, max_tokens=256, prefill_tokens=1)
+        made._runner._prefill_group = noted("work", made._runner._prefill_group)
+        made._runner.decode = noted("work", made._runner.decode)
+        return made
+
+    arm = noted("armed", faulthandler.dump_traceback_later)
+    monkeypatch.setattr(faulthandler, "dump_traceback_later", arm)
+    loop = EngineLoop(load, stall_timeout_s=60.0)
+    rng = np.random.default_rng(0)
+
+    async def ask() -> None:
+        pixels = [rng.integers(0, 256, (1, 3, 112, 112), dtype=np.uint8) for _ in range(9)]
+        ids = [1, *[loop.engine.llava.image_token] * loop.engine.llava.tokens_per_image, 5, 6]
+        given = (
+            Request(id=str(n), pixels=p, prompt_ids=ids, max_new_tokens=4)
+            for n, p in enumerate(pixels)
+        )
+        await asyncio.gather(*map(loop.answer, given))
+
+    asyncio.run(ask())
+    assert events.count("work") >= 12
+    assert ("work", "work") not in set(pairwise(events))

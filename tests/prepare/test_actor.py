@@ -14,6 +14,7 @@ from PIL import Image, ImageFile
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.job import Job
 from llava_batch.prepare.actor import Prepare
+from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.read.columns import image_schema
 from llava_batch.read.find import find_units
 from llava_batch.read.reading import Reading
@@ -137,7 +138,9 @@ def test_pixels_leave_as_the_checkpoints_own_in_uint8() -> None:
     (out,) = prepared(preparer(image_aspect="crop"), row(data))
     assert out["shape"] == [1, 3, 112, 112]
     pixels = np.frombuffer(out["pixels"], np.uint8).reshape(out["shape"])
-    assert np.array_equal(pixels[0], CHECKPOINT.pixels(Image.open(io.BytesIO(data))))
+    assert np.array_equal(
+        pixels[0], load_image_processor(CHECKPOINT).pixels(Image.open(io.BytesIO(data)))
+    )
     assert (out["width"], out["height"], out["num_images"]) == (31, 20, 1)
 
 
@@ -145,7 +148,7 @@ def test_auto_pads_where_the_checkpoint_does() -> None:
     def pixels(aspect: str) -> bytes:
         return prepared(preparer(image_aspect=aspect), row(picture(90, 20)))[0]["pixels"]
 
-    assert CHECKPOINT.pads
+    assert load_image_processor(CHECKPOINT).pads
     assert pixels("auto") == pixels("pad") != pixels("crop")
 
 

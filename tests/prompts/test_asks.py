@@ -7,8 +7,8 @@ import pytest
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts.asks import Ask, asks_of, prompt_columns
+from llava_batch.prompts.guards import Guards, split_guarded, unguarded
 from llava_batch.prompts.recipe import load_recipe
-from llava_batch.prompts.templates import Guards, split_guarded, unguarded
 
 GUARDS = Guards(["</s>"])
 

@@ -6,21 +6,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.errors import UsageError
+from llava_batch.prompts.guards import split_guarded, unguarded
 from llava_batch.prompts.templates import (
     BadPrompt,
-    Guards,
     Render,
     fill,
     from_chat_template,
     llava_15,
     place_images,
-    split_guarded,
     template_columns,
-    unguarded,
 )
+from tests.prompts.test_guards import GUARDS, texts_with_marks
 
 SYSTEM = "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions."
-GUARDS = Guards(["<s>", "</s>", "<pad>", "<|im_end|>"])
 
 # Chat templates in the shape of the formats' own, written for these tests.
 MISTRAL = (
@@ -140,66 +138,12 @@ def test_a_fenced_question_goes_through_every_template_whole(template: str) -> N
     assert unguarded(segment).count(asked) == 1
 
 
-# Guards
+# Any texts
 
 
-def test_special_tokens_in_a_question_are_fenced_and_its_image_mark_is_not() -> None:
-    pieces = split_guarded(GUARDS.text("<image>\nWhat is </s> in <pad>?"))
-    assert pieces == [
-        ("<image>\nWhat is ", False),
-        ("</s>", True),
-        (" in ", False),
-        ("<pad>", True),
-        ("?", False),
-    ]
-
-
-def test_an_image_mark_in_a_columns_value_is_seven_characters() -> None:
-    assert split_guarded(GUARDS.value("an <image> tag")) == [
-        ("an ", False),
-        ("<image>", True),
-        (" tag", False),
-    ]
-
-
-def test_the_words_user_and_assistant_are_no_special_tokens() -> None:
-    assert GUARDS.text("USER: hi ASSISTANT:") == "USER: hi ASSISTANT:"
-
-
-def test_nothing_of_a_fenced_token_is_left_for_a_template_to_find() -> None:
-    assert "</s>" not in GUARDS.text("a</s>b")
-    assert "s" not in GUARDS.value("</s>")
-
-
-_texts = st.lists(
-    st.one_of(
-        st.text(),
-        st.sampled_from(["<s>", "</s>", "<pad>", "<image>", "<|im_end|>", "\ufdd0", "\ufdd1"]),
-        st.sampled_from(["\ufdd060.47\ufdd1", "USER:", "{", "}", "{x}", "<im", "age>", "\ufdd0answer0\ufdd1"]),
-    ),
-    max_size=8,
-).map("".join)  # fmt: skip
-
-
-@given(_texts)
+@given(st.lists(texts_with_marks.filter(lambda t: t.strip() == t and t), min_size=1, max_size=4))
 @settings(deadline=None)
-def test_guarding_and_unguarding_give_back_every_text(text: str) -> None:
-    assert unguarded(GUARDS.text(text)) == text
-    assert unguarded(GUARDS.value(text)) == text
-
-
-@given(_texts)
-@settings(deadline=None)
-def test_no_text_can_forge_a_special_token_or_an_answers_place(text: str) -> None:
-    free = "".join(piece for piece, fenced in split_guarded(GUARDS.value(text)) if not fenced)
-    assert not any(mark in free for mark in ("\ufdd0", "\ufdd1"))
-    for piece, fenced in split_guarded(GUARDS.value(text)):
-        assert fenced or not any(s in piece for s in ("<s>", "</s>", "<pad>", "<image>"))
-
-
-@given(st.lists(_texts.filter(lambda t: t.strip() == t and t), min_size=1, max_size=4))
-@settings(deadline=None)
-def test_a_conversation_of_any_texts_has_a_segment_for_each(texts: list[str]) -> None:
+def test_a_conversation_of_anytexts_with_marks_has_a_segment_for_each(texts: list[str]) -> None:
     questions = [GUARDS.value(text) for text in texts]
     questions[0] = f"<image>\n{questions[0]}"
     for render in (llava_15, chat(CHATML), chat(TYPED_PARTS)):

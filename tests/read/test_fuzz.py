@@ -1,6 +1,6 @@
 """Mutated images and shards through reading and preparing: no crash, no hang, every row accounted for.
 
-`make test` takes a small share. The whole: `LLAVA_BATCH_FUZZ=50 pytest tests/test_fuzz.py`.
+`make test` takes a small share. The whole: `LLAVA_BATCH_FUZZ=50 pytest tests/read/test_fuzz.py`.
 """
 
 import io

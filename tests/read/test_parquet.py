@@ -1,9 +1,11 @@
 """Damaged and odd Parquet files: what reads is a row, what does not is said, storage is not damage."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -118,6 +120,93 @@ def test_a_kept_column_of_another_type_leaves_the_unit_open_and_names_it(tmp_pat
 def test_a_damaged_first_file_does_not_keep_the_next_from_naming_the_columns(tmp_path):
     (unit,) = units_of(put(tmp_path / "a.parquet", b"PAR1 nothing PAR1"))
     assert first_row(unit, reading()) == {}
+
+
+CAPTIONS = [b"fine"] * 30
+
+
+def captioned(path: Path, captions: list[bytes], **columns) -> Path:
+    return parquet(path, caption=pa.array(captions).view(pa.string()), **columns)
+
+
+@pytest.mark.parametrize(
+    "key", [{}, {"key": [f"k{n % 5}" for n in range(30)]}], ids=["none", "key"]
+)
+def test_a_damaged_row_that_reads_on_a_retry_is_found_by_the_name_it_was_answered_under(
+    tmp_path, key
+):
+    # It was looked for as `3%row`, came as `k3`, and stayed in error for ever.
+    spoilt = [*CAPTIONS[:3], b"\xff\xfe", *CAPTIONS[4:]]
+    how = reading(None, "caption")
+    first = outcome(read(captioned(tmp_path / "a.parquet", spoilt, **key), how))
+    assert first["3%row"] == "shard_damaged"
+    (unit,) = units_of(captioned(tmp_path / "b.parquet", CAPTIONS, **key))
+    again = rows_of(replace(unit, retry=frozenset(first)), how)
+    assert outcome(again) == dict.fromkeys(first, "ok")
+    assert [r["images"] for r in again] == [[image] for image in THIRTY]
+    (row,) = rows_of(replace(unit, retry=frozenset({"3%row"})), how)
+    assert row["images"] == [THIRTY[3]]
+
+
+class ShortOfMemory:
+    """Stands in for reading row groups: fails at the second `times`, as memory does."""
+
+    def __init__(self, monkeypatch, what: str, times: int) -> None:
+        self.what, self.times = what, times
+        self.whole = pq.ParquetFile.iter_batches
+        monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: self(*a, **k))
+        monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
+
+    def __call__(self, file, rows, groups, columns, **how):
+        if groups == [1] and self.times:
+            self.times -= 1
+            raise pa.ArrowMemoryError(self.what)
+        return self.whole(file, rows, groups, columns, **how)
+
+
+def test_memory_that_is_short_for_a_while_costs_no_row(tmp_path, monkeypatch):
+    # The row group was committed as damaged.
+    path = parquet(tmp_path / "a.parquet")
+    ShortOfMemory(monkeypatch, "malloc of size 1048576 failed", 2)
+    assert outcome(read(path)) == {str(n): "ok" for n in range(30)}
+
+
+def test_memory_that_stays_short_leaves_the_unit_open_and_says_so(tmp_path, monkeypatch):
+    path = parquet(tmp_path / "a.parquet")
+    ShortOfMemory(monkeypatch, "realloc of size 1048576 failed", 99)
+    *_, end = read_blocks(units_of(path)[0], reading())
+    (row,) = end.to_pylist()
+    assert row["end"] and row["error_code"] == "shard_damaged"
+    assert "ArrowMemoryError: realloc of size 1048576 failed" in row["error_message"]
+
+
+def test_a_size_that_no_memory_could_hold_is_damage(tmp_path, monkeypatch):
+    path = parquet(tmp_path / "a.parquet")
+    ShortOfMemory(monkeypatch, f"malloc of size {2**62} failed", 99)
+    codes = [r["error_code"] for r in read(path)]
+    assert codes == [None] * 10 + ["shard_damaged"] * 10 + [None] * 10
+
+
+def test_a_column_without_a_name_is_a_column_like_any_other(tmp_path):
+    # As the image it was a NameError, and the job died.
+    path = put_parquet(tmp_path / "a.parquet", {"": THIRTY})
+    assert outcome(read(path)) == {str(n): "ok" for n in range(30)}
+    path = parquet(tmp_path / "b.parquet", **{"": [f"k{n}" for n in range(30)]})
+    assert [r["key"] for r in read(path, reading(key_column=""))] == [f"k{n}" for n in range(30)]
+
+
+def test_two_columns_of_the_image_columns_name_are_no_exception(tmp_path):
+    # Asked for by name it was a KeyError, and the job died.
+    image = pa.array(THIRTY)
+    pq.write_table(pa.table([image, image], names=["image"] * 2), tmp_path / "a.parquet")
+    rows = read(tmp_path / "a.parquet", reading(image_column="image"))
+    assert {r["error_code"] for r in rows} == {None}
+
+
+def test_lists_of_lists_hold_no_images(tmp_path):
+    # They were taken for images, and their rows ended the job.
+    path = put_parquet(tmp_path / "a.parquet", {"image": [[[picture()]], [[picture(1)]]]})
+    assert [r["error_code"] for r in read(path)] == ["image_missing"] * 2
 
 
 class Failing(io.RawIOBase):

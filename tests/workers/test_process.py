@@ -22,6 +22,11 @@ def test_a_block_that_ends_in_time_leaves_no_timer_behind() -> None:
     assert (found.returncode, found.stdout.strip()) == (0, "alive")
 
 
+def test_a_block_that_says_that_it_goes_on_has_its_time_again() -> None:
+    code = "with watchdog(0.5) as still_going:\n  for _ in range(4): time.sleep(0.2); still_going()"
+    assert ran(code).returncode == 0
+
+
 def test_a_block_that_raises_leaves_no_timer_behind() -> None:
     code = "try:\n    with watchdog(0.2): 1 / 0\nexcept ZeroDivisionError: time.sleep(0.6)"
     assert ran(code).returncode == 0

@@ -34,6 +34,10 @@ HIDDEN_COPIES, INNER_COPIES = 10, 3
 residual, its norm in float32 and back, q and k before and after rotation, v, the output; gate, up
 and their product."""
 
+PICK_BYTES = 64
+"""Beside each logit of a row whose token is drawn: 48 in tensors that are alive at once (copies in float32,
+their order, masses and sums in double), the rest for the workspace of a card's sort, which is not measured."""
+
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141, 192)
 """Sizes that cards are sold in, of which about 2 % and a CUDA context are not to be had."""
 CONTEXT_BYTES = GIB // 2
@@ -86,8 +90,7 @@ def needs(
         prefill += text.hidden_size * text.intermediate_size * width
     return Needs(
         slot_bytes=slot_bytes(text, max_tokens, dtype),
-        # Logits, and in float32: themselves, their exponents, their sorted copy.
-        row_bytes=text.vocab_size * (width + 12) + one,
+        row_bytes=text.vocab_size * (width + PICK_BYTES) + one,
         prefill_bytes=prefill + prefill_tokens * text.hidden_size * width,
     )
 

@@ -184,7 +184,7 @@ class OnCard:
 
 @pytest.mark.parametrize(
     ("free_gib", "max_tokens", "expected"),
-    [(60, 2048, 53), (60, 704, 154), (60, 256, 256), (2, 2048, 1)],
+    [(60, 2048, 53), (60, 704, 153), (60, 256, 256), (2, 2048, 1)],
 )
 def test_slots_are_sized_when_the_weights_are_loaded(
     monkeypatch, free_gib, max_tokens, expected
