@@ -10,7 +10,7 @@ import pyarrow as pa
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.plan import Plan, make_plan, on_machines
-from llava_batch.driver.progress import Progress
+from llava_batch.driver.progress import Progress, tell_left_out
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
@@ -51,6 +51,7 @@ def run_settled(settled: Settled) -> Summary:
         raise UsageError(
             f"the storage refused: {error}; check the paths, the credentials and the endpoint"
         ) from error
+    tell_left_out(plan)
     if not plan.todo and not settled.job.dry_run:
         return _nothing_to_do(plan)
     with cluster.connected():

@@ -81,6 +81,8 @@ def result_lines(summary: "Summary") -> list[str]:
         )
     if run["units_changed"]:
         lines.append(f"{run['units_changed']} units had changed and were answered again.")
+    if run["units_kept"]:
+        lines.append(f"{run['units_kept']} units had changed and keep their answers.")
     if run["rows_with_several_images"]:
         lines.append(
             f"{run['rows_with_several_images']} rows had several images: LLaVA-1.5 was not trained on "
@@ -97,6 +99,8 @@ def result_lines(summary: "Summary") -> list[str]:
         f"{summary.output} holds {totals['rows']} answers in {totals['units']} units, "
         f"{totals['rows'] - totals['ok']} of them in error" + (f" ({errors})." if errors else ".")
     )
+    if not totals["rows"]:
+        return lines
     if totals["rows"] <= MAX_REPORT_ROWS:
         lines.append(f"Look at them: {summary.output}/_report.html")
     else:
@@ -119,6 +123,8 @@ def outlook_lines(summary: "Summary") -> list[str]:
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
         f"{machine['prepare_workers']} preparing actor(s).",
     ]
+    if settings["limit"]:
+        lines.append(f"Of these the first {settings['limit']} images alone (--limit).")
     if ahead["loose_images"]:
         lines.append(f"Loose images among them: {ahead['loose_images']}.")
     if ahead["rows_to_retry"]:
