@@ -189,7 +189,7 @@ class Ledger:
         return record is not None and record.source == unit.source
 
     def note(self, unit: Unit) -> None:
-        """Have `begin` write down what the loose files of a committed unit are, where it is not."""
+        """Have `begin` write down what the loose files of a committed unit are, where that is not."""
         self._noted.append(unit)
 
     def remember(self, unit: Unit) -> None:
@@ -204,9 +204,8 @@ class Ledger:
 
     @property
     def is_tidy(self) -> bool:
-        """Whether there is nothing for `begin` to remove or to write down but a run's own."""
-        left = (self._leftovers, self._retired, self._limited, self._adopted)
-        return not any(left) and all(map(self._remembers, self._noted))
+        """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
+        return not (self._leftovers or self._retired or self._limited or self._adopted)
 
     def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
         """Write down the job and the members of loose units, before anything is answered.
