@@ -26,7 +26,7 @@ from llava_batch.prompts.asks import Lookup, prompt_columns
 from llava_batch.prompts.presets import preset
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.prompts.recipe import Recipe, load_recipe
-from llava_batch.read.columns import keep_schema, require_columns
+from llava_batch.read.columns import keep_schema, kept_names, require_columns
 from llava_batch.read.find import find_units
 from llava_batch.read.source import Reading, count_rows, first_row
 from llava_batch.storage import locate, read_bytes
@@ -172,6 +172,7 @@ def fingerprint_settings(job: Job, checkpoint: Checkpoint) -> dict[str, Any]:
     del settings["revision"]
     settings["model"] = checkpoint.commit or folder_hash(checkpoint.folder)
     settings["model_name"] = job.model
+    settings["keep"] = kept_names(job.keep)  # their types stand in the ledger
     if job.template not in ("auto", "llava-1.5", "checkpoint"):
         settings["template"] = _file_hash(job.template)
     if job.questions:
@@ -207,12 +208,12 @@ def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa
     """The kept columns' types, as an earlier run fixed them or as the first unit has them."""
     if not units or not (job.keep or columns):
         return pa.schema([])
-    nothing_kept = Reading.of(job, [*columns, *job.keep], pa.schema([]))
+    nothing_kept = Reading.of(job, [*columns, *kept_names(job.keep)], pa.schema([]))
     # The first units may be damaged: the first that has columns speaks for all.
     firsts = ((unit, first_row(unit, nothing_kept)) for unit in units[:_FIRST_UNITS])
     unit, row = next((first for first in firsts if first[1]), (units[0], {}))
     require_columns(columns, "--question-column" if job.question_column else "--prompt", unit, row)
-    return keep_schema(job.keep, unit, row) if ledger.keep is None else ledger.keep
+    return keep_schema(job.keep, unit, row, ledger.keep)
 
 
 def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:

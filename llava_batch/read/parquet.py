@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
+from llava_batch.read.exact import rows_of
 from llava_batch.read.row import Keys, Row, damaged, missing
 from llava_batch.read.storage_failed import StorageFailed, stored
 
@@ -138,14 +139,14 @@ def _group(
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
     """Each row's values, or what is wrong with a row of which one cannot be read."""
     try:
-        return batch.to_pylist()
+        return [*rows_of(batch)]
     except _UNREADABLE:
         return [_values_of_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
 
 
 def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
     try:
-        return row.to_pylist()[0]
+        return rows_of(row)[0]
     except _UNREADABLE as error:
         return f"a value of this row cannot be read: {error}"
 
