@@ -12,6 +12,7 @@ from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan
 from llava_batch.driver.progress import Progress
+from llava_batch.driver.recast import recast
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError, first_line
@@ -79,7 +80,9 @@ def _refusing_the_storage() -> Iterator[None]:
 
 
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
-    plan.ledger.begin(plan.todo, plan.reading.keep)
+    plan.ledger.begin(plan.todo, plan.reading.keep, recasting=plan.recast)
+    if plan.recast:
+        recast(plan.ledger, plan.reading.keep)
     handle = shared_state.start()
     joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
     committer = Committer(

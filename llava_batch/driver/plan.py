@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
+from llava_batch.driver.recast import needs_recast
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.errors import UsageError
 from llava_batch.generate.json_schema import read_schema
@@ -52,6 +53,8 @@ class Plan:
 
     questions: Questions | None = None
     recipe: Recipe | None = None
+    recast: bool = False
+    """Whether committed tables get the kept columns' new types first."""
     card: Card | None = None
     """The least card of the cluster; None without one, or where none could be looked at."""
 
@@ -127,6 +130,7 @@ def make_plan(
         num_changed=len(changed),
         questions=read_questions(job.questions) if job.questions else None,
         recipe=recipe,
+        recast=needs_recast(ledger, reading.keep, overwrite=job.overwrite),
         card=card,
     )
 
@@ -206,7 +210,11 @@ def _file_hash(text: str) -> str:
 
 def _keep(job: Job, ledger: Ledger, units: list[Unit], columns: list[str]) -> pa.Schema:
     """The kept columns' types, as an earlier run fixed them or as the first unit has them."""
-    if not units or not (job.keep or columns):
+    if not units:
+        return ledger.keep or pa.schema(
+            []
+        )  # what is recorded stands, be there nothing to read today
+    if not (job.keep or columns):
         return pa.schema([])
     nothing_kept = Reading.of(job, [*columns, *kept_names(job.keep)], pa.schema([]))
     # The first units may be damaged: the first that has columns speaks for all.

@@ -17,7 +17,7 @@ import base64
 import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -84,6 +84,8 @@ class Ledger:
         self.fingerprint = fingerprint(settings)
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
+        self.recasting = False
+        """Whether a run was killed while it gave kept columns other types."""
         self._members: dict[str, tuple[str, ...]] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
@@ -135,6 +137,7 @@ class Ledger:
         if not changed:
             # Perhaps another version's, which knew fewer settings; its answers stand.
             self.fingerprint, self.keep = said["fingerprint"], keep
+            self.recasting = said.get("recasting", False)
 
     def _unreadable_job(self, error: Exception) -> OutputConflict:
         return OutputConflict(
@@ -198,8 +201,9 @@ class Ledger:
         )
         return fits or unit.name in self._adopted or self._adopt(unit)
 
-    def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
-        """Write down the job and the members of loose units, before anything is answered.
+    def begin(self, units: Iterable[Unit], keep: pa.Schema, *, recasting: bool = False) -> None:
+        """Write down the job and the members of loose units, before anything is answered; `recasting`
+        stands there until `end_recasting`.
 
         Raises:
             OutputConflict: another run began here after this one looked.
@@ -208,14 +212,8 @@ class Ledger:
             raise OutputConflict(
                 f"--output {self.out.shown}: another run began to write there; run this again"
             )
-        self.keep = keep
-        said = {
-            "fingerprint": self.fingerprint,
-            "format": self.format,
-            "keep": base64.b64encode(keep.serialize().to_pybytes()).decode(),
-            "settings": self.settings,
-        }
-        self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
+        self.keep, self.recasting = keep, recasting
+        self._write_job(keep)
         if self._counts_since == _NEVER:
             self._write(_OVERWRITING, b"{}\n")
         elif not self._counts_since and self._overwriting is not None:
@@ -229,6 +227,29 @@ class Ledger:
         for unit in units:
             if unit.kind == "files" and self._members.get(unit.name) != unit.members:
                 self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
+
+    def held(self) -> list[Record]:
+        """Records of this run's settings, also where a kill kept one from knowing its table's size."""
+        ours = self.fingerprint
+        stale = {record.unit for record in self._stale}
+        return [
+            r for n, r in sorted(self.records.items()) if r.fingerprint == ours and n not in stale
+        ]
+
+    def discard(self, record: Record) -> None:
+        """Have `begin` remove the unit."""
+        self._stale.append(record)
+
+    def replace(self, record: Record, table: pa.Table) -> None:
+        """Put `table` in the place of the unit's, which says the same."""
+        self._write_table(record.unit, table)
+        self.commit(replace(record, table_bytes=self.table_size(record.unit)))
+
+    def end_recasting(self) -> None:
+        """All tables have the types of `keep`."""
+        self.recasting = False
+        if self.keep is not None:
+            self._write_job(self.keep)
 
     def finish(self) -> None:
         """Everything was answered: the next `--overwrite` is another one."""
@@ -257,7 +278,10 @@ class Ledger:
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
-        name, data = self.table_name(unit.name), encoded(table, self.format)
+        self._write_table(unit.name, table)
+
+    def _write_table(self, unit: str, table: pa.Table) -> None:
+        name, data = self.table_name(unit), encoded(table, self.format)
         write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 
@@ -324,6 +348,17 @@ class Ledger:
                 f"{self.out.shown} holds answers of another run: {'; '.join(changed)}; "
                 "give another --output, or --overwrite to replace them"
             )
+
+    def _write_job(self, keep: pa.Schema) -> None:
+        said: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "format": self.format,
+            "keep": base64.b64encode(keep.serialize().to_pybytes()).decode(),
+            "settings": self.settings,
+        }
+        if self.recasting:
+            said["recasting"] = True
+        self._write("_job.json", (json.dumps(said, indent=1, sort_keys=True) + "\n").encode())
 
     def _path(self, name: str) -> str:
         return f"{self.out.path}/_manifest/{name}"
