@@ -80,15 +80,19 @@ class Held:
     version: int
     """Of the rules that the settings were written down by; see `driver.same_run`."""
     keep: pa.Schema
+    recasting: bool = False
+    """Whether a run was killed while it gave kept columns other types."""
 
     def to_json(self) -> bytes:
-        said = {
+        said: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "format": self.format,
             "keep": base64.b64encode(self.keep.serialize().to_pybytes()).decode(),
             "settings": self.settings,
             "settings_version": self.version,
         }
+        if self.recasting:
+            said["recasting"] = True
         return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -100,6 +104,7 @@ class Held:
             settings=said["settings"],
             version=said.get("settings_version", 1),
             keep=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"]))),
+            recasting=said.get("recasting", False),
         )
 
 
@@ -116,6 +121,7 @@ class Ledger:
         self.fingerprint = ""
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
+        self.recasting = False
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
@@ -174,7 +180,9 @@ class Ledger:
         """Count what was answered under `fingerprint` as answered; `as_before` where it is the one
         that the folder held, whose types of kept columns then stand."""
         self.settings, self.fingerprint, self.version = settings, fingerprint, version
-        self.keep = self.held.keep if as_before and self.held is not None else None
+        before = self.held if as_before else None
+        self.keep = None if before is None else before.keep
+        self.recasting = before is not None and before.recasting
 
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
@@ -254,8 +262,9 @@ class Ledger:
         record = self.records.get(unit.name)
         return unit if record is None else replace(unit, rules=record.rules)
 
-    def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
-        """Write down the job and the members of loose units, before anything is answered.
+    def begin(self, units: Iterable[Unit], keep: pa.Schema, *, recasting: bool = False) -> None:
+        """Write down the job and the members of loose units, before anything is answered; `recasting`
+        stands there until `end_recasting`.
 
         Raises:
             OutputConflict: another run began here after this one looked.
@@ -264,16 +273,8 @@ class Ledger:
             raise OutputConflict(
                 f"--output {self.out.shown}: another run began to write there; run this again"
             )
-        self.keep = keep
-        said = Held(
-            format=self.format,
-            fingerprint=self.fingerprint,
-            settings=self.settings,
-            version=self.version,
-            keep=keep,
-        ).to_json()
-        if said != self._job:
-            self._write("_job.json", said)
+        self.keep, self.recasting = keep, recasting
+        self._write_job(keep)
         if self._counts_since == _NEVER:
             self._write(_OVERWRITING, b"{}\n")
         elif self._is_given_up:
@@ -290,6 +291,24 @@ class Ledger:
         opened = (u for u in units if u.members and self.answered(u.name) is None)
         for unit in (*opened, *self._noted):
             self.remember(unit)
+
+    def of_this_run(self) -> list[Record]:
+        """Records of this run's settings that stay, also where a kill kept one from knowing its table's
+        size."""
+        retired = {record.unit for record in self._retired}
+        ours = (r for n, r in sorted(self.records.items()) if n not in retired)
+        return [r for r in ours if r.fingerprint == self.fingerprint]
+
+    def replace(self, record: Record, table: pa.Table) -> None:
+        """Put `table` in the place of the unit's, which says the same."""
+        self._write_table(record.unit, table)
+        self.commit(replace(record, table_bytes=self.table_size(record.unit)))
+
+    def end_recasting(self) -> None:
+        """All tables have the types of `keep`."""
+        self.recasting = False
+        if self.keep is not None:
+            self._write_job(self.keep)
 
     def finish(self) -> None:
         """Everything was answered: the next `--overwrite` is another one."""
@@ -318,7 +337,10 @@ class Ledger:
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
-        name, data = self.table_name(unit.name), encoded(table, self.format)
+        self._write_table(unit.name, table)
+
+    def _write_table(self, unit: str, table: pa.Table) -> None:
+        name, data = self.table_name(unit), encoded(table, self.format)
         write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 
@@ -388,6 +410,19 @@ class Ledger:
         self._delete(f"{self.out.path}/{record.table}")
         self._delete(self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
+
+    def _write_job(self, keep: pa.Schema) -> None:
+        said = Held(
+            format=self.format,
+            fingerprint=self.fingerprint,
+            settings=self.settings,
+            version=self.version,
+            keep=keep,
+            recasting=self.recasting,
+        ).to_json()
+        if said != self._job:
+            self._write("_job.json", said)
+            self._job = said
 
     def _path(self, name: str) -> str:
         return f"{self.out.path}/_manifest/{name}"
