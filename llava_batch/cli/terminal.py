@@ -80,7 +80,7 @@ def refuse_mixing(output: str, *, instruct: bool) -> None:
     except OSError as error:
         raise UsageError(f"--output {folder.shown}: {first_line(error)}") from None
     if own != below and own == instruct:
-        held = "the answers of caption or vqa" if instruct else "what instruct made"
+        held = "the answers of caption or vqa" if instruct else f"answers below it, in {ANSWERS}/"
         raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
 
 

@@ -61,7 +61,7 @@ def test_answers_and_conversations_are_not_begun_in_one_folder(ins: Path, tmp_pa
     (tmp_path / "out" / "_manifest").mkdir(parents=True)
     with pytest.raises(UsageError, match="holds the answers of caption or vqa; give another"):
         refuse_mixing(str(tmp_path / "out"), instruct=True)
-    with pytest.raises(UsageError, match="holds what instruct made; give another"):
+    with pytest.raises(UsageError, match="holds answers below it, in answers/; give another"):
         refuse_mixing(str(ins), instruct=False)
     for folder, instruct in ((tmp_path / "out", False), (ins, True), (tmp_path / "new", True),
                              (tmp_path / "new", False), (ins / "answers", False)):  # fmt: skip
