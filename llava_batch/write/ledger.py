@@ -115,6 +115,7 @@ class Ledger:
         self._retired: list[Record] = []
         self._noted: list[Unit] = []
         self._limited: list[str] = []
+        self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
 
     def load(self) -> None:
@@ -291,7 +292,8 @@ class Ledger:
     def _adopt(self, unit: Unit) -> Record | None:
         """The record of a whole table of this run's settings, where a kill between table and record
         left none, or an older one; whatever its input was."""
-        there = self.table_name(unit.name) in self._sizes
+        there = self.table_name(unit.name) in self._sizes and unit.name not in self._looked_into
+        self._looked_into.add(unit.name)
         table = self.read_table(unit.name) if there else None
         if table is None:
             return None
