@@ -91,6 +91,11 @@ class Job:
         None, "File of questions joined to the images by id, key or file name.", "Prompt",
         answers=True,
     )  # fmt: skip
+    join_anywhere: bool = _flag(
+        False,
+        "A question of the file may join several images: a bare file name, in every shard.",
+        "Prompt",
+    )
     dialogue: bool = _flag(
         False, "Ask an image's questions as turns of one conversation.", "Prompt", answers=True
     )
@@ -155,6 +160,9 @@ class Job:
     stall_timeout_s: float = _flag(
         600.0, "Seconds without progress after which a worker counts as hung.", "Limits"
     )
+    storage_patience: float = _flag(
+        600.0, "Seconds that a storage may be away before its units are left open.", "Limits"
+    )
 
     retry_errors: bool = _flag(False, "Answer the rows in error again, keep the rest.", "Run")
     overwrite: bool = _flag(False, "Replace what the output folder holds.", "Run")
@@ -193,23 +201,19 @@ class Job:
             raise bad_flag("min_new_tokens", self.min_new_tokens, "give at most --max-new-tokens")
         if self.num_samples > 1 and self.temperature == 0:
             raise bad_flag("num_samples", self.num_samples, "samples need --temperature over 0")
-        sources = ("question", "question_column", "questions", "recipe")
-        asked = [n for n in sources if getattr(self, n)]
-        if len(asked) > 1:
-            flags = " and ".join(flag_name(n) for n in asked)
-            raise UsageError(f"{flags} were both given; questions come from one place, drop one")
-        if self.dialogue and self.num_samples > 1:
-            raise bad_flag("num_samples", self.num_samples, "a --dialogue has one sample")
-        if not all(self.choices):
-            raise bad_flag("choices", ",".join(self.choices), "a choice is empty, drop a comma")
-        if self.choices and (self.dialogue or self.num_samples > 1 or self.temperature > 0):
-            raise bad_flag("choices", ",".join(self.choices), "choices are scored, not sampled: "
-                           "drop --dialogue, --num-samples and --temperature")  # fmt: skip
+        _refuse_what_asks_nothing(self)
         if self.json_schema:
             against = [n for n in ("choices", "stop", "min_new_tokens") if getattr(self, n)]
             if against:
                 raise UsageError(f"--json-schema and {flag_name(against[0])} were both given; "
                                  "the schema alone says where an answer ends, drop one")  # fmt: skip
+
+    @property
+    def asks_by(self) -> list[str]:
+        """The fields that say what is asked, where the default prompt does not; at most one."""
+        sources = ("question", "question_column", "questions", "recipe")
+        own_prompt = ["prompt"] if self.prompt != DEFAULT_PROMPT else []
+        return [*(name for name in sources if getattr(self, name)), *own_prompt]
 
     def but(self, **changes: Any) -> Self:
         """A copy with `changes`."""
@@ -226,6 +230,48 @@ class Job:
         return {name: value for name, value in self.settings().items() if name in names}
 
 
+def _refuse_what_asks_nothing(job: Job) -> None:
+    """Refuse a job that asks nothing, asks in two ways, or gives choices that nobody chooses from."""
+    for each in fields(job):
+        value = getattr(job, each.name)
+        values = value if isinstance(value, tuple) and each.name != "choices" else ()
+        if "" in values or (value == "" and each.default is None):
+            raise bad_flag(each.name, "''", "it is empty, give a value or leave it out")
+    if not all(map(str.strip, job.question)):
+        raise bad_flag("question", "' '", "a question is blank, give its text")
+    if len(job.asks_by) > 1:
+        flags = " and ".join(map(flag_name, job.asks_by))
+        raise UsageError(f"{flags} were both given; questions come from one place, drop one")
+    if job.recipe:
+        for name in ("dialogue", "suffix", "preset"):
+            if getattr(job, name):
+                raise UsageError(f"--recipe and {flag_name(name)} were both given; the recipe says "
+                                 "how it is asked, drop one")  # fmt: skip
+    if job.dialogue and job.num_samples > 1:
+        raise bad_flag("num_samples", job.num_samples, "a --dialogue has one sample")
+    _refuse_choices(job)
+    if job.dialogue and (not job.asks_by or "prompt" in job.asks_by or len(job.question) == 1):
+        raise UsageError("--dialogue: there is no second question; give --question twice, "
+                         "--question-column or --questions, or drop it")  # fmt: skip
+
+
+def _refuse_choices(job: Job) -> None:
+    if not job.choices:
+        return
+    said = ",".join(job.choices)
+    if not all(job.choices):
+        raise bad_flag("choices", said, "a choice is empty, drop a comma")
+    if len(job.choices) == 1:
+        raise bad_flag("choices", said, "of one there is nothing to choose, give two or more")
+    if len(set(job.choices)) < len(job.choices):
+        raise bad_flag("choices", said, "a choice is there twice, drop one")
+    if job.dialogue or job.num_samples > 1 or job.temperature > 0:
+        raise bad_flag("choices", said, "choices are scored, not sampled: drop --dialogue, "
+                       "--num-samples and --temperature")  # fmt: skip
+    if not job.asks_by:
+        raise bad_flag("choices", said, "nothing is asked that they answer, give --question")
+
+
 _ALLOWED: dict[str, tuple[str | None, ...]] = {
     "format": ("parquet", "arrow"),
     "dtype": ("auto", "float32", "bfloat16", "float16"),
@@ -237,7 +283,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
 _LEAST: dict[str, float] = {
     "limit": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
     "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
-    "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1,
+    "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1, "storage_patience": 0,
 }  # fmt: skip
 
 

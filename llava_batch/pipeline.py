@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
+from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress, tell_left_out
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
-from llava_batch.errors import RunFailed, UsageError
+from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job, require_places
+from llava_batch.patience import Patience
+from llava_batch.storage import advice, locate, without_credentials
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 
@@ -43,47 +46,55 @@ def run(job: Job) -> Summary:
 
 def run_settled(settled: Settled) -> Summary:
     """`run` for a job whose files were read already."""
-    require_places(settled.job)
-    cluster.refuse_vanishing_output(settled.job)
-    try:
-        plan = make_plan(settled)
-    except OSError as error:
-        raise UsageError(
-            f"the storage refused: {error}; check the paths, the credentials and the endpoint"
-        ) from error
-    tell_left_out(plan)
-    if not plan.todo and not settled.job.dry_run:
-        return _nothing_to_do(plan)
-    with cluster.connected():
-        cluster.refuse_local_paths(plan.job)
-        sizing = cluster.size_up(plan.job)
-        card = gpus.look() if sizing.on_gpu else None
-        plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
-        if plan.job.dry_run:
-            return summarise(plan, sizing, None, [], 0.0, status="dry run")
-        with _owned(plan) as (stop, owner):
+    job = settled.job
+    require_places(job)
+    cluster.refuse_vanishing_output(job)
+    with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
+        patience = Patience(job.storage_patience, stop.sleep)
+        with _refusing_the_storage():
+            # The folder is this run's before it is looked into: nobody else commits there meanwhile.
+            owner = None
+            if not job.dry_run:
+                owner = held.enter_context(Ownership(locate(job.output), patience))
+            plan = make_plan(settled, patience)
+        tell_left_out(plan)
+        if owner is not None and not plan.todo:
+            return _nothing_to_do(plan)
+        with cluster.connected():
+            cluster.refuse_local_paths(job)
+            sizing = cluster.size_up(job)
+            card = gpus.look() if sizing.on_gpu else None
+            with _refusing_the_storage():
+                plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
+            if owner is None:
+                return summarise(plan, sizing, None, [], 0.0, status="dry run")
             return _run(plan, sizing, stop, owner)
-
-
-@contextmanager
-def _owned(plan: Plan) -> Iterator[tuple[Stop, Ownership]]:
-    """The output folder is this run's; a signal stops it between two commits."""
-    try:
-        with Stop() as stop, Ownership(plan.ledger.out) as owner:
-            yield stop, owner
-    except OSError as error:
-        raise RunFailed(
-            f"{plan.ledger.out.shown}: the storage failed ({error}); what was committed stands, "
-            "run again to go on"
-        ) from error
 
 
 def _nothing_to_do(plan: Plan) -> Summary:
     """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
     if not plan.ledger.is_tidy:
-        with _owned(plan):
-            plan.ledger.begin([], plan.ledger.keep or pa.schema([]))
+        plan.ledger.begin([], plan.ledger.keep or pa.schema([]))
     return summarise(plan, None, None, [], 0.0, status="complete")
+
+
+@contextmanager
+def _failing_with_the_storage(job: Job) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RunFailed(
+            f"{without_credentials(job.output)}: the storage failed ({first_line(error)}); what was "
+            f"committed stands, run again to go on; {advice(error)}"
+        ) from error
+
+
+@contextmanager
+def _refusing_the_storage() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"the storage refused: {first_line(error)}; {advice(error)}") from error
 
 
 def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
@@ -92,7 +103,12 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
 
     plan.ledger.begin(plan.todo, plan.reading.keep)
     shared = shared_state.start()
-    committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
+    joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
+    several = plan.several_images()
+    committer = Committer(
+        plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
+        on_commit=None if joined is None else joined.mark,
+    )  # fmt: skip
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
     with Progress(plan, committer, shared) as progress:
@@ -100,14 +116,19 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
+                    if several is not None:
+                        several.check(batch)
                     committer.add(batch)
                 metrics.update(committer.tally)
             committer.close()
+            if not committer.tally.failed_units:
+                plan.ledger.finish()
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, shared=shared
-            )
+                plan, sizing, committer, progress.history, started, status=status, shared=shared,
+                joined=joined, several=several,
+            )  # fmt: skip
     problem = summary.problem(plan.job.max_error_rate)
     if problem:
         raise RunFailed(problem)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from llava_batch.errors import UsageError, first_line
-from llava_batch.patience import BRIEF, Patience
+from llava_batch.patience import BRIEF, Patience, is_passing
 
 TEMPORARY = "_tmp-"
 """How the names of half-written files begin; they have no extension, so no reader's pattern fits."""
@@ -141,6 +141,14 @@ def without_credentials(text: str) -> str:
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
+def advice(error: OSError) -> str:
+    """What a person could do about a storage's failure, to stand behind its own words."""
+    if os.environ.get("AWS_SESSION_TOKEN") and not is_passing(error) and error.errno is None:
+        return ("the keys in AWS_ACCESS_KEY_ID are a session's and may have ended: set new ones, or "
+                "unset them where the machines have a role of their own")  # fmt: skip
+    return "check the paths, the credentials and the endpoint"
+
+
 def _put(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer | mmap.mmap) -> None:
     with fs.open_output_stream(path) as stream:
         stream.write(data)
@@ -192,7 +200,9 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
     """An S3 filesystem that carries the driver's own credentials, so that workers need none.
 
     A URI with credentials or options in it is pyarrow's to read; otherwise the usual AWS variables
-    are taken from this process, and where there are none, the usual chain on each worker.
+    are taken from this process. A session's keys among them end with the session: nothing here could
+    renew them. Where there are none, each process asks the usual chain (profile, web identity, the
+    machine's role), which renews what ends.
     """
     parts = urlsplit(text)
     key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")

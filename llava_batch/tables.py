@@ -2,6 +2,7 @@
 
 The JSON files are the published contract: field, type, nullable, one sentence each. This module
 turns them into `pyarrow.Schema`s and checks tables against them; it knows nothing of what fills them.
+One of the files, `run.json`, is of no table: the JSON Schema of `_run.json`.
 """
 
 import json
@@ -25,6 +26,9 @@ _SCALARS: dict[str, pa.DataType] = {
     "binary": pa.binary(),
     "large_binary": pa.large_binary(),
 }
+
+RUN = "run"
+"""The name of the one contract that is of no table."""
 
 KEEP = "keep."
 """How the names of kept columns begin between the stages; the answers have them without."""
@@ -73,19 +77,24 @@ BOOKKEEPING = pa.schema(
 nothing was asked of it), and whether this is the unit's end row."""
 
 
-def schema_names() -> list[str]:
-    """The names of the published schemas, sorted."""
+def contract_names() -> list[str]:
+    """The names of all that is published in `schemas/`, sorted."""
     return sorted(
         p.name.removesuffix(".json") for p in _folder().iterdir() if p.name[-5:] == ".json"
     )
 
 
+def schema_names() -> list[str]:
+    """The names of the published tables, sorted."""
+    return [name for name in contract_names() if name != RUN]
+
+
 @cache
 def load_contract(name: str) -> dict[str, Any]:
-    """The JSON contract called `name`: its name, version, description and fields."""
+    """The JSON contract called `name`: of a table its name, version, description and fields."""
     path = _folder() / f"{name}.json"
     if not path.is_file():
-        raise UsageError(f"no schema called {name}; there are {', '.join(schema_names())}")
+        raise UsageError(f"no schema called {name}; there are {', '.join(contract_names())}")
     contract: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return contract
 
@@ -94,6 +103,8 @@ def load_contract(name: str) -> dict[str, Any]:
 def load_schema(name: str) -> pa.Schema:
     """The Arrow schema called `name`, with its version in the schema metadata."""
     contract = load_contract(name)
+    if name == RUN:
+        raise UsageError(f"no table called {name}; there are {', '.join(schema_names())}")
     columns = [
         pa.field(f["name"], parse_type(f["type"]), nullable=f["nullable"])
         for f in contract["fields"]

@@ -68,9 +68,13 @@ def ledger_of(
     out: Path, *, overwrite: bool = False, format: str = "parquet", **more: Any
 ) -> Ledger:
     """The folder's ledger, loaded as a new run would."""
+    return ledger_at(Ledger(locate(str(out)), format), overwrite=overwrite, **more)
+
+
+def ledger_at(ledger: Ledger, *, overwrite: bool = False, **more: Any) -> Ledger:
+    """The ledger, loaded, for a run of these settings."""
     settings = SETTINGS | more
-    ledger = Ledger(locate(str(out)), format)
-    ledger.load()
+    ledger.load(overwrite=overwrite)
     mark, as_before = fingerprint_in(
         ledger, settings, lambda version: settings, overwrite=overwrite
     )

@@ -20,8 +20,8 @@ from llava_batch.prompts.presets import preset
 from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
-    "input", "output", "format", "limit", "attention", "slots", "workers", "prepare_workers",
-    "max_tries", "stall_timeout_s", "retry_errors", "overwrite", "on_change", "max_error_rate",
+    "input", "output", "join_anywhere", "format", "limit", "attention", "slots", "workers", "prepare_workers",
+    "max_tries", "stall_timeout_s", "storage_patience", "retry_errors", "overwrite", "on_change", "max_error_rate",
     "shared_filesystem", "quiet", "dry_run",
 }  # fmt: skip
 """Written down a second time: a flag that is left out of the fingerprint must be meant."""
@@ -48,6 +48,7 @@ CHANGES_NO_ANSWER = {
         ({"max_image_bytes": 0}, "--max-image-bytes 0: give at least 1"),
         ({"max_tries": 0}, "--max-tries 0: give at least 1"),
         ({"stall_timeout_s": 0}, "--stall-timeout-s 0: give at least 1"),
+        ({"storage_patience": -1}, "--storage-patience -1: give at least 0"),
         ({"top_p": 0}, "--top-p 0: give a share over 0 and up to 1"),
         ({"top_p": 1.1}, "--top-p 1.1: give a share over 0 and up to 1"),
         ({"max_error_rate": 1.5}, "--max-error-rate 1.5: give a share from 0 to 1"),
@@ -60,6 +61,25 @@ CHANGES_NO_ANSWER = {
         ({"choices": ("yes", "")}, "--choices yes,: a choice is empty"),
         ({"question": ("a",), "question_column": "q"}, "--question and --question-column were both"),
         ({"questions": "f", "recipe": "detail"}, "--questions and --recipe were both"),
+        ({"prompt": "Who?", "question": ("a",)}, "--question and --prompt were both"),
+        ({"prompt": "Who?", "question_column": "q"}, "--question-column and --prompt were both"),
+        ({"prompt": "Who?", "questions": "f"}, "--questions and --prompt were both"),
+        ({"prompt": "Who?", "recipe": "detail"}, "--recipe and --prompt were both"),
+        ({"recipe": "detail", "dialogue": True}, "--recipe and --dialogue were both"),
+        ({"recipe": "detail", "suffix": "."}, "--recipe and --suffix were both"),
+        ({"recipe": "detail", "preset": "gqa"}, "--recipe and --preset were both"),
+        ({"choices": ("yes",), "question": ("a",)}, "--choices yes: of one there is nothing to choose"),
+        ({"choices": ("a", "b", "a"), "question": ("a",)}, "--choices a,b,a: a choice is there twice"),
+        ({"choices": ("a", "b")}, "--choices a,b: nothing is asked that they answer"),
+        ({"dialogue": True}, "--dialogue: there is no second question"),
+        ({"dialogue": True, "prompt": "Who?"}, "--dialogue: there is no second question"),
+        ({"dialogue": True, "question": ("a",)}, "--dialogue: there is no second question"),
+        ({"question": ("",)}, "--question '': it is empty"),
+        ({"question": ("a", " ")}, "--question ' ': a question is blank"),
+        ({"question_column": ""}, "--question-column '': it is empty"),
+        ({"questions": ""}, "--questions '': it is empty"),
+        ({"input": ("a", "")}, "--input '': it is empty"),
+        ({"stop": ("",)}, "--stop '': it is empty"),
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_used_is_refused_by_flag_and_value(
@@ -78,6 +98,9 @@ def test_a_value_that_cannot_be_used_is_refused_by_flag_and_value(
         {"num_samples": 2, "temperature": 0.5},
         {"min_new_tokens": 8, "max_new_tokens": 8},
         {"choices": ("yes", "no"), "question": ("Is it?",)},
+        {"choices": ("yes", "no"), "prompt": "Is it a cat? Answer yes or no."},
+        {"question": ("Who?", "Why?"), "dialogue": True, "stop": (" ", "\n")},
+        {"question_column": "q", "dialogue": True},
         {"limit": 1, "slots": 1, "workers": 1, "prepare_workers": 1},
     ],
 )
@@ -86,7 +109,13 @@ def test_values_at_their_bounds_are_taken(settings: dict) -> None:
 
 
 def test_numbers_that_are_not_numbers_are_refused() -> None:
-    for name in ("temperature", "top_p", "repetition_penalty", "max_error_rate", "stall_timeout_s"):
+    for name in (
+        "temperature",
+        "top_p",
+        "repetition_penalty",
+        "max_error_rate",
+        "storage_patience",
+    ):
         for value in (float("nan"), float("inf")):
             setting: dict[str, Any] = {name: value}
             with pytest.raises(UsageError, match=f"{flag_name(name)} {value}: give a"):
@@ -122,7 +151,7 @@ def test_every_flag_that_would_change_an_answer_is_in_the_fingerprint() -> None:
 
 
 def test_settings_are_plain_json_in_the_order_of_the_fields() -> None:
-    job = Job(input=("a", "b"), choices=("x",), limit=3)
+    job = Job(input=("a", "b"), keep=("x",), limit=3)
     settings = job.settings()
     assert list(settings) == [f.name for f in fields(Job)]
     assert json.loads(json.dumps(settings)) == settings

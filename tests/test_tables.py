@@ -133,7 +133,7 @@ def test_a_wheel_built_from_the_sources_holds_what_the_package_reads(tmp_path: P
         builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     )
     names = set(zipfile.ZipFile(built).namelist())
-    needed = {f"llava_batch/schemas/{name}.json" for name in NAMES}
+    needed = {f"llava_batch/schemas/{name}.json" for name in (*NAMES, "run")}
     needed |= {
         f"llava_batch/demo/model/{name}"
         for name in ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json")

@@ -18,8 +18,12 @@ from llava_batch.cli.look import app as look_app
 from llava_batch.cli.score import app as score_app
 from llava_batch.errors import LlavaBatchError, RunFailed, UsageError
 from llava_batch.job import Job, flag_name, job_fields
+from llava_batch.version import __version__
 
-_EPILOG = "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error."
+_EPILOG = (
+    "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error, or units left "
+    "open; 130 stopped by Ctrl-C or SIGTERM, finished units are committed."
+)
 
 
 def _command(doc: str, run: Callable[..., object], *own: inspect.Parameter) -> Callable[..., None]:
@@ -70,6 +74,13 @@ def _run(job: Job) -> None:
     run_and_tell(job)
 
 
+def _vqa(job: Job) -> None:
+    if not job.asks_by or "prompt" in job.asks_by:
+        raise UsageError("no question was given; give --question TEXT, --question-column NAME or "
+                         "--questions FILE (caption asks one --prompt of every image)")  # fmt: skip
+    _run(job)
+
+
 def _instruct(job: Job, export: list[str]) -> None:
     from llava_batch.cli.instruct import run_instruct
 
@@ -107,7 +118,7 @@ class _SpreadLists(TyperCommand):
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "caption": _command("Describe every image of a corpus with one prompt.", _run),
-    "vqa": _command("Ask questions of every image of a corpus.", _run),
+    "vqa": _command("Ask questions of every image of a corpus.", _vqa),
     "instruct": _command("Make instruction data from a corpus.", _instruct, _EXPORT),
 }
 
@@ -125,6 +136,26 @@ def _app(names: Sequence[str]) -> typer.Typer:
 
 
 app = _app(list(COMMANDS))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"llava-batch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _console_script(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 app.add_typer(score_app)
 app.add_typer(look_app)
 
@@ -153,6 +184,8 @@ def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
         return _stopped(prog) if status == _INTERRUPTED else status
     except TyperException as error:
         message = _message(error)
+        if not message:  # no command at all: its help was printed
+            return 2
         stop = "" if message.endswith((".", "?")) else "."
         return _tell(prog, f"{message}{stop} See {prog} --help.", 2)
     except UsageError as error:

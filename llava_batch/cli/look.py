@@ -65,17 +65,17 @@ def inspect(
 
 @app.command()
 def schema(
-    name: Annotated[str, typer.Argument(help="answers, images, questions or instructions.")],
+    name: Annotated[
+        str, typer.Argument(help="answers, images, questions or instructions; run for _run.json.")
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="The contract as JSON.")] = False,
 ) -> None:
-    """Print the contract of a table: each column's name, type and meaning."""
-    from llava_batch.cli.schema_pages import schema_table
-    from llava_batch.tables import load_contract
+    """Print the contract of a table or of _run.json: each column's or key's name, type and meaning."""
+    from llava_batch.cli.schema_pages import contract_as_json, schema_table
 
-    contract = load_contract(name)
     if as_json:
-        print(json.dumps(contract, indent=2, ensure_ascii=False))
+        print(json.dumps(contract_as_json(name), indent=2, ensure_ascii=False))
         return
     from rich.console import Console
 
-    Console().print(schema_table(contract))
+    Console().print(schema_table(name))

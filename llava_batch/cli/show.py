@@ -9,7 +9,8 @@ from itertools import islice
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.cells import cell_len, chop_cells
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -31,53 +32,65 @@ def show(out: str, *, errors: bool = False, num_rows: int = 10) -> None:
     if num_rows < 1:
         raise UsageError(f"-n {num_rows}: give at least 1")
     answers = open_answers(out)
-    missing = [c for c in COLUMNS if c not in answers.schema.names]
-    if missing:
-        raise UsageError(f"{out}: is no table of answers (without {', '.join(missing)})")
     rows = (r for r in answers.rows(COLUMNS) if not errors or r["status"] == "error")
     shown = list(islice(rows, num_rows))
     if not shown:
         print(f"{answers.location.shown}: no row{' is in error' if errors else 's'}")
         return
-    Console().print(sample_table(shown))
+    console = Console()
+    console.print(sample_table(shown, console.width))
 
 
-def sample_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Answer rows as a table: id, question, answer, how it ended, mean log-probability.
+def sample_table(rows: Sequence[dict[str, Any]], width: int) -> Group:
+    """Answer rows as a table of at most `width` characters: id, question, answer, how it ended, mean
+    log-probability; of a dialogue every question and every answer, a line each.
 
     A question that all rows share stands above the table, not in each row.
     """
-    shared = {_question(row) for row in rows} - {""}
-    title = Text.assemble("Asked: ", _plain(shared.pop())) if len(shared) == 1 else None
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left",
-                  title_style="")  # fmt: skip
-    table.add_column("id", overflow="fold", min_width=12, style="dim")
-    if title is None:
+    shared = {tuple(_questions(row)) for row in rows} - {()}
+    above = [_plain("Asked: " + ", then: ".join(shared.pop()))] if len(shared) == 1 else []
+    id_width = max(_ID, width - _ENDING - _GAPS - _ANSWER - (0 if above else _QUESTION))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("id", no_wrap=True, style="dim")
+    if not above:
         table.add_column("question", overflow="fold")
-    table.add_column("answer", overflow="fold", min_width=20)
+    table.add_column("answer", overflow="fold")
     table.add_column("finish", no_wrap=True)
     table.add_column("logprob", justify="right", no_wrap=True)
     for row in rows:
         logprob = row.get("mean_logprob")
         table.add_row(
-            _plain(row["id"]),
-            *([_plain(_question(row))] if title is None else []),
+            Text(_broken(_clean(row["id"]), id_width)),
+            *([_plain("\n".join(_questions(row)))] if not above else []),
             _said(row),
             _plain(row.get("finish_reason") or row["status"]),
             Text("" if logprob is None else f"{logprob:.2f}"),
         )
-    return table
+    return Group(*above, table)
 
 
-def _question(row: dict[str, Any]) -> str:
-    turns = row.get("turns") or []
-    return (turns[-1]["question"] or "") if turns else ""
+_ID, _QUESTION, _ANSWER, _ENDING, _GAPS = 14, 12, 20, 13, 14
+"""Characters that these have at least: the columns by name, the two last ones, all gaps between."""
+
+
+def _broken(name: str, width: int) -> str:
+    """`name` in lines of at most `width` characters, broken behind a slash where there is one."""
+    lines = [""]
+    for part in re.findall(r"[^/]*/|[^/]+", name):
+        if lines[-1] and cell_len(lines[-1] + part) > width:
+            lines.append("")
+        lines[-1:] = chop_cells(lines[-1] + part, width)
+    return "\n".join(lines)
+
+
+def _questions(row: dict[str, Any]) -> list[str]:
+    return [turn["question"] for turn in row.get("turns") or [] if turn["question"]]
 
 
 def _said(row: dict[str, Any]) -> Text:
-    """The answer; of a row in error its code and message, in red."""
+    """The answers; of a row in error its code and message, in red."""
     if row["status"] == "ok":
-        return _plain(row["answer"] or "")
+        return _plain("\n".join(turn["answer"] or "" for turn in row["turns"] or []))
     return Text.assemble(
         (_clean(row.get("error_code") or "unknown"), "red"),
         "  ",

@@ -1,10 +1,12 @@
 """What a run says on the terminal before and after itself; the demo where no place is named."""
 
+import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from llava_batch.errors import RunFailed, UsageError
+from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job, require_places
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
     """Run the job and say in a few lines what came of it and where it lies; `settled` where the caller
     had to settle it."""
     job = placed(job, demo="answers")
+    refuse_mixing(job.output, instruct=False)
     from llava_batch.driver.settle import settle  # Arrow, which a mistyped flag need not wait for
     from llava_batch.pipeline import run_settled
 
@@ -29,6 +32,7 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
         summary = run_settled(settled or settle(job))
     except RunFailed:
         _write_report(job)
+        _tell_where_to_look(job)
         raise
     if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
         _write_report(job)
@@ -60,6 +64,26 @@ def placed(job: Job, *, demo: str) -> Job:
     return job.but(input=tuple(map(str, paths)), output=f"{DEMO_FOLDER}/{demo}")
 
 
+def refuse_mixing(output: str, *, instruct: bool) -> None:
+    """Refuse to begin answers in `instruct`'s folder, or `instruct` in a folder of answers: a pattern
+    over all tables below it would find two kinds.
+
+    Raises:
+        UsageError: that, or a storage that cannot be looked into.
+    """
+    from llava_batch.answers.folder import ANSWERS, holds_answers
+    from llava_batch.storage import locate
+
+    folder = locate(output)
+    try:
+        own, below = holds_answers(folder), holds_answers(folder.child(ANSWERS))
+    except OSError as error:
+        raise UsageError(f"--output {folder.shown}: {first_line(error)}") from None
+    if own != below and own == instruct:
+        held = "the answers of caption or vqa" if instruct else "what instruct made"
+        raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
+
+
 def _write_report(job: Job) -> None:
     from llava_batch.report import write_report
 
@@ -69,43 +93,70 @@ def _write_report(job: Job) -> None:
         print(f"no report: {error}", file=sys.stderr)
 
 
+def _tell_where_to_look(job: Job) -> None:
+    """After a run that failed, which returns no summary: by what it wrote."""
+    from llava_batch.answers.folder import open_answers
+
+    with suppress(UsageError, OSError):  # nothing is there, and the failure itself is said
+        totals = open_answers(job.output).run().get("totals")
+        if totals and not job.quiet:
+            print("\n".join(_where_to_look(job.output, totals)), file=sys.stderr)
+
+
 def result_lines(summary: "Summary") -> list[str]:
     """The run in a few lines of text."""
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
         return outlook_lines(summary)
-    lines = list(summary.outlook["notes"])
-    if run["units_done_before"]:
-        lines.append(
-            f"{run['units_done_before']} units were answered before and stand as they are."
-        )
-    if run["units_changed"]:
-        lines.append(f"{run['units_changed']} units had changed and were answered again.")
-    if run["units_kept"]:
-        lines.append(f"{run['units_kept']} units had changed and keep their answers.")
-    if run["rows_with_several_images"]:
-        lines.append(
-            f"{run['rows_with_several_images']} rows had several images: LLaVA-1.5 was not trained on "
-            "that, and answers may be poor."
-        )
-    if run["images_without_question"]:
-        lines.append(f"{run['images_without_question']} images had no question in the file.")
-    if run.get("questions_without_image"):
-        lines.append(f"{run['questions_without_image']} questions of the file joined no image.")
+    lines = [*summary.outlook["notes"], *summary.notes]
+    for name, one, many in _COUNTED:
+        if run.get(name):
+            lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
     rate = summary.throughput.get("images_per_s", 0.0)
     lines.append(
-        f"{run['images']} images in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
-        f"{summary.output} holds {totals['rows']} answers in {totals['units']} units, "
-        f"{totals['rows'] - totals['ok']} of them in error" + (f" ({errors})." if errors else ".")
+        f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
+        f"{summary.output} holds {counted(totals['rows'], 'answer')} in "
+        f"{counted(totals['units'], 'unit')}, {totals['rows'] - totals['ok']:,} of them in error"
+        + (f" ({errors})." if errors else ".")
     )
+    return [*lines, *_where_to_look(summary.output, totals)]
+
+
+_COUNTED = (
+    ("units_done_before", "unit was answered before and stands as it is.",
+     "units were answered before and stand as they are."),
+    ("units_changed", "unit had changed and was answered again.",
+     "units had changed and were answered again."),
+    ("units_kept", "unit had changed and keeps its answers.",
+     "units had changed and keep their answers."),
+    ("rows_with_several_images",
+     "row had several images: LLaVA-1.5 was not trained on that, and its answer may be poor.",
+     "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
+    ("images_without_question", "image had no question in the file.",
+     "images had no question in the file."),
+    ("questions_with_several_images", "question of the file joined several images.",
+     "questions of the file joined several images."),
+    ("questions_without_image", "question of the file joined no image.",
+     "questions of the file joined no image."),
+)  # fmt: skip
+"""What is said of a run's counts that are not 0: the count's name, and how the line goes on."""
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 image`, `1,204 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _where_to_look(output: str, totals: dict[str, Any]) -> list[str]:
+    """The last lines: where the report is, and how the rows in error are seen; none where no row is."""
     if not totals["rows"]:
-        return lines
-    if totals["rows"] <= MAX_REPORT_ROWS:
-        lines.append(f"Look at them: {summary.output}/_report.html")
-    else:
-        lines.append(f"Look at them: llava-batch report {summary.output}")
-    return lines
+        return []
+    folder = shlex.quote(output)
+    with_page = totals["rows"] <= MAX_REPORT_ROWS
+    page = f"{output}/_report.html" if with_page else f"llava-batch report {folder}"
+    errors = [f"The rows in error: llava-batch show {folder} --errors"] if totals["errors"] else []
+    return [f"Look at them: {page}", *errors]
 
 
 def outlook_lines(summary: "Summary") -> list[str]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
 from llava_batch.storage import locate
 
@@ -57,8 +57,14 @@ def connected(*, log_to_driver: bool = False) -> Iterator[None]:
         return
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
-    with _silent_stderr():
-        ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
+    try:
+        with _silent_stderr():
+            ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
+    except ConnectionError as error:
+        raise UsageError(
+            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'auto')}: no Ray answers there "
+            f"({first_line(error)}); start one, or unset it for a Ray of the run's own"
+        ) from error
     try:
         yield
     finally:

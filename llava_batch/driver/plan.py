@@ -17,7 +17,11 @@ from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
+from llava_batch.driver.several_images import SeveralImages, refuse_shared_names
+from llava_batch.generate.choices import choices_of
 from llava_batch.job import Job
+from llava_batch.patience import BRIEF, Patience
+from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
@@ -55,6 +59,12 @@ class Plan:
         """How a worker finds an image's questions, where they come from a file."""
         return None if self.questions is None else partial(_questions_of, self.questions)
 
+    def several_images(self) -> SeveralImages | None:
+        """What watches over a file's questions as the rows come."""
+        if self.questions is None:
+            return None
+        return SeveralImages(self.questions, refuse=not self.job.join_anywhere)
+
     @property
     def todo(self) -> list[Unit]:
         return self.work.todo
@@ -91,10 +101,11 @@ class Plan:
         }
 
 
-def make_plan(settled: Settled) -> Plan:
+def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     """What is to be done, by the input and the output folder alone.
 
-    Where the dtype is `auto` still, the folder's own is taken: what was answered so stands.
+    Where the dtype is `auto` still, the folder's own is taken: what was answered so stands. `patience` is
+    what the run will have with its output's storage.
 
     Raises:
         UsageError: anything there that keeps the job from running as asked.
@@ -102,8 +113,8 @@ def make_plan(settled: Settled) -> Plan:
     job = settled.job
     checkpoint = Checkpoint.find(job)
     settled = settled.but(revision=checkpoint.commit or job.revision)  # the same on every node
-    ledger = Ledger(locate(job.output), job.format)
-    ledger.load()
+    ledger = Ledger(locate(job.output), job.format, patience)
+    ledger.load(overwrite=job.overwrite)
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
@@ -119,9 +130,12 @@ def make_plan(settled: Settled) -> Plan:
     keep = _keep(settled, ledger, inputs.units) if work.todo else pa.schema([])
     reading = Reading.of(job, settled.columns, keep)
     refuse_without_images(work.todo, reading)
-    questions = read_questions(job.questions) if job.questions and work.todo else None
+    questions = None
     if work.todo:
+        questions = _read_questions(job, ledger, inputs.units) if job.questions else None
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)
+        choices_of(job, checkpoint)
+        load_image_processor(checkpoint)
     return Plan(
         settled=replace(settled, job=settled.job.but(dtype=job.dtype)),
         checkpoint=checkpoint,
@@ -145,7 +159,9 @@ def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
     if plan.ledger.held is None:
         _answer_under(plan.ledger, settled, plan.checkpoint)
     elif settled.job.dtype != plan.ledger.settings["dtype"]:
-        plan = make_plan(settled)  # refused, or with --overwrite more is open than was thought
+        plan = make_plan(
+            settled, plan.ledger.patience
+        )  # refused, or with --overwrite more is open than was thought
     return replace(plan, settled=settled, card=card)
 
 
@@ -157,6 +173,16 @@ def _answer_under(ledger: Ledger, settled: Settled, checkpoint: Checkpoint) -> N
         ledger, settings, by_version, overwrite=settled.job.overwrite
     )
     ledger.answer_under(settings, mark, same_run.VERSION, as_before=as_before)
+
+
+def _read_questions(job: Job, ledger: Ledger, units: list[Unit]) -> Questions:
+    """The questions of the job's file, for these units and those that were answered before."""
+    assert job.questions is not None
+    names = {*ledger.records, *(unit.name for unit in units)}
+    questions = read_questions(job.questions).among(names)
+    if not job.join_anywhere:
+        refuse_shared_names(questions, units)
+    return questions
 
 
 def _questions_of(

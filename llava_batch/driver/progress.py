@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -61,6 +62,7 @@ class Progress:
 
     def _note(self) -> None:
         import ray
+        from ray.exceptions import RayError
 
         elapsed = time.monotonic() - self._started
         self.history.append((round(elapsed, 1), self._committer.tally.images))
@@ -68,7 +70,8 @@ class Progress:
             self.history = self.history[::2]
         ready, _ = ray.wait([reference := self._shared.stages.remote()], timeout=_LIVE_EVERY_S)
         if ready:
-            self._stages = ray.get(reference)
+            with suppress(RayError):  # lost for now: it begins anew, and the last word stands
+                self._stages = ray.get(reference)
 
     def drawn(self) -> Table:
         """The bar above the line."""
@@ -84,7 +87,8 @@ class Progress:
         elapsed = time.monotonic() - self._started
         if not tally.images:
             return Text(f"{_clock(elapsed)}  starting {self._starting()}")
-        units = f"{plan.work.num_done + tally.units} of {plan.num_units} units"
+        noun = "unit" if plan.num_units == 1 else "units"
+        units = f"{plan.work.num_done + tally.units} of {plan.num_units} {noun}"
         parts = [f"{tally.images}{self._of_how_many()} images", units]
         if tally.num_errors:
             parts.append(f"{tally.num_errors} rows in error")

@@ -41,9 +41,14 @@ def _why_not_attention(job: Job, *, on_gpu: bool, card: Card | None) -> str | No
 
 
 def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None) -> None:
-    """A checkpoint that is quantized already, or whose weights and one slot exceed the card."""
+    """A model that the engine is not exact for; one that is quantized already, or whose weights and one
+    slot exceed the card."""
+    from llava_batch.engine.model import supported
     from llava_batch.engine.model.quantize import is_quantized
 
+    found = supported.why_not(checkpoint.config)
+    if found:
+        raise bad_flag("model", job.model, found)
     if job.quantization and is_quantized(checkpoint.config):
         raise bad_flag(
             "quantization", job.quantization, f"{job.model} is quantized already, drop it"

@@ -5,6 +5,7 @@ written is finished, units that are open are left open, and a second signal chan
 """
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -46,6 +47,20 @@ class Stop:
             self._whole = False
         if self._asked:
             raise KeyboardInterrupt
+
+    def sleep(self, seconds: float) -> None:
+        """Wait between two tries of one write: here a signal is heeded within `whole` too.
+
+        Raises:
+            KeyboardInterrupt: a signal has come, now or before.
+        """
+        held, self._whole = self._whole, False
+        try:
+            if self._asked:
+                raise KeyboardInterrupt
+            time.sleep(seconds)
+        finally:
+            self._whole = held
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         again, self._asked = self._asked, True

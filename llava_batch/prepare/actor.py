@@ -13,14 +13,16 @@ leaves out what is asked of it, and with transformers 5.17, whose tokenizers imp
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llava_batch.checkpoint import Checkpoint
-from llava_batch.errors import RowError
-from llava_batch.ids import image_id
+from llava_batch.errors import RowError, UsageError
+from llava_batch.ids import image_id, printable
 from llava_batch.job import Job
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prepare.pixels import (
@@ -151,20 +153,21 @@ class Prepare:
     def _ask(self, ask: Ask, row: dict[str, Any], num_image_tokens: int) -> dict[str, Any]:
         made: dict[str, Any] = {
             "question_id": ask.question_id,
-            "questions": [*map(unguarded, ask.turns)],
+            "questions": [printable(unguarded(turn)) for turn in ask.turns],
         }
         if row["error_code"]:  # nobody will be asked; and the row may be one that kills
             return made
         try:
             if ask.why_not:
                 raise BadPrompt(ask.why_not)
+            _refuse_half_characters(ask.turns)
             turns = place_images(ask.turns, max(row["num_images"], 1))
             segments = self._render(turns, self._job.system)
             made["segments"] = [unguarded(s) for s in segments]
             made["token_ids"] = [
                 self._token_ids(s, i, num_image_tokens) for i, s in enumerate(segments)
             ]
-        except BadPrompt as error:
+        except (BadPrompt, UsageError) as error:  # or the template cannot take this very text
             made |= {"error_code": RowError.BAD_PROMPT.value, "error_message": str(error)}
         return made
 
@@ -175,3 +178,14 @@ class Prepare:
         for token in self._checkpoint.encode(segment, first=number == 0):
             ids += [image_token] * num_image_tokens if token == image_token else [token]
         return ids
+
+
+def _refuse_half_characters(turns: Iterable[str]) -> None:
+    """JSON can hold one half of a surrogate pair, which is no text: no tokenizer or table takes it.
+
+    Raises:
+        BadPrompt: with the half in words.
+    """
+    half = re.search("[\ud800-\udfff]", "".join(turns))
+    if half:
+        raise BadPrompt(f"its text holds half a character (U+{ord(half[0]):04X})")

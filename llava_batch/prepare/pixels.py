@@ -2,7 +2,8 @@
 
 The rules: the first frame of an animation; EXIF orientation applied; alpha over white; 16-bit grey
 by its upper byte, 32-bit and float grey clipped to 0–255; CMYK, palette and the rest as Pillow
-converts them. Sizes are checked before anything of that size is allocated.
+converts them. Sizes are checked before anything of that size is allocated, also of an image that
+lies inside another.
 """
 
 import io
@@ -10,12 +11,24 @@ import re
 import warnings
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
 from llava_batch.errors import RowError
 
 _REFUSED_FORMATS = frozenset({"EPS", "PDF", "WMF", "FPX", "MIC", "MPEG", "BUFR", "GRIB", "HDF5"})
 """EPS starts an interpreter on the data; the others are stubs that decode nothing."""
+
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By the orientation that EXIF notes; 1, or anything else, says that it stands upright."""
 
 
 class BadImage(Exception):
@@ -28,7 +41,7 @@ class BadImage(Exception):
 
 def configure_pillow(*, max_pixels: int, allow_truncated: bool) -> None:
     """Set Pillow's process-wide limits; once, in the process that decodes."""
-    Image.MAX_IMAGE_PIXELS = max_pixels
+    Image.MAX_IMAGE_PIXELS = (max_pixels + 1) // 2  # Pillow warns over this, and refuses over twice
     ImageFile.LOAD_TRUNCATED_IMAGES = allow_truncated
     Image.init()
 
@@ -45,7 +58,9 @@ def decode(data: bytes, max_pixels: int) -> Image.Image:
             return _decode(data, max_pixels)
     except BadImage:
         raise
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
+        raise _too_large(re.sub(r"^\D*(\d+) pixels.*", r"\1", str(error)), max_pixels) from error
+    except MemoryError as error:
         raise BadImage(RowError.IMAGE_TOO_LARGE, str(error) or "not enough memory") from error
     except Exception as error:  # a decoder raises anything at all; it is about this image
         # Without the address of our buffer: the same image has the same message in every run.
@@ -72,8 +87,7 @@ def check_canvas(width: int, height: int, pad: bool, shortest_edge: int | None, 
     else:
         return
     if pixels > most:
-        message = f"{width}x{height} {what} is {pixels} pixels, the limit is {most} (--max-pixels)"
-        raise BadImage(RowError.IMAGE_TOO_LARGE, message)
+        raise _too_large(f"{width}x{height} {what} is {pixels}", most)
 
 
 def expand_to_square(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -92,34 +106,41 @@ def _decode(data: bytes, max_pixels: int) -> Image.Image:
     image: Image.Image = Image.open(io.BytesIO(data), formats=formats)
     width, height = image.size
     if width * height > max_pixels:
-        message = (
-            f"{width}x{height} is {width * height} pixels, the limit is {max_pixels} (--max-pixels)"
-        )
-        raise BadImage(RowError.IMAGE_TOO_LARGE, message)
+        raise _too_large(f"{width}x{height} is {width * height}", max_pixels)
     image.load()
     return _to_rgb(_upright(image))
+
+
+def _too_large(pixels: str, max_pixels: int) -> BadImage:
+    message = f"{pixels} pixels, the limit is {max_pixels} (--max-pixels)"
+    return BadImage(RowError.IMAGE_TOO_LARGE, message)
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF says; EXIF that does not read says nothing."""
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # noqa: BLE001 the EXIF block is an image file of its own, with its own bugs
         return image
-    if orientation not in range(2, 9):
-        return image
-    turned = ImageOps.exif_transpose(image)
-    return image if turned is None else turned
+    # Not ImageOps.exif_transpose: it writes the EXIF block anew, and fails of any field that is broken.
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16"):
-        upper = (np.asarray(image) >> 8).astype(np.uint8)
-        return Image.fromarray(upper).convert("RGB")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _upper_byte(np.asarray(image), image.info.get("transparency"))
     if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, layer).convert("RGB")
     return image.convert("RGB")
+
+
+def _upper_byte(grey: np.ndarray, transparent: int | None) -> Image.Image:
+    """16-bit grey as RGB, the value that stands for transparent in white."""
+    upper = (grey >> 8).astype(np.uint8)
+    if transparent is not None:
+        upper[grey == transparent] = 255
+    return Image.fromarray(upper).convert("RGB")

@@ -56,8 +56,7 @@ def asks_of(
     if job.questions:
         if lookup is None:
             raise UsageError("--questions: no file of questions was loaded")
-        found = lookup(unit, key, sha256)
-        asks = [Ask(question_id, (guards.text(text),)) for question_id, text in found]
+        asks = [_of_file(*question, guards) for question in lookup(unit, key, sha256)]
     elif recipe is not None:
         drawn = draw(recipe, job.seed, f"{unit}/{key}")
         return [_dialogue([_filled(None, prompt, columns, guards) for prompt in drawn])]
@@ -97,6 +96,12 @@ def _of_value(question_id: str | None, name: str, value: Any, guards: Guards) ->
     if not isinstance(value, str):
         return Ask(question_id, (), f"column {name} holds {value!r:.60}, which is not text")
     return Ask(question_id, (guards.text(value),))
+
+
+def _of_file(question_id: str, text: str, guards: Guards) -> Ask:
+    if not text.strip():
+        return Ask(question_id, (), f"question {question_id} of the file is empty")
+    return Ask(question_id, (guards.text(text),))
 
 
 def _filled(

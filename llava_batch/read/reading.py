@@ -10,6 +10,7 @@ from typing import Protocol
 import pyarrow as pa
 
 from llava_batch.job import Job
+from llava_batch.patience import Patience
 from llava_batch.read.row import Row
 from llava_batch.unit import Unit
 
@@ -24,6 +25,7 @@ class Reading:
     key_column: str | None
     max_image_bytes: int
     stall_timeout_s: float
+    patience: Patience
     max_tries: int
 
     @classmethod
@@ -35,6 +37,7 @@ class Reading:
             key_column=job.key_column,
             max_image_bytes=job.max_image_bytes,
             stall_timeout_s=job.stall_timeout_s,
+            patience=Patience(job.storage_patience),
             max_tries=job.max_tries,
         )
 

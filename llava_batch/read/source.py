@@ -2,9 +2,10 @@
 `--limit` one task reads the units in turn.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
-them knows when the unit is whole. A unit that its storage does not give, or for which there
-is no memory (after `_TRIES`), or that kills its reader `max_tries` times, ends with an end row in error: it is left open, nothing of it is
-committed, and the next run reads it again. A reader that hangs ends its process.
+them knows when the unit is whole. A unit that its storage does not give (in `--storage-patience`), or for
+which there is no memory (after `_TRIES`), or that kills its reader `max_tries` times, ends with an end
+row in error: it is left open, nothing of it is committed, and the next run reads it again. A reader
+that hangs ends its process.
 """
 
 import time
@@ -21,6 +22,7 @@ from ray.data.block import BlockMetadata
 
 from llava_batch.errors import LlavaBatchError, RowError
 from llava_batch.ids import printable
+from llava_batch.patience import Outage
 from llava_batch.read.columns import as_json, cast_kept, image_schema
 from llava_batch.read.kinds import read_rows
 from llava_batch.read.reading import Reading
@@ -88,7 +90,7 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
     """The unit's rows as tables of `images` rows, and then its end row."""
     ordinal, held, held_bytes = 0, [], 0
     try:
-        for row in _watched(_persistently(unit, reading), reading.stall_timeout_s):
+        for row in _persistently(unit, reading):
             held.append(row)
             held_bytes += sum(map(len, row.images))
             if len(held) >= _BLOCK_ROWS or held_bytes >= _BLOCK_BYTES:
@@ -115,23 +117,30 @@ def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
 def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
     """The unit's rows; where the storage fails or memory is short, opened again and carried on where
     it broke off."""
-    done = 0
-    for attempt in range(1, _TRIES + 1):
+    done, outage, short = 0, Outage(reading.patience), 0
+    while True:
         try:
-            for row in islice(_wanted(unit, reading), done, unit.limit):
+            rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
+            for row in islice(_wanted(rows, unit, outage), done, unit.limit):
                 yield row
                 done += 1
             return
-        except (OSError, MemoryError):
-            if attempt == _TRIES:
+        except OSError as error:
+            if not outage.waited(error):
                 raise
-            time.sleep(2 ** (attempt - 1))
+        except MemoryError:
+            short += 1
+            if short == _TRIES:
+                raise
+            time.sleep(2 ** (short - 1))
 
 
-def _wanted(unit: Unit, reading: Reading) -> Iterator[Row]:
-    """The unit's rows, or those that it is read again for."""
-    rows = read_rows(unit, reading)
-    return rows if unit.retry is None else (row for row in rows if row.name in unit.retry)
+def _wanted(rows: Iterator[Row], unit: Unit, outage: Outage) -> Iterator[Row]:
+    """The rows that the unit is read for: all, or those that are answered again."""
+    for row in rows:
+        outage.over()
+        if unit.retry is None or row.name in unit.retry:
+            yield row
 
 
 def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Table:

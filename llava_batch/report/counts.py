@@ -6,6 +6,7 @@ Memory does not grow with the rows: lengths are counted by value, log-probabilit
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ class Counts:
         self.images = 0
         self.errors: Counter[str] = Counter()
         self.finish: Counter[str] = Counter()
+        self.answers = 0
+        """Of all turns: a dialogue has several."""
         self.answer_tokens = 0
         self._lengths: Counter[int] = Counter()
         self._logprobs = np.zeros(round(-_LOWEST / _FINE) + 1, np.int64)
@@ -54,9 +57,8 @@ class Counts:
         statuses = _column(batch, "status")
         codes = zip(statuses, _column(batch, "error_code"), strict=True)
         self.errors.update(code or "unknown" for status, code in codes if status == "error")
-        ok = [i for i, status in enumerate(statuses) if status == "ok"]
-        names = ("finish_reason", "answer_tokens", "mean_logprob")
-        finish, lengths, logprobs = ([c[i] for i in ok] for c in (_column(batch, n) for n in names))
+        finish, lengths, logprobs = _turns_of_good_rows(batch["turns"], statuses)
+        self.answers += len(finish)
         self.finish.update(f for f in finish if f)
         self._lengths.update(n for n in lengths if n is not None)
         self.answer_tokens += sum(n or 0 for n in lengths)
@@ -122,6 +124,15 @@ def _series(
         place = math.floor((value - start) / width + 1e-9)
         bars[min(max(place, 0), num_bars - 1)] += count
     return {"bars": bars, "median": _quantile(values, 0.5)}
+
+
+def _turns_of_good_rows(turns: pa.ListArray, statuses: list[str]) -> tuple[list[Any], ...]:
+    """Finish reason, tokens and log-probability of every turn of the rows that are `ok`."""
+    num_turns = turns.value_lengths().to_pylist()
+    good = [s == "ok" for s, n in zip(statuses, num_turns, strict=True) for _ in range(n or 0)]
+    flat = turns.flatten()
+    names = ("finish_reason", "answer_tokens", "mean_logprob")
+    return tuple(list(compress(flat.field(name).to_pylist(), good)) for name in names)
 
 
 def _column(batch: pa.RecordBatch, name: str) -> list[Any]:

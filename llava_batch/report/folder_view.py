@@ -7,6 +7,7 @@ from llava_batch.answers.folder import AnswerRow, Answers
 from llava_batch.answers.thumbnails import thumbnail_names
 from llava_batch.errors import RowError, UsageError
 from llava_batch.report import run_facts
+from llava_batch.report.choices import ChoiceCounts
 from llava_batch.report.counts import Counts
 from llava_batch.report.gather import gather
 from llava_batch.report.wording import moment
@@ -25,7 +26,11 @@ class Side:
         self.name = os.path.basename(self.at.path.rstrip("/")) or self.at.shown
         self.run = _run_of(answers)
         self.thumbnails = thumbnail_names(self.at)
-        self.gathered = gather(answers, seed=seed, preferred=self.thumbnails)
+        self.choices = ChoiceCounts(
+            run_facts.texts(self.run, "settings", "choices"),
+            run_facts.texts(self.run, "settings", "question"),
+        )
+        self.gathered = gather(answers, seed=seed, preferred=self.thumbnails, choices=self.choices)
 
     @property
     def counts(self) -> Counts:
@@ -47,11 +52,13 @@ class Side:
             "errors": self._errors(),
             "num_errors": counts.num_errors,
             "cut_share": counts.cut_share,
-            "mean_length": counts.answer_tokens / counts.num_ok if counts.num_ok else None,
+            "answers": counts.answers,
+            "mean_length": counts.answer_tokens / counts.answers if counts.answers else None,
             "images_per_s": run_facts.number(run, "throughput", "images_per_s"),
             "tokens_per_s": run_facts.number(run, "throughput", "answer_tokens_per_s"),
             "occupancy": run_facts.number(run, "throughput", "slot_occupancy"),
             "wall_s": run_facts.number(run, "wall_s"),
+            "choices": self.choices.table(),
             "stages": run_facts.stages(run),
             "rates": run_facts.rates(run),
             "settings": run_facts.settings(run),

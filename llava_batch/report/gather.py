@@ -11,6 +11,7 @@ import pyarrow as pa
 from llava_batch.answers.folder import AnswerRow, Answers
 from llava_batch.errors import UsageError, first_line
 from llava_batch.ids import image_of
+from llava_batch.report.choices import ChoiceCounts
 from llava_batch.report.counts import Counts
 from llava_batch.report.sample import LAST_RANK, Smallest, sample_rank
 
@@ -34,8 +35,15 @@ class Gathered:
     """Examples of each error code, by code and rank."""
 
 
-def gather(answers: Answers, *, seed: int, preferred: frozenset[str] = frozenset()) -> Gathered:
-    """Count every row and draw the sample; rows of `preferred` images are drawn before others.
+def gather(
+    answers: Answers,
+    *,
+    seed: int,
+    preferred: frozenset[str] = frozenset(),
+    choices: ChoiceCounts | None = None,
+) -> Gathered:
+    """Count every row, also in `choices`, and draw the sample; rows of `preferred` images are drawn
+    before others.
 
     Raises:
         UsageError: a table cannot be read, or lacks a column of the answers.
@@ -46,6 +54,8 @@ def gather(answers: Answers, *, seed: int, preferred: frozenset[str] = frozenset
     for batch in batches(answers, COLUMNS):
         ids, images = batch["id"].to_pylist(), images_of(batch)
         counts.add(batch, images)
+        if choices is not None:
+            choices.add(batch)
         codes, good = batch["error_code"].to_pylist(), batch["status"].to_pylist()
         for i, ident in enumerate(ids):
             rank = sample_rank(seed, ident)

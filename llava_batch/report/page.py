@@ -61,8 +61,10 @@ def _render(sides: list[Side]) -> str:
     place = {name: i for i, name in enumerate(thumbs)}
     contexts = [side.context() for side in sides]
     counts = [side.counts for side in sides]
+    asked = _asked_of_all(shown)
     data = {
         "names": _names(sides),
+        "asked": asked,
         "lengths": length_bars(counts),
         "logprobs": logprob_bars(counts),
         "rates": [context["rates"] for context in contexts],
@@ -79,6 +81,7 @@ def _render(sides: list[Side]) -> str:
         num_examples=len(sides[0].gathered.errors),
         has_thumbs=bool(thumbs),
         setting_rows=setting_rows([context["settings"] for context in contexts]),
+        asked=asked,
         seed=SEED,
         version=__version__,
         data=data,
@@ -105,6 +108,13 @@ def _shown_rows(sides: list[Side], compared: Comparison | None) -> list[tuple[An
         return list(compared.pairs)
     found = sides[0].gathered
     return [(row,) for row in sorted([*found.sample, *found.errors], key=lambda row: row["id"])]
+
+
+def _asked_of_all(shown: list[tuple[AnswerRow, ...]]) -> list[str]:
+    """The questions of the one dialogue (of one turn, mostly) that every row was asked; else none."""
+    turns = (row["turns"] or [] for rows in shown for row in rows)
+    asked = {tuple(t["question"] for t in some if t["question"]) for some in turns} - {()}
+    return list(asked.pop()) if len(asked) == 1 else []
 
 
 def _thumbnails(sides: list[Side], images: list[str]) -> dict[str, str]:

@@ -49,6 +49,12 @@ def number(run: dict[str, Any], *path: str) -> float | None:
     return _finite(_at(run, path))
 
 
+def texts(run: dict[str, Any], *path: str) -> list[str]:
+    """The texts of the list at `path`; empty where there is none."""
+    found = _at(run, path)
+    return [text for text in found if isinstance(text, str)] if isinstance(found, list) else []
+
+
 def mapping(run: dict[str, Any], *path: str) -> dict[str, str]:
     """The object at `path` as texts; empty where there is none."""
     found = _at(run, path)

@@ -71,7 +71,7 @@ def compare(
     else:
         ledger.retire(others)
     if overwrite:
-        ledger.retire(_records_of_another_run(ledger, units))
+        ledger.retire(_records_of_another_run(ledger, {c.unit.name for c in compared}))
     for one in compared:
         if one.unit.members and not (one.is_open or one.is_changed):
             ledger.note(one.unit)
@@ -148,7 +148,7 @@ def _compared_files(ledger: Ledger, unit: Unit, record: Record, gone: frozenset[
     if not changed:
         return Compared(unit=replace(unit, source=record.source), record=record, gone=gone)
     if len(changed) < len(unit.members):
-        unit = replace(at_rest, retry=changed, changed=changed)
+        unit = replace(ledger.as_answered(at_rest), retry=changed, changed=changed)
     return Compared(unit=unit, record=record, is_changed=True, gone=gone)
 
 
@@ -175,7 +175,8 @@ def _with_errors(ledger: Ledger, compared: Compared) -> Compared:
         return compared
     bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
     names = frozenset(name_of(ident, unit.name) for ident in bad) - compared.gone
-    return replace(compared, unit=replace(unit, retry=(unit.retry or frozenset()) | names))
+    again = replace(ledger.as_answered(unit), retry=(unit.retry or frozenset()) | names)
+    return replace(compared, unit=again)
 
 
 def _records_of_other_units(ledger: Ledger, units: Sequence[Unit]) -> list[Record]:
@@ -184,9 +185,7 @@ def _records_of_other_units(ledger: Ledger, units: Sequence[Unit]) -> list[Recor
     return [r for r in ledger.records.values() if r.unit not in names and r.input in inputs]
 
 
-def _records_of_another_run(ledger: Ledger, units: Sequence[Unit]) -> list[Record]:
+def _records_of_another_run(ledger: Ledger, names: set[str]) -> list[Record]:
     """Of units that this run does not answer, with other settings or in another format."""
-    names = {unit.name for unit in units}
-    return [
-        r for r in ledger.records.values() if r.unit not in names and not ledger.is_of_this_run(r)
-    ]
+    records = ledger.records.values()
+    return [r for r in records if r.unit not in names and not ledger.is_of_this_run(r)]

@@ -7,6 +7,7 @@ rows of the units that are open at the moment, and no more. Runs in the driver.
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava_batch.ids import name_in_unit, name_of
+from llava_batch.errors import first_line
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
+from llava_batch.write.unit_table import gathered, retried
+
+_UNUSABLE = (ValueError, TypeError, LookupError, pa.ArrowException)
+"""What making a table of rows raises where they do not fit it; what its storage raises is OSError."""
 
 
 @dataclass
@@ -56,10 +61,16 @@ class _Open:
 
 
 class Committer:
-    """Gathers answer rows by unit and commits each unit when its last row is in."""
+    """Gathers answer rows by unit and commits each unit when its last row is in; `on_commit` is told
+    the name and the whole table of each."""
 
     def __init__(
-        self, ledger: Ledger, units: list[Unit], keep: pa.Schema, run: dict[str, Any]
+        self,
+        ledger: Ledger,
+        units: list[Unit],
+        keep: pa.Schema,
+        run: dict[str, Any],
+        on_commit: Callable[[str, pa.Table], None] | None = None,
     ) -> None:
         self.tally = Tally()
         self._ledger = ledger
@@ -68,6 +79,7 @@ class Committer:
         self._done: set[str] = set()
         self._keep = keep
         self._run = run
+        self._on_commit = on_commit
 
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
@@ -94,8 +106,14 @@ class Committer:
         if not opened.is_whole:
             return False
         del self._open[name]
-        self._commit(unit, opened)
+        try:
+            table = self._commit(unit, opened)
+        except _UNUSABLE as error:
+            self.tally.failed_units[name] = f"its table cannot be made: {first_line(error)}"
+            return False
         self._done.add(name)
+        if self._on_commit is not None:
+            self._on_commit(name, table)
         return True
 
     def close(self) -> None:
@@ -124,7 +142,8 @@ class Committer:
             self.tally.images += ordinal not in opened.siblings
             opened.siblings[ordinal] = siblings
             keep.append(i)
-        rows = rows.take(pa.array(keep, pa.int64()))
+        if len(keep) < rows.num_rows:
+            rows = rows.take(pa.array(keep, pa.int64()))
         asked = rows.filter(pc.greater(rows["siblings"], 0))
         self.tally.rows += asked.num_rows
         self.tally.images_without_question += rows.num_rows - asked.num_rows
@@ -132,20 +151,21 @@ class Committer:
         self.tally.rows_with_several_images += asked.filter(
             pc.greater(asked["num_images"], 1)
         ).num_rows
-        self.tally.answer_tokens += pc.sum(asked["answer_tokens"]).as_py() or 0
+        turns = pc.list_flatten(asked["turns"])  # the row's own columns are its last turn's alone
+        self.tally.answer_tokens += pc.sum(pc.struct_field(turns, "answer_tokens")).as_py() or 0
         self.tally.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
         return asked
 
-    def _commit(self, unit: Unit, opened: _Open) -> None:
+    def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
         table = self._table(opened)
         num_images = opened.num_images or 0
         if unit.retry is not None:
             old = self._ledger.read_table(unit.name)
-            assert old is not None, unit.name
+            if old is None:
+                raise ValueError(f"{self._ledger.table_name(unit.name)} is no longer there")
             num_images = self._ledger.records[unit.name].images
             table = retried(old.select(table.schema.names), table, unit)
-        if len(pc.unique(table["id"])) != table.num_rows:
-            raise AssertionError(f"unit {unit.name}: an id stands twice")
+        _refuse_equal_ids(table)
         complete = unit.limit is None or unit.retry is not None
         footer = self._ledger.footer(unit, complete=complete) | {
             "llava_batch.images": str(num_images),
@@ -160,34 +180,22 @@ class Committer:
             if unit.members:
                 self._ledger.remember(unit)
         self.tally.units += 1
+        return table
 
     def _table(self, opened: _Open) -> pa.Table:
         """The unit's rows in order, with the published schema."""
         schema = pa.schema([*load_schema("answers"), *self._keep])
         if not opened.parts:
             return schema.empty_table()
-        rows = pa.concat_tables(opened.parts)
-        order = np.lexsort((rows["position"].to_numpy(), rows["ordinal"].to_numpy()))
-        rows = rows.take(pa.array(order)).drop_columns(BOOKKEEPING.names)
+        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in opened.parts])
+        order = np.lexsort((places["position"].to_numpy(), places["ordinal"].to_numpy()))
+        rows = gathered(opened.parts, order).drop_columns(BOOKKEEPING.names)
         rows = rows.rename_columns([n.removeprefix(KEEP) for n in rows.schema.names])
         return rows.select(schema.names).cast(schema)
 
 
-def retried(old: pa.Table, new: pa.Table, unit: Unit) -> pa.Table:
-    """`old` with its rows in error replaced by `new`'s rows of the same id, and all rows of an image
-    that changed by all of its new ones; any other row as it was."""
-    place = {ident: old.num_rows + i for i, ident in enumerate(new["id"].to_pylist())}
-    both = pa.concat_tables([old, new.cast(old.schema)])
-    order = [
-        place.get(ident, i) if status == "error" else i
-        for i, (ident, status) in enumerate(
-            zip(old["id"].to_pylist(), old["status"].to_pylist(), strict=True)
-        )
-    ]
-    if unit.changed:
-        names = [name_of(ident, unit.name) for ident in both["id"].to_pylist()]
-        order = [i for i in order if names[i] not in unit.changed]
-        order += [i for i in place.values() if names[i] in unit.changed]
-        rank = {name_in_unit(member, None): n for n, member in enumerate(unit.members)}
-        order.sort(key=lambda i: rank[names[i]])
-    return both.take(pa.array(order, pa.int64()))
+def _refuse_equal_ids(table: pa.Table) -> None:
+    if len(pc.unique(table["id"])) == table.num_rows:
+        return
+    ident, count = Counter(table["id"].to_pylist()).most_common(1)[0]
+    raise ValueError(f"the id {ident} stands {count} times; give its rows keys of their own")

@@ -4,6 +4,7 @@
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
     OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
+    OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
     OUT/_manifest/_owner.json        the run that is writing now (owner.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
@@ -20,9 +21,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from llava_batch.errors import OutputConflict
+from llava_batch.errors import OutputConflict, first_line
+from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import (
     TEMPORARY,
     Location,
@@ -33,8 +34,11 @@ from llava_batch.storage import (
 )
 from llava_batch.unit import Stamp, Unit
 from llava_batch.write.membership import Membership
+from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
+_OVERWRITING = "_overwriting.json"
+_NEVER = 2**63 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,8 @@ class Record:
     rows: int
     images: int
     errors: dict[str, int] = field(default_factory=dict)
+    rules: int = 1
+    """By which rules its rows were told apart and named; see `Unit.rules`. 0.1.0 wrote none down."""
 
     def to_json(self) -> bytes:
         return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()
@@ -99,8 +105,9 @@ class Held:
 class Ledger:
     """The state of one output folder: `load` reads it, `answer_under` says how this run answers."""
 
-    def __init__(self, out: Location, format: str) -> None:
+    def __init__(self, out: Location, format: str, patience: Patience = BRIEF) -> None:
         self.out = out
+        self.patience = patience
         self.format = format
         self.held: Held | None = None
         self.settings: dict[str, Any] = {}
@@ -111,6 +118,9 @@ class Ledger:
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
+        self._written: dict[str, int] = {}
+        self._overwriting: int | None = None
+        self._counts_since = 0
         self._leftovers: list[str] = []
         self._retired: list[Record] = []
         self._noted: list[Unit] = []
@@ -118,23 +128,45 @@ class Ledger:
         self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
 
-    def load(self) -> None:
-        """Read what the folder holds."""
-        self._job = read_bytes(self.out.fs, self._path("_job.json"))
-        self.held = None if self._job is None else Held.from_json(self._job)
+    def load(self, *, overwrite: bool = False) -> None:
+        """Read what the folder holds; with `overwrite`, all units count as open but those that an
+        `--overwrite` which was killed has answered already."""
+        self._job = self._read("_job.json")
+        if self._job is not None:
+            try:
+                self.held = Held.from_json(self._job)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                if not overwrite:
+                    raise self._unreadable_job(error) from None
         records = []
-        for info in list_files(self.out):
+        for info in self.patience.keep_trying(lambda: list_files(self.out)):
             name = info.path[len(self.out.path) + 1 :]
             if name.rpartition("/")[2].startswith(TEMPORARY):
                 self._leftovers.append(info.path)
             elif not name.startswith("_manifest/"):
                 self._sizes[name] = info.size
-            elif name.endswith((".json", ".members")):
+                self._written[name] = info.mtime_ns or 0
+            elif name == f"_manifest/{_OVERWRITING}":
+                self._overwriting = info.mtime_ns or 0
+            elif name.endswith((".json", ".members")) and not _is_side_file(name):
                 records.append(name.removeprefix("_manifest/"))
-        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-            for name, data in zip(records, pool.map(self._read, records), strict=True):
-                self._take_in(name, data)
+        if overwrite:
+            self._counts_since = self._overwriting or _NEVER  # 0: a store that tells no times
+        held = self.patience.keep_trying(lambda: self._read_all(records))
+        for name, data in zip(records, held, strict=True):
+            self._take_in(name, data)
         self._limited = self._limited_tables()
+
+    def _unreadable_job(self, error: Exception) -> OutputConflict:
+        return OutputConflict(
+            f"{self.out.shown}/_manifest/_job.json: does not say what was asked ({first_line(error)}); "
+            "put it back as it was, give another --output, or --overwrite to answer all again"
+        )
+
+    def _read_all(self, names: list[str]) -> list[bytes | None]:
+        paths = [self._path(name) for name in names]
+        with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
+            return list(pool.map(lambda path: read_bytes(self.out.fs, path), paths))
 
     def answer_under(
         self, settings: dict[str, Any], fingerprint: str, version: int, *, as_before: bool
@@ -147,10 +179,8 @@ class Ledger:
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
             self._members[name.removesuffix(".members")] = Membership.from_json(data)
-        elif not name.rpartition("/")[2].startswith("_"):
-            record = Record.from_json(data)
-            if record is not None:
-                self.records[record.unit] = record
+        elif (record := Record.from_json(data)) is not None:
+            self.records[record.unit] = record
 
     def members(self, base: str) -> dict[str, tuple[str, ...]]:
         """Memberships fixed by earlier runs for the loose files of a folder, by unit name."""
@@ -174,8 +204,13 @@ class Ledger:
             record is not None
             and self.is_of_this_run(record)
             and record.table_bytes == self._sizes.get(record.table)
+            and self._counts(record.table)
         )
         return record if stands else None
+
+    def _counts(self, table: str) -> bool:
+        """Whether a table is not one that `--overwrite` is to replace."""
+        return self._written.get(table, 0) >= self._counts_since
 
     def is_of_this_run(self, record: Record) -> bool:
         """Whether it has this run's settings and format."""
@@ -206,7 +241,18 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        return not (self._leftovers or self._retired or self._limited or self._adopted)
+        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        return not (any(left) or self._is_given_up)
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether an `--overwrite` was begun here that nobody goes on with."""
+        return self._overwriting is not None and not self._counts_since
+
+    def as_answered(self, unit: Unit) -> Unit:
+        """The unit, its rows told apart by the rules that it was answered by."""
+        record = self.records.get(unit.name)
+        return unit if record is None else replace(unit, rules=record.rules)
 
     def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
         """Write down the job and the members of loose units, before anything is answered.
@@ -228,18 +274,33 @@ class Ledger:
         ).to_json()
         if said != self._job:
             self._write("_job.json", said)
+        if self._counts_since == _NEVER:
+            self._write(_OVERWRITING, b"{}\n")
+        elif self._is_given_up:
+            self._delete(self._path(_OVERWRITING))  # what it did not replace stands
         for path in self._leftovers:
-            delete_file(self.out.fs, path)
+            self._delete(path)
         for record in self._retired:
             self._remove(record)
         for name in self._limited:
-            delete_file(self.out.fs, f"{self.out.path}/{name}")
+            self._delete(f"{self.out.path}/{name}")
             del self._sizes[name]
         for record in self._adopted.values():
             self.commit(record)
         opened = (u for u in units if u.members and self.answered(u.name) is None)
         for unit in (*opened, *self._noted):
             self.remember(unit)
+
+    def finish(self) -> None:
+        """Everything was answered: the next `--overwrite` is another one."""
+        if self._counts_since:
+            self._delete(self._path(_OVERWRITING))
+
+    def standing(self) -> dict[str, str]:
+        """The units whose answers stand in the folder, of this run's input or not, each with the
+        fingerprint of the input that they answer."""
+        ours = (r for r in self.records.values() if r.fingerprint == self.fingerprint)
+        return {r.unit: r.source for r in ours if r.table_bytes == self._sizes.get(r.table)}
 
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"
@@ -251,33 +312,21 @@ class Ledger:
     def read_table(self, unit: str) -> pa.Table | None:
         """The unit's table, or None where there is none that reads."""
         # All bytes first: what the storage does not give is raised, what does not parse is not there.
-        data = read_bytes(self.out.fs, f"{self.out.path}/{self.table_name(unit)}")
-        if data is None:
-            return None
-        try:
-            if self.format == "arrow":
-                return pa.ipc.open_file(pa.BufferReader(data)).read_all()
-            return pq.read_table(pa.BufferReader(data))
-        except (OSError, ValueError, pa.ArrowException):
-            return None
+        path = f"{self.out.path}/{self.table_name(unit)}"
+        data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path))
+        return None if data is None else decoded(data, self.format)
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
-        sink = pa.BufferOutputStream()
-        if self.format == "arrow":
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
-        else:
-            pq.write_table(table, sink, compression="zstd")
-        name, data = self.table_name(unit.name), sink.getvalue()
-        write_whole(self.out.fs, f"{self.out.path}/{name}", data)
+        name, data = self.table_name(unit.name), encoded(table, self.format)
+        write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 
     def commit(self, record: Record) -> None:
         """The unit is answered: from here on it is never read again."""
         held = self.records.get(record.unit)
         if held is not None and held.table != record.table:  # of another format, overwritten
-            delete_file(self.out.fs, f"{self.out.path}/{held.table}")
+            self._delete(f"{self.out.path}/{held.table}")
         self._write(f"{record.unit}.json", record.to_json())
         self.records[record.unit] = record
 
@@ -292,12 +341,13 @@ class Ledger:
     def _adopt(self, unit: Unit) -> Record | None:
         """The record of a whole table of this run's settings, where a kill between table and record
         left none, or an older one; whatever its input was."""
-        there = self.table_name(unit.name) in self._sizes and unit.name not in self._looked_into
+        name = self.table_name(unit.name)
+        there = name in self._sizes and self._counts(name) and unit.name not in self._looked_into
         self._looked_into.add(unit.name)
         table = self.read_table(unit.name) if there else None
         if table is None:
             return None
-        found = _metadata(table.schema)
+        found = origin(table.schema)
         before = self.answered(unit.name)
         fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
         if not fits or (before is not None and before.source == found["source"]):
@@ -323,39 +373,30 @@ class Ledger:
             r.table for r in self.records.values() if r.table_bytes == self._sizes.get(r.table)
         }
         tables = (n for n in self._sizes.keys() - committed if n.endswith((".parquet", ".arrow")))
-        return [n for n in sorted(tables) if self._footer(n).get("complete") == "false"]
-
-    def _footer(self, name: str) -> dict[str, str]:
-        """What a table says of its origin; nothing where it is not one of ours that reads."""
-        try:
-            with self.out.fs.open_input_file(f"{self.out.path}/{name}") as file:
-                if name.endswith(".arrow"):
-                    return _metadata(pa.ipc.open_file(file).schema)
-                return _metadata(pq.read_schema(file))
-        except (OSError, ValueError, pa.ArrowException):
-            return {}
+        found = ((n, origin_of(self.out.fs, f"{self.out.path}/{n}")) for n in sorted(tables))
+        return [name for name, said in found if said.get("complete") == "false"]
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
-        delete_file(self.out.fs, f"{self.out.path}/{record.table}")
-        delete_file(self.out.fs, self._path(f"{record.unit}.json"))
+        self._delete(f"{self.out.path}/{record.table}")
+        self._delete(self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
 
     def _path(self, name: str) -> str:
         return f"{self.out.path}/_manifest/{name}"
 
     def _read(self, name: str) -> bytes | None:
-        return read_bytes(self.out.fs, self._path(name))
+        return self.patience.keep_trying(lambda: read_bytes(self.out.fs, self._path(name)))
 
     def _write(self, name: str, data: bytes) -> None:
-        write_whole(self.out.fs, self._path(name), data)
+        write_whole(self.out.fs, self._path(name), data, self.patience)
+
+    def _delete(self, path: str) -> None:
+        self.patience.keep_trying(lambda: delete_file(self.out.fs, path))
 
 
-def _metadata(schema: pa.Schema) -> dict[str, str]:
-    """A table's own entries in its schema's metadata, by their short names."""
-    prefix = b"llava_batch."
-    found = (schema.metadata or {}).items()
-    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
+def _is_side_file(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("_")
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
@@ -374,4 +415,5 @@ def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> R
         rows=table.num_rows,
         images=num_images,
         errors=dict(sorted(errors.items())),
+        rules=unit.rules,
     )

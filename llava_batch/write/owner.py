@@ -12,24 +12,31 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from llava_batch.errors import OutputConflict
+from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import Location, delete_file, read_bytes, write_whole
 
 HEARTBEAT_S = 5.0
 STALE_S = 60.0
 """A run that has not written its heartbeat for so long, and does not while watched, is dead."""
 
+_ONCE = Patience(0.0)
+
 
 class Ownership:
     """The output folder is this run's for the length of the block.
 
-    A run that died is known at once where it ran on this machine, elsewhere after `STALE_S`.
+    A run that died is known at once where it ran on this machine, elsewhere after `STALE_S`. A storage
+    that is away makes heartbeats late and ends nothing; `patience` is for giving the folder back.
     """
 
-    def __init__(self, out: Location) -> None:
+    def __init__(self, out: Location, patience: Patience = BRIEF) -> None:
+        self._patience = patience
         self._fs, self._path = out.fs, f"{out.path}/_manifest/_owner.json"
+        self._made = _missing_folders(out)
         self._shown = out.shown
         self._me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(),
                     "token": secrets.token_hex(8), "started": time.time()}  # fmt: skip
@@ -38,11 +45,11 @@ class Ownership:
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
     def __enter__(self) -> "Ownership":
-        other = self._read()
+        other = BRIEF.keep_trying(self._read)
         if other and self._lives(other):
             raise self._conflict(other)
-        self._write()
-        self._look()
+        BRIEF.keep_trying(self._write)
+        BRIEF.keep_trying(self._look)
         self.check()
         self._thread.start()
         return self
@@ -50,13 +57,24 @@ class Ownership:
     def __exit__(self, *exc: object) -> None:
         self._stop.set()
         self._thread.join()
-        if self._lost_to is None:
-            delete_file(self._fs, self._path)
+        if self._lost_to is not None:
+            return
+        if exc[0] is None:
+            self._patience.keep_trying(self._leave)
+        else:
+            with suppress(OSError):  # what ended the run is told; the file goes stale by itself
+                self._leave()
 
     def check(self) -> None:
         """Raise OutputConflict if another run has taken the folder meanwhile."""
         if self._lost_to is not None:
             raise self._conflict(self._lost_to)
+
+    def _leave(self) -> None:
+        delete_file(self._fs, self._path)
+        with suppress(OSError):  # the first that is not empty: something was written
+            for folder in self._made:
+                os.rmdir(folder)
 
     def _conflict(self, other: dict[str, Any]) -> OutputConflict:
         return OutputConflict(
@@ -68,9 +86,11 @@ class Ownership:
     def _lives(self, other: dict[str, Any]) -> bool:
         if other["machine"] == self._me["machine"] and not _process_lives(other["pid"]):
             return False
-        if time.time() - other["beat"] < STALE_S:
+        if 0 <= time.time() - other["beat"] < STALE_S:
             return True
-        time.sleep(2.5 * HEARTBEAT_S)  # its clock may be wrong: see whether it still beats
+        time.sleep(
+            2.5 * HEARTBEAT_S
+        )  # its clock is wrong, or it is dead: see whether it still beats
         now = self._read()
         return now is not None and now["beat"] != other["beat"]
 
@@ -98,7 +118,17 @@ class Ownership:
         return said if known else None
 
     def _write(self) -> None:
-        write_whole(self._fs, self._path, json.dumps(self._me | {"beat": time.time()}).encode())
+        said = json.dumps(self._me | {"beat": time.time()})
+        write_whole(self._fs, self._path, said.encode(), _ONCE)
+
+
+def _missing_folders(out: Location) -> list[str]:
+    """The folders that the first write will make, innermost first; an object store has none."""
+    path, missing = f"{out.path}/_manifest", []
+    while out.is_local and not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    return missing
 
 
 def _machine() -> str:

@@ -12,6 +12,7 @@ import pytest
 from llava_batch.cli.jobs import COMMANDS, _app, app, exit_status
 from llava_batch.errors import LlavaBatchError, OutputConflict, RunFailed
 from llava_batch.job import Job, flag_name, job_fields
+from llava_batch.version import __version__
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,27 +44,34 @@ def test_with_no_flag_at_all_the_job_is_the_default(given) -> None:
     assert given == [Job()]
 
 
+SOURCES = {"prompt", "question", "question_column", "questions", "recipe"}
+
+
 @pytest.mark.parametrize("name", ["caption", "vqa"])
 def test_every_field_has_a_flag_that_sets_it(given, name: str) -> None:
     values: dict[type, Any] = {str: "x", int: 3, float: 0.5, bool: True}
-    special: dict[str, Any] = {"format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
-               "image_aspect": "crop", "on_change": "keep", "stall_timeout_s": 5.0}  # fmt: skip
-    # Each in a job of its own: some exclude each other.
-    beside: dict[str, dict[str, Any]] = {"num_samples": {"temperature": 0.5}}
+    special: dict[str, Any] = {
+        "format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
+        "image_aspect": "crop", "on_change": "keep", "stall_timeout_s": 5.0, "choices": ("x", "y"),
+    }  # fmt: skip
+    # Each in a job of its own: some exclude each other, some need another.
     for field in job_fields():
+        if name == "vqa" and field.name == "prompt":
+            continue
         kind = next(k for k in (bool, int, float, str) if k.__name__ in str(field.type))
-        several = "tuple" in str(field.type)
         value = special.get(field.name, values[kind])
-        value = (value,) if several else value
-        if field.name == "min_new_tokens":
-            value = 3
-        job = Job(**{field.name: value}, **beside.get(field.name, {}))
+        if "tuple" in str(field.type) and not isinstance(value, tuple):
+            value = (value,)
+        beside: dict[str, Any] = {"temperature": 0.5} if field.name == "num_samples" else {}
+        asks = name == "vqa" or field.name in ("choices", "dialogue")
+        if asks and field.name not in SOURCES:
+            beside |= {"question_column": "q"}
         args = [flag_name(field.name)]
-        args += [] if kind is bool else [str(v) for v in (value if several else [value])]
-        for other, setting in beside.get(field.name, {}).items():
+        args += [] if kind is bool else map(str, value if isinstance(value, tuple) else [value])
+        for other, setting in beside.items():
             args += [flag_name(other), str(setting)]
         assert run(*args, name=name) == 0, field.name
-        assert given[-1] == job, field.name
+        assert given[-1] == Job(**{field.name: value}, **beside), field.name
 
 
 @pytest.mark.parametrize("name", ["caption", "vqa", "instruct"])
@@ -76,7 +84,9 @@ def test_help_lists_every_flag_with_its_sentence(capsys, monkeypatch, name: str)
         assert re.search(rf"{flag_name(field.name)}\b", shown), field.name
         assert field.metadata["help"] in " ".join(shown.split()), field.name
         assert field.metadata["group"] in shown
-    assert "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error." in shown
+    said = " ".join(shown.split())
+    for status in ("0 done;", "2 cannot run as asked;", "3 ran, but", "130 stopped by Ctrl-C"):
+        assert status in said[said.index("Exit status: ") :]
 
 
 def test_help_shows_the_defaults_that_are_numbers_or_words(capsys, monkeypatch) -> None:
@@ -145,6 +155,10 @@ def test_a_switch_can_be_turned_off_again(given) -> None:
         (["--question", "a", "--question-column", "q"], "drop one"),
         (["--choices", "a,"], "--choices a,: a choice is empty"),
         (["--num-samples", "3"], "samples need --temperature over 0"),
+        (["--prompt", "a", "--question", "b"], "--question and --prompt were both given"),
+        (["--question", ""], "--question '': it is empty, give a value"),
+        (["--dialogue"], "--dialogue: there is no second question; give --question twice"),
+        (["--choices", "yes,no"], "--choices yes,no: nothing is asked that they answer"),
     ],
 )
 def test_a_wrong_flag_is_one_line_with_the_value_and_status_2(given, capsys, args, said) -> None:
@@ -152,6 +166,32 @@ def test_a_wrong_flag_is_one_line_with_the_value_and_status_2(given, capsys, arg
     line = told(capsys)
     assert line.startswith("jobs/caption.py: ") and said in line
     assert given == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [[], ["--prompt", "Is it a cat?"], ["--preset", "vqav2"], ["--input", "a", "--output", "b"]],
+)
+def test_vqa_without_a_question_is_refused(given, capsys, args) -> None:
+    # Once it captioned.
+    assert run(*args, name="vqa") == 2
+    line = told(capsys)
+    assert line.startswith("jobs/vqa.py: no question was given; give --question TEXT")
+    assert given == []
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--question", "Who?"],
+        ["--question-column", "q"],
+        ["--questions", "q.jsonl"],
+        ["--recipe", "detail"],
+    ],
+)
+def test_vqa_takes_its_question_from_any_place(given, args) -> None:
+    assert run(*args, name="vqa") == 0
+    assert len(given) == 1
 
 
 @pytest.mark.parametrize(
@@ -199,6 +239,18 @@ def test_a_bug_of_ours_is_not_dressed_as_a_mistake_of_the_users(monkeypatch) -> 
 
 
 # Scripts
+
+
+def test_the_version_is_printed(capsys) -> None:
+    assert exit_status(app, ["--version"], "llava-batch") == 0
+    assert capsys.readouterr().out == f"llava-batch {__version__}\n"
+
+
+def test_no_command_at_all_prints_the_help_and_no_broken_line(capsys) -> None:
+    # Once `llava-batch:  See llava-batch --help.` stood behind the help.
+    assert exit_status(app, [], "llava-batch") == 2
+    said = capsys.readouterr()
+    assert "Commands" in said.out and said.err == ""
 
 
 def test_the_console_script_has_every_command(capsys, monkeypatch) -> None:

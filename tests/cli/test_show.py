@@ -10,6 +10,7 @@ from rich.console import Console
 from llava_batch.cli.jobs import app, exit_status
 from llava_batch.cli.schema_pages import FOLDER, pages
 from llava_batch.cli.show import sample_table, show
+from llava_batch.driver.run_schema import keys, run_schema
 from llava_batch.errors import RowError, UsageError
 from llava_batch.tables import load_contract, schema_names
 from tests.answer_folder import bad, good, write_folder
@@ -17,9 +18,9 @@ from tests.answer_folder import bad, good, write_folder
 ROOT = Path(__file__).parents[2]
 
 
-def printed(rows: list[dict[str, object]]) -> str:
+def printed(rows: list[dict[str, object]], width: int = 160) -> str:
     stream = io.StringIO()
-    Console(file=stream, width=160).print(sample_table(rows))
+    Console(file=stream, width=width).print(sample_table(rows, width))
     return stream.getvalue()
 
 
@@ -38,6 +39,47 @@ def test_a_question_that_all_rows_share_is_printed_once() -> None:
     assert same.count("Describe the image.") == 1 and "Asked:" in same
     several = printed([good("a", "x", "Which?"), good("b", "y", "How?")])
     assert "Which?" in several and "How?" in several and "Asked:" not in several
+
+
+QUESTIONS = ("How many objects are there in the picture?", "What is it?")
+
+
+@pytest.mark.parametrize("questions", [QUESTIONS[:1], QUESTIONS])
+@pytest.mark.parametrize("width", [72, 80, 100])
+def test_a_narrow_terminal_clips_no_figure_and_breaks_no_file_name(
+    questions: tuple[str, ...], width: int
+) -> None:
+    # Once -12.25 was "-12." and 000001.jpg was "00000" above "1.jpg" at 80 columns.
+    names = [f"00000{i}.jpg" for i in range(4)]
+    rows = [
+        good(name, "A large orange star on a black background.", question, mean_logprob=-12.25,
+             unit="day1/photos-00000", finish_reason="length")
+        for name in names
+        for question in questions
+    ]  # fmt: skip
+    lines = printed(rows, width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert sum("-12.25" in line and "length" in line for line in lines) == len(rows)
+    assert all(sum(name in line for line in lines) == len(questions) for name in names)
+
+
+def test_a_name_too_long_for_its_column_is_folded_and_none_of_it_lost() -> None:
+    name = "a-very-long-name-of-a-file-" * 4 + "\u732b" * 30 + ".jpg"
+    rows = [good(name, "x " * 40, "Which one of them is it? " * 3), good("b", "y", "Why?")]
+    lines = printed(rows, 80).splitlines()[3:]
+    shown = "".join(line[:24].strip() for line in lines)
+    assert name in shown.replace(" ", "")
+
+
+def test_a_dialogue_is_shown_with_all_its_questions_and_answers() -> None:
+    row = good("a", "Blue.", "What colour is it?")
+    row["turns"] = [good("a", "A star.", "Which shape is it?")["turns"][0], *row["turns"]]
+    alone = printed([row])
+    assert "Asked: Which shape is it?, then: What colour is it?" in alone
+    assert "A star." in alone and "Blue." in alone
+    beside = printed([row, good("b", "No.", "Is it red?")])
+    for part in ("Which shape is it?", "What colour is it?", "A star.", "Blue.", "Is it red?"):
+        assert part in beside
 
 
 def test_only_rows_in_error_or_only_so_many_are_shown(
@@ -99,6 +141,17 @@ def test_a_schema_is_printed_as_a_table_and_as_json(
     assert all(field["name"] in table for field in load_contract(name)["fields"])
     assert exit_status(app, ["schema", name, "--json"], "llava-batch") == 0
     assert json.loads(capsys.readouterr().out) == load_contract(name)
+
+
+def test_the_schema_of_the_run_file_is_printed_as_a_table_and_as_json_schema(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    assert exit_status(app, ["schema", "run"], "llava-batch") == 0
+    table = capsys.readouterr().out
+    assert all(name in table for name, _ in keys(run_schema()))
+    assert exit_status(app, ["schema", "run", "--json"], "llava-batch") == 0
+    assert json.loads(capsys.readouterr().out) == run_schema()
 
 
 def test_an_unknown_schema_is_one_line_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:

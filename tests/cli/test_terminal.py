@@ -1,13 +1,18 @@
 """What a run says before and after itself, and when it is the demo."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from llava_batch import run
 from llava_batch.cli.jobs import app, exit_status
-from llava_batch.errors import UsageError
+from llava_batch.cli.terminal import result_lines
+from llava_batch.driver.summary import Summary
+from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job
+from tests.answer_folder import bad, good, write_folder
 
 
 @pytest.mark.parametrize("command", ["caption", "vqa", "instruct"])
@@ -48,6 +53,69 @@ def test_with_neither_place_it_is_the_demo(tmp_path: Path, monkeypatch: pytest.M
     for name in ("answers", "instruct"):  # the second time they are there
         job = placed(Job(seed=3), demo=name)
         assert job == Job(seed=3, input=shards, output=f"demo-out/{name}")
+
+
+def summary(**changes: Any) -> Summary:
+    """A run's, of 4 images in 2 units."""
+    run = {"units_answered": 2, "units_done_before": 0, "units_changed": 0, "images": 4,
+           "rows_with_several_images": 0, "images_without_question": 0}  # fmt: skip
+    totals = {"units": 2, "images": 4, "rows": 4, "ok": 4, "errors": {}}
+    given: dict[str, Any] = {
+        "status": "complete", "output": "out", "started_at": "", "finished_at": "", "wall_s": 2.0,
+        "model": "demo", "fingerprint": "", "settings": {}, "run": run | changes.pop("run", {}),
+        "totals": totals | changes.pop("totals", {}), "outlook": {"notes": []},
+    }  # fmt: skip
+    return Summary(**(given | changes))
+
+
+def test_one_is_not_said_as_many() -> None:
+    counts = ("units_done_before", "units_changed", "rows_with_several_images",
+              "images_without_question", "questions_without_image", "images")  # fmt: skip
+    totals = {"units": 1, "images": 1, "rows": 1, "ok": 1}
+    one = "\n".join(result_lines(summary(run=dict.fromkeys(counts, 1), totals=totals)))
+    assert re.findall(r"\b1 \w+s\b|\b1 \w+ were\b", one) == []
+    for part in ("1 unit was answered before", "1 unit had changed and was", "1 row had several",
+                 "1 image had no question", "1 question of the file joined", "1 image in 2.0 s",
+                 "holds 1 answer in 1 unit,"):  # fmt: skip
+        assert part in one
+    many = "\n".join(result_lines(summary(run=dict.fromkeys(counts, 2))))
+    for part in ("2 units were answered before", "2 units had changed and were", "2 rows had several",
+                 "2 images had no question", "2 questions of the file joined", "2 images in 2.0 s",
+                 "holds 4 answers in 2 units,"):  # fmt: skip
+        assert part in many
+
+
+def test_after_errors_the_last_line_says_how_they_are_seen() -> None:
+    errors = {"ok": 3, "errors": {"image_missing": 1}}
+    lines = result_lines(summary(totals=errors, output="my out"))
+    assert "1 of them in error (1 image_missing)." in lines[-3]
+    assert lines[-2:] == [
+        "Look at them: my out/_report.html",
+        "The rows in error: llava-batch show 'my out' --errors",
+    ]
+    assert not any("--errors" in line for line in result_lines(summary()))
+
+
+def test_a_run_that_failed_says_it_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    totals = {"units": 1, "rows": 2, "ok": 1, "errors": {"image_missing": 1}}
+    rows = [good("a", "A cat."), bad("b", "image_missing", "gone")]
+    out = write_folder(tmp_path / "out", rows, run={"totals": totals})
+
+    def fail(*given: object) -> None:
+        raise RunFailed("1 of 2 rows are in error")
+
+    monkeypatch.setattr("llava_batch.pipeline.run_settled", fail)
+    job = ["caption", "--input", str(tmp_path), "--output", out]
+    assert exit_status(app, job, "llava-batch") == 3
+    assert capsys.readouterr().err.splitlines() == [
+        f"Look at them: {out}/_report.html",
+        f"The rows in error: llava-batch show {out} --errors",
+        "llava-batch: 1 of 2 rows are in error",
+    ]
+    assert exit_status(app, [*job, "--quiet"], "llava-batch") == 3
+    assert capsys.readouterr().err.splitlines() == ["llava-batch: 1 of 2 rows are in error"]
 
 
 @pytest.mark.parametrize("job", [Job(), Job(input=("photos",)), Job(output="out")])

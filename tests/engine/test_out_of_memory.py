@@ -7,7 +7,8 @@ import torch
 from test_lag import alone, answers, mixture
 from tiny_llava import PATHS, by_key, engine, reference, requests
 
-from llava_batch.engine import readback, sampling
+from llava_batch.engine import picks, sampling
+from llava_batch.engine.draw import draw
 from llava_batch.engine.forward.runner import Runner
 from llava_batch.engine.readback import Flight
 
@@ -34,14 +35,14 @@ def for_few(work, most: int, size=lambda given: len(given)):
 
 
 def test_a_draw_that_finds_no_memory_is_made_by_fewer_rows(monkeypatch):
-    monkeypatch.setattr(sampling, "draw", for_few(sampling.draw, 2))
+    monkeypatch.setattr(sampling, "draw", for_few(draw, 2))
     assert answers(mixture(), slots=8) == alone("multi-head")
 
 
 def test_choices_that_find_no_memory_are_scored_by_fewer_rows(monkeypatch):
     given = requests(5, choices=((5, 9), (17,), (30, 31, 32)))
     expected = answers(given, slots=1)
-    monkeypatch.setattr(readback, "choice_scores", for_few(sampling.choice_scores, 1))
+    monkeypatch.setattr(picks, "choice_scores", for_few(sampling.choice_scores, 1))
     assert answers(given, slots=8) == expected
 
 
@@ -69,8 +70,8 @@ def test_memory_that_is_short_now_and_then_changes_no_answer(monkeypatch, seed):
 
         return tight
 
-    monkeypatch.setattr(sampling, "draw", at_times(sampling.draw, 0))
-    monkeypatch.setattr(readback, "choice_scores", at_times(sampling.choice_scores, 0))
+    monkeypatch.setattr(sampling, "draw", at_times(draw, 0))
+    monkeypatch.setattr(picks, "choice_scores", at_times(sampling.choice_scores, 0))
     monkeypatch.setattr(Flight, "depart", staticmethod(at_times(Flight.depart, 0)))
     monkeypatch.setattr(Runner, "score", at_times(Runner.score, 1, MOST_SCORES))
     monkeypatch.setattr(Runner, "decode", at_times(Runner.decode, 1))
@@ -83,7 +84,7 @@ def test_memory_that_is_short_now_and_then_changes_no_answer(monkeypatch, seed):
 
 @pytest.mark.parametrize("step", ["first", "later"])
 def test_a_row_that_alone_finds_no_memory_to_be_drawn_is_an_error_of_its_own(monkeypatch, step):
-    whole, seen = sampling.draw, []
+    whole, seen = draw, []
 
     def tight(logits, temperature, *rules):
         if 0.75 in temperature.tolist():

@@ -3,6 +3,7 @@
 import copy
 import math
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,11 +115,12 @@ def test_a_seed_draws_what_it_always_drew(rules, size, spread, banned, dtype, se
 
 def test_few_rows_of_a_language_model_are_put_in_order_whole(monkeypatch):
     rows, whole = [], drawing.from_all
-    monkeypatch.setattr(
-        drawing,
-        "from_all",
-        lambda scaled, *rules: rows.append(len(scaled)) or whole(scaled, *rules),
-    )
+
+    def counted(scaled, *rules):
+        rows.append(len(scaled))
+        return whole(scaled, *rules)
+
+    monkeypatch.setattr(drawing, "from_all", counted)
     rng = np.random.default_rng(0)
     logits = torch.from_numpy(rng.gumbel(0, 2, (200, 32_064))).float()  # peaked, as answers are
     rules = [
@@ -137,7 +139,8 @@ class Alive(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.most, self._now, self._known = 0, 0, set()
+        self.most, self._now = 0, 0
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if is_tensor(t)}
@@ -172,7 +175,12 @@ def planned_bytes() -> int:
 def test_a_pick_takes_no_more_memory_than_is_planned_for_it(monkeypatch, head, dtype):
     monkeypatch.setattr(drawing, "HEAD", head)
     num_rows, size = 6, 32_000
-    rules = {"temperature": 1.0, "top_p": 0.9, "repetition_penalty": 1.2, "min_new_tokens": 4}
+    rules: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_p": 0.9,
+        "repetition_penalty": 1.2,
+        "min_new_tokens": 4,
+    }
     rows = [
         sequences(Request(id=str(n), prompt_ids=[1], **rules), [], -1, 1)[0]
         for n in range(num_rows)

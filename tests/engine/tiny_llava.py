@@ -24,34 +24,34 @@ IMAGE, EOS, BOS, VOCAB = 60, 2, 1, 64
 SIZE, PATCH = 28, 7
 TOKENS = (SIZE // PATCH) ** 2
 SHAPES = ("multi-head", "grouped-query", "mistral", "qwen2")
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "bos_token_id": BOS,
+    "eos_token_id": EOS,
+    "pad_token_id": 0,
+}
+"""Of every language model's config."""
 
 
 def text_config(shape: str):
     """A language model's config of the named shape."""
-    common = {
-        "vocab_size": VOCAB,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "max_position_embeddings": 512,
-        "bos_token_id": BOS,
-        "eos_token_id": EOS,
-        "pad_token_id": 0,
-    }
     if shape == "multi-head":
-        return LlamaConfig(num_key_value_heads=4, **common)
+        return LlamaConfig(num_key_value_heads=4, **COMMON)
     if shape == "grouped-query":
-        return LlamaConfig(num_key_value_heads=2, **common)
+        return LlamaConfig(num_key_value_heads=2, **COMMON)
     if shape == "mistral":
-        return MistralConfig(num_key_value_heads=1, head_dim=32, sliding_window=24, **common)
-    return Qwen2Config(num_key_value_heads=2, **common)
+        return MistralConfig(num_key_value_heads=1, head_dim=32, sliding_window=24, **COMMON)
+    return Qwen2Config(num_key_value_heads=2, **COMMON)
 
 
-@cache
-def tiny(shape: str = "multi-head", seed: int = 0) -> LlavaForConditionalGeneration:
-    """A random model in float32 and eval mode; do not hand it to an engine, which takes it over."""
-    vision = CLIPVisionConfig(
+def vision_config() -> CLIPVisionConfig:
+    """The tower's config."""
+    return CLIPVisionConfig(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
@@ -59,7 +59,17 @@ def tiny(shape: str = "multi-head", seed: int = 0) -> LlavaForConditionalGenerat
         image_size=SIZE,
         patch_size=PATCH,
     )
-    config = LlavaConfig(vision_config=vision, text_config=text_config(shape), image_token_id=IMAGE)
+
+
+@cache
+def tiny(shape: str = "multi-head", seed: int = 0) -> LlavaForConditionalGeneration:
+    """A random model in float32 and eval mode; do not hand it to an engine, which takes it over."""
+    return random_llava(vision_config(), text_config(shape), seed)
+
+
+def random_llava(vision, text, seed: int = 0, **settings) -> LlavaForConditionalGeneration:
+    """A random model of these configs, in float32 and eval mode."""
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, **settings)
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(config).eval()
     with torch.no_grad():
@@ -101,11 +111,11 @@ def image(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (1, 3, SIZE, SIZE), dtype=np.uint8)
 
 
-def prompt(seed: int, length: int) -> list[int]:
+def prompt(seed: int, length: int, num_image_tokens: int = TOKENS) -> list[int]:
     """BOS, some text, an image, and `length` tokens of text."""
     rng = np.random.default_rng(1000 + seed)
     text = rng.integers(3, IMAGE, 3 + length).tolist()
-    return [BOS, *text[:3], *[IMAGE] * TOKENS, *text[3:]]
+    return [BOS, *text[:3], *[IMAGE] * num_image_tokens, *text[3:]]
 
 
 def requests(count: int, *, lengths=(3, 9, 5, 17, 11), **options) -> list[Request]:

@@ -72,12 +72,18 @@ def test_the_watchdog_waits_for_one_group_or_one_decode_step_and_not_for_all_of_
     events: list[str] = []
 
     def noted(name, work):
-        return lambda *given, **named: events.append(name) or work(*given, **named)
+        def done(*given, **named):
+            events.append(name)
+            return work(*given, **named)
+
+        return done
 
     def load() -> Engine:
         made = Engine.load(model_path(), dtype="float32", slots=6, max_tokens=256, prefill_tokens=1)
-        made._runner._prefill_group = noted("work", made._runner._prefill_group)
-        made._runner.decode = noted("work", made._runner.decode)
+        monkeypatch.setattr(
+            made._runner, "_prefill_group", noted("work", made._runner._prefill_group)
+        )
+        monkeypatch.setattr(made._runner, "decode", noted("work", made._runner.decode))
         return made
 
     arm = noted("armed", faulthandler.dump_traceback_later)

@@ -236,7 +236,9 @@ def test_the_card_says_how_the_data_was_made(tmp_path: Path) -> None:
 def test_answers_without_their_image_are_an_error(tmp_path: Path) -> None:
     rows = [row("00000/0001", "Red."), row("00000/0009", "None.")]
     pairs = Pairs.open(write_answers(tmp_path, {"00000": rows}), images)
-    with pytest.raises(UsageError, match=r"1 answers of unit 00000 have no image .*00000/0009"):
+    with pytest.raises(
+        UsageError, match=r"1 of the answers of unit 00000 without an image .*00000/0009"
+    ):
         export_webdataset(pairs, str(tmp_path / "tars"))
     assert list((tmp_path / "tars").iterdir()) == []
 

@@ -3,12 +3,12 @@
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from PIL import Image, ImageFile
 
 from llava_batch.checkpoint import Checkpoint
@@ -20,42 +20,15 @@ from llava_batch.read.find import find_units
 from llava_batch.read.reading import Reading
 from llava_batch.read.source import read_blocks
 from llava_batch.tables import PREPARED
-from llava_batch.workers import counters
-from llava_batch.workers.shared_state import SharedState
+from tests.without_ray import LocalState, go_without_ray
 
 CHECKPOINT = Checkpoint.find(Job())
 NUM_TOKENS = 64
 
 
-class LocalState:
-    """The shared state in this process: what `.remote` gives is the value itself."""
-
-    def __init__(self) -> None:
-        self.state = SharedState()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.state, name)
-
-        class Remote:
-            @staticmethod
-            def remote(*args: Any) -> Any:
-                return method(*args)
-
-        return Remote
-
-
-class NoMetrics:
-    def __init__(self, stage: str) -> None:
-        pass
-
-    def add(self, num_rows: int, busy_s: float, counters: dict[str, float]) -> None:
-        pass
-
-
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(counters, "StageMetrics", NoMetrics)
+    go_without_ray(monkeypatch)
     monkeypatch.setattr(Checkpoint, "find", lambda job: CHECKPOINT)  # loaded once for all tests
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     yield
@@ -248,6 +221,32 @@ def test_a_null_column_is_a_bad_prompt_of_its_row_alone() -> None:
     out = prepared(prepare, *rows)
     assert [r["asks"][0]["error_code"] for r in out] == [None, "bad_prompt", None]
     assert out[1]["asks"][0]["error_message"] == "column alt is null"
+
+
+def test_a_question_with_half_a_character_is_a_bad_prompt_of_its_ask_alone() -> None:
+    prepare = preparer(question_column="q")
+    rows = [
+        row(picture(), columns={"q": ["Is \ud83d it?", "Fine?"]}),
+        row(b"broken", number=1, columns={"q": "Is \ud83d it?"}),
+    ]
+    out = prepared(prepare, *rows)
+    bad, good = out[0]["asks"]
+    assert bad["error_code"] == "bad_prompt" and "U+D83D" in bad["error_message"]
+    assert bad["questions"] == ["Is \\ud83d it?"] and bad["token_ids"] is None
+    assert good["error_code"] is None and good["token_ids"] and out[0]["pixels"]
+    assert out[1]["error_code"] == "image_unreadable"
+
+
+def test_a_question_that_the_template_cannot_take_is_a_bad_prompt_of_its_row_alone(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% for m in messages %}Q: {{ m.content | replace('cat', 'dog') }}{% endfor %}")
+    prepare = preparer(question_column="q", template=str(file))
+    rows = [row(picture(), number=n, columns={"q": q}) for n, q in enumerate(["A cat?", "A dog?"])]
+    bad, good = (r["asks"][0] for r in prepared(prepare, *rows))
+    assert bad["error_code"] == "bad_prompt" and "is lost in it" in bad["error_message"]
+    assert good["error_code"] is None and good["token_ids"]
 
 
 def test_questions_are_looked_up_by_unit_key_and_the_hash_of_the_bytes() -> None:

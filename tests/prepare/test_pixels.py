@@ -118,6 +118,26 @@ def test_broken_exif_costs_no_image() -> None:
     assert decode(data, MAX_PIXELS).size == (8, 8)
 
 
+def exif_with(*fields: tuple[int, int, int, int]) -> bytes:
+    """An EXIF block of `fields` (tag, type, count, value) as they stand, sound or not."""
+    body = b"".join(struct.pack("<HHII", *field) for field in sorted(fields))
+    header = b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(fields))
+    return header + body + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [(0x100, 2, 4, 0x61616161), (0x11A, 11, 1, 0x7FC00000), (0x8769, 4, 1, 99_999)],
+    ids=["text for a number", "not a number", "a block beyond the end"],
+)
+def test_a_broken_field_beside_the_orientation_costs_neither_image_nor_turn(
+    broken: tuple[int, int, int, int],
+) -> None:
+    turn_right = (ExifTags.Base.Orientation, 3, 1, 6)
+    data = encoded(noise(8, 5), "JPEG", exif=exif_with(turn_right, broken))
+    assert decode(data, MAX_PIXELS).size == (5, 8)
+
+
 def test_cmyk_becomes_rgb_by_pillows_rule() -> None:
     image = noise(9, 5).convert("CMYK")
     data = encoded(image, "JPEG")
@@ -130,6 +150,27 @@ def test_16_bit_grey_is_taken_by_its_upper_byte() -> None:
     image = decode(encoded(Image.fromarray(grey)), MAX_PIXELS)
     assert np.asarray(image)[..., 0].tolist() == [[0, 0, 1], [0x80, 0xFF, 0xFF]]
     assert image.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("data", "grey"),
+    [
+        (b"P5 4 1 65535\n" + struct.pack(">4H", 0, 255, 256, 65535), [0, 0, 1, 255]),
+        (b"P2 4 1 65535\n0 255 256 65535\n", [0, 0, 1, 255]),
+        (b"P5 3 1 4095\n" + struct.pack(">3H", 0, 2048, 4095), [0, 128, 255]),
+    ],
+    ids=["binary", "plain", "12 bits"],
+)
+def test_a_portable_graymap_of_more_than_8_bits_is_taken_by_its_upper_byte(
+    data: bytes, grey: list[int]
+) -> None:
+    assert np.asarray(decode(data, MAX_PIXELS))[0, :, 0].tolist() == grey
+
+
+def test_a_transparent_16_bit_grey_is_white() -> None:
+    grey = np.array([[0x1234, 0x1235]], dtype=np.uint16)
+    data = encoded(Image.fromarray(grey), transparency=0x1234)
+    assert np.asarray(decode(data, MAX_PIXELS))[0, :, 0].tolist() == [0xFF, 0x12]
 
 
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
@@ -233,6 +274,31 @@ def test_a_bomb_is_refused_by_its_header_alone(side: int, monkeypatch) -> None:
 
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", explode)
     assert refused(png_that_claims(side, side)) == RowError.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("pixels", [700, 1_100, 5_000])
+def test_an_image_inside_another_is_refused_by_its_own_header(
+    pixels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An icon whose directory says 16x16 and whose PNG is larger."""
+    png = png_that_claims(pixels, 1)
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 24, len(png), 22)
+    configure_pillow(max_pixels=600, allow_truncated=False)
+
+    def explode(self) -> None:
+        raise AssertionError("pixels of a refused image were decoded")
+
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", explode)
+    with pytest.raises(BadImage, match=f"{pixels} pixels, the limit is 600 .--max-pixels.") as e:
+        decode(struct.pack("<HHH", 0, 1, 1) + entry + png, 600)
+    assert e.value.code == RowError.IMAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("most", [99, 100, 101])
+def test_an_image_may_have_exactly_as_many_pixels_as_are_allowed(most: int) -> None:
+    configure_pillow(max_pixels=most, allow_truncated=False)
+    assert decode(encoded(noise(most, 1)), most).size == (most, 1)
+    assert refused(encoded(noise(most + 1, 1)), most) == RowError.IMAGE_TOO_LARGE
 
 
 def test_the_pixel_limit_is_the_callers() -> None:

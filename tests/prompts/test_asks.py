@@ -161,9 +161,9 @@ def test_a_recipe_asks_the_same_of_the_same_image() -> None:
     ("job", "columns"),
     [
         (Job(prompt="{b} {a}"), ["b", "a"]),
-        (Job(question=("{a}", "{c} {a}"), prompt="{unused}"), ["a", "c"]),
-        (Job(question_column="q", prompt="{unused}"), ["q"]),
-        (Job(questions="q.jsonl", prompt="{unused}"), []),
+        (Job(question=("{a}", "{c} {a}")), ["a", "c"]),
+        (Job(question_column="q"), ["q"]),
+        (Job(questions="q.jsonl"), []),
         (Job(prompt="{{a}}"), []),
     ],
 )

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_batch.answers.folder import open_answers
-from llava_batch.driver.joined import unjoined
 from llava_batch.errors import UsageError
+from llava_batch.job import Job
+from llava_batch.prompts.asks import Ask, asks_of
+from llava_batch.prompts.guards import Guards
 from llava_batch.prompts.questions import Questions, closeness, join_key, read_questions
 from llava_batch.tables import load_schema
 
@@ -145,6 +146,42 @@ def test_only_the_closest_questions_join(tmp_path: Path) -> None:
     assert asked(questions, "0021") == []
 
 
+def test_a_question_that_names_another_unit_of_the_input_is_not_this_one_s(tmp_path: Path) -> None:
+    # Once `00000/000001.jpg` joined 000001 in 00001 too, where that had no question of its own.
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "00000/000001.jpg"), llava(2, "000002.jpg"),
+                                           llava(3, "data/day1/00000/000003.jpg")))  # fmt: skip
+    alone = read_questions(path)
+    assert asked(alone, "000001", unit="00001") == ["1"]
+    questions = alone.among(["00000", "00001", "day1/00000", "photos-00000"])
+    assert asked(questions, "000001", unit="00000") == ["1"]
+    assert asked(questions, "000001", unit="00001") == []
+    assert asked(questions, "000002", unit="00001") == ["2"]
+    assert asked(questions, "000003", unit="day1/00000") == ["3"]
+    assert asked(questions, "000003", unit="00000") == []
+    assert pickle.loads(pickle.dumps(questions)).units == questions.units
+
+
+def test_loose_files_are_named_by_their_folder(tmp_path: Path) -> None:
+    # Once the question of more/a.jpg was asked of photos/a.jpg as well.
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "photos/a.jpg"), llava(2, "more/a.jpg"),
+                                           llava(3, "photos/sub/b.jpg")))  # fmt: skip
+    questions = read_questions(path).among(["photos-00000", "more-00000"])
+    assert asked(questions, "a.jpg", unit="photos-00000") == ["1"]
+    assert asked(questions, "a.jpg", unit="more-00000") == ["2"]
+    assert asked(questions, "sub/b.jpg", unit="photos-00000") == ["3"]
+    assert asked(questions, "b.jpg", unit="more-00000") == []
+
+
+def test_folders_of_a_data_set_that_no_key_has_join_by_the_unit_among_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "ocr_vqa/images/7.jpg"), llava(2, "vg/VG_100K/7.jpg"),
+                                           llava(3, "coco/train2017/8.jpg")))  # fmt: skip
+    questions = read_questions(path).among(["ocr_vqa", "vg", "rest"])
+    assert asked(questions, "7", unit="ocr_vqa") == ["1"]
+    assert asked(questions, "7", unit="vg") == ["2"]
+    assert asked(questions, "7", unit="rest") == []
+    assert asked(questions, "8", unit="rest") == ["3"]
+
+
 # The kinds of file
 
 
@@ -200,6 +237,36 @@ def test_json_lines_named_json_as_pope_s_are(tmp_path: Path) -> None:
     assert asked(questions, "310196") == ["1", "1:2"]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.sampled_from(["1", "1:2", "1:2:2", "2", ""]))))
+def test_no_two_questions_of_an_image_have_one_id(tmp_path_factory, given_ids) -> None:
+    # `1, 1, 1:2` became `1, 1:2, 1:2`: two rows of one id ended the run with a traceback.
+    folder = tmp_path_factory.mktemp("q")
+    records = [
+        llava(f"q{ident}", f"{image}.jpg", str(n)) for n, (image, ident) in enumerate(given_ids)
+    ]
+    if not records:
+        return
+    questions = read_questions(write(folder, "q.jsonl", lines(*records)))
+    for image in "ab":
+        own = [f"q{ident}" for name, ident in given_ids if name == image]
+        found = asked(questions, image)
+        assert len(found) == len(own) == len(set(found))
+        firsts = [ident for n, ident in enumerate(own) if ident not in own[:n]]
+        assert [ident for n, ident in enumerate(found) if own.index(own[n]) == n] == firsts
+
+
+def test_an_image_asked_by_its_key_and_by_its_bytes_has_no_id_twice(tmp_path: Path) -> None:
+    records = [
+        llava(1, "a.jpg", "One?"),
+        llava(1, DATA_URI, "Two?"),
+        llava("1:2", "a.jpg", "Three?"),
+    ]
+    questions = read_questions(write(tmp_path, "q.jsonl", lines(*records)))
+    found = asked(questions, "a", sha256=hashlib.sha256(PIXEL).hexdigest())
+    assert found == ["1", "1:3", "1:2"]
+
+
 def test_textvqa_s_json_and_a_plain_list(tmp_path: Path) -> None:
     entry = {"question_id": 34602, "image_id": "003a8ae2ef43b901", "question": "What brand?"}
     document = json.dumps({"dataset_type": "val", "data": [entry]})
@@ -222,7 +289,7 @@ def test_scienceqa_s_conversations_without_an_image_are_left_out_and_counted(
     )
     questions = read_questions(write(tmp_path, "sqa.json", document))
     assert [q.text for q in questions.of(unit="u", key="4/image.png")] == ["Which?\nA. x\nB. y"]
-    assert questions.notes == ("1 questions have no image and were left out",)
+    assert questions.notes == ("Questions without an image, left out: 1",)
 
 
 def test_mmbench_s_tsv_asks_hint_question_and_options(tmp_path: Path) -> None:
@@ -283,35 +350,6 @@ def test_openai_batch_lines_with_urls_and_data_uris(tmp_path: Path) -> None:
 # What joined nothing
 
 
-def test_unmatched_are_the_rows_that_no_image_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path, "q.jsonl", lines(*(llava(i, f"img{i}.jpg") for i in range(5))))
-    questions = read_questions(path)
-    matched = [
-        q.row for key in ("img1", "img3", "img3", "img9") for q in questions.of(unit="u", key=key)
-    ]
-    assert questions.unmatched(matched)["question_id"].to_pylist() == ["0", "2", "4"]
-
-
-def test_what_joined_nothing_is_told_from_the_answers(tmp_path: Path) -> None:
-    records = [llava(i, f"img{i % 4}.jpg") for i in range(8)] + [llava(8, DATA_URI)]
-    questions = read_questions(write(tmp_path, "q.jsonl", lines(*records)))
-    common = {"unit": "00000", "num_images": 1, "answer": None, "status": "error"}
-    rows = [
-        {"id": "00000/img1#1", "key": "img1", **common},
-        {"id": "00000/img1#5", "key": "img1", **common},
-        {
-            "id": "00000/x#8",
-            "key": "x",
-            "image_sha256": hashlib.sha256(PIXEL).hexdigest(),
-            **common,
-        },
-    ]
-    path = tmp_path / "00000.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=load_schema("answers")), path)
-    left = unjoined(questions, open_answers(str(path)))
-    assert left["question_id"].to_pylist() == ["0", "4", "2", "6", "3", "7"]
-
-
 def test_a_copy_for_a_worker_answers_alike(tmp_path: Path) -> None:
     path = write(tmp_path, "q.jsonl", lines(*(llava(i, f"{i % 7}.jpg") for i in range(50))))
     questions = read_questions(path)
@@ -334,6 +372,36 @@ def test_every_question_is_asked_once_of_its_image_in_file_order(
         assert len({q.question_id for q in found}) == len(found)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.jsonl", lines(llava(1, "a"), llava(2, "a", ""), llava(3, "a", " \n"))),
+        ("q.jsonl", lines(llava(1, "a"), {"question_id": 2, "image": "a", "text": None},
+                          llava(3, "a", ""))),
+        ("q.json", json.dumps([llava(1, "a"), llava(2, "a", ""), llava(3, "a", "")])),
+        ("q.csv", 'question_id,image,question\n1,a,What is it?\n2,a,\n3,a," "\n'),
+        ("b.jsonl", lines(batch_line("1", "a"), batch_line("2", "a", ""), batch_line("3", "a", " "))),
+    ],
+)  # fmt: skip
+def test_an_empty_question_costs_its_own_row_and_not_the_file(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    questions = read_questions(write(tmp_path, name, content))
+
+    def lookup(unit: str, key: str, sha256: str | None) -> list[tuple[str, str]]:
+        return [(q.question_id, q.text) for q in questions.of(unit=unit, key=key, sha256=sha256)]
+
+    job = Job(questions=name, suffix=" Be brief.")
+    asks = asks_of(job, "u", "a", {}, Guards(["</s>"]), lookup=lookup)
+    assert asks == [
+        Ask("1", ("What is it? Be brief.",)),
+        Ask("2", (), "question 2 of the file is empty"),
+        Ask("3", (), "question 3 of the file is empty"),
+    ]
+    (talk,) = asks_of(job.but(dialogue=True), "u", "a", {}, Guards(["</s>"]), lookup=lookup)
+    assert talk.why_not == "question 2 of the file is empty"
+
+
 # Files that cannot be used
 
 
@@ -343,7 +411,7 @@ def test_every_question_is_asked_once_of_its_image_in_file_order(
         ("q.jsonl", lines(llava(1, "a")) + "{broken\n", r"q\.jsonl, line 2: not JSON"),
         ("q.jsonl", lines({"image": "a"}), r"line 1: no question; expected one of text, question"),
         ("q.jsonl", lines({"text": "What?"}), r"line 1: no image; expected one of image"),
-        ("q.jsonl", lines(llava(1, "a", " ")), r"line 1: text is ' '; expected a question"),
+        ("q.jsonl", lines({"image": "a", "text": 5}), r"line 1: text is 5; expected a question"),
         ("q.jsonl", lines(llava(1, "")), r"line 1: '' where an id or a name was expected"),
         ("q.jsonl", lines(llava(1.5, "a")), r"line 1: 1.5 where an id or a name was expected"),
         ("q.jsonl", lines(llava(1, "data:image/png,xx")), r"question 1: a data: URI that is not"),

@@ -17,6 +17,7 @@ from llava_batch.read.kinds import first_row
 from llava_batch.read.parquet import read_parquet
 from llava_batch.read.source import read_blocks
 from llava_batch.read.storage_failed import StorageFailed
+from tests.away import Clock
 from tests.shards import outcome, picture, put, put_parquet, read, reading, rows_of, units_of
 
 THIRTY = [picture(n) for n in range(30)]
@@ -74,6 +75,13 @@ def test_keys_that_come_twice_null_or_as_bytes_are_told_apart(tmp_path):
     keys = pa.array([b"a", b"a", None, b"3"] + [b"%d" % n for n in range(100, 126)])
     names = [*outcome(read(parquet(tmp_path / "a.parquet", key=keys)))]
     assert names[:4] == ["a", "a%dup2", "2", "3"]
+
+
+def test_a_key_with_a_stray_byte_and_one_that_spells_it_out_are_told_apart(tmp_path):
+    # Both were the id `a\\xff`, and the whole run ended with a traceback.
+    keys = pa.array([b"a\xff", rb"a\xff", b"a\xff"] + [b"%d" % n for n in range(27)])
+    names = [*outcome(read(parquet(tmp_path / "a.parquet", key=keys)))]
+    assert names[:3] == [r"a\xff", r"a\xff%dup2", r"a\xff%dup3"]
 
 
 def test_null_and_empty_images_are_missing_with_what_the_download_said(tmp_path):
@@ -254,8 +262,7 @@ def test_a_storage_that_fails_is_never_taken_for_damage(tmp_path, reads):
     assert all(not row.error for row in good)
 
 
-def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
+def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path):
     path = parquet(tmp_path / "a.parquet")
     (unit,) = units_of(path)
     path.unlink()
@@ -265,7 +272,6 @@ def test_a_unit_whose_file_is_gone_is_left_open_and_says_so(tmp_path, monkeypatc
 
 
 def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_batch.read.source.time.sleep", lambda s: None)
     (unit,) = units_of(parquet(tmp_path / "a.parquet"))
     from llava_batch.read import source
     from llava_batch.read.kinds import read_rows as whole
@@ -280,7 +286,8 @@ def test_a_read_that_breaks_off_is_carried_on_where_it_broke(tmp_path, monkeypat
             yield row
 
     monkeypatch.setattr(source, "read_rows", breaking)
-    assert [r["key"] for r in rows_of(unit)] == [*map(str, range(30))]
+    patient = replace(reading(), patience=Clock().patience())
+    assert [r["key"] for r in rows_of(unit, patient)] == [*map(str, range(30))]
     assert len(calls) == 3
 
 

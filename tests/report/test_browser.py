@@ -82,6 +82,7 @@ def test_the_gallery_shows_pictures_questions_and_answers(opened: Any, report: s
     first = page.locator(".card").nth(2)
     assert first.locator(".question").inner_text() == QUESTIONS[0]
     assert first.locator(".answer").inner_text() == "Answer 1 to 0"
+    assert "log-prob. -0.01" in first.locator(".foot").inner_text()
     picture = first.locator("img")
     picture.scroll_into_view_if_needed()
     page.wait_for_function("e => e.complete && e.naturalWidth === 64", arg=picture.element_handle())

@@ -4,6 +4,7 @@ import json
 import random
 import re
 from html import unescape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,86 @@ def test_an_image_asked_several_questions_is_one_image(tmp_path: Path) -> None:
     html = page(write_folder(tmp_path, rows))
     assert "<dt>Images</dt><dd>2</dd>" in html
     assert "<dt>Answers</dt><dd>6</dd>" in html
+
+
+def dialogue(key: str, *turns: tuple[str, str, int, float, str]) -> dict[str, Any]:
+    """A row with these turns: question, answer, tokens, log-probability, finish reason."""
+    names = ("question", "answer", "answer_tokens", "mean_logprob", "finish_reason")
+    made: list[dict[str, Any]] = [dict(zip(names, turn, strict=True)) for turn in turns]
+    last = {name: value for name, value in made[-1].items() if name != "question"}
+    return good(key, **last) | {"turns": made}
+
+
+def test_every_turn_of_a_dialogue_is_counted_and_every_question_named(tmp_path: Path) -> None:
+    # Once only the last turn was, and its question stood there as the one that was asked.
+    rows = [
+        dialogue(
+            key, ("Which <b>?", "A star.", 30, -2.0, "length"), ("Why?", "So.", 2, -0.1, "stop")
+        )
+        for key in "ab"
+    ]
+    html = page(write_folder(tmp_path, [*rows, bad("c", "bad_prompt", "no question")]))
+    for figure in (
+        "<dt>Dialogues</dt><dd>2</dd>",
+        "<dt>Answers</dt><dd>4</dd>",
+        "<dt>Tokens an answer</dt><dd>16</dd>",
+        "<dt>Cut at the limit</dt><dd>50 %</dd>",
+    ):
+        assert figure in html
+    found = data(html)
+    assert sum(found["lengths"]["series"][0]["bars"]) == 4
+    assert found["logprobs"]["start"] <= -2.0
+    assert found["asked"] == ["Which <b>?", "Why?"]
+    said = " ".join(html.split())
+    assert (
+        'Each image was asked: <q dir="auto" lang="">Which &lt;b&gt;?</q>, then '
+        '<q dir="auto" lang="">Why?</q>.' in said
+    )
+
+
+def test_a_question_is_named_as_asked_of_all_only_where_it_was(tmp_path: Path) -> None:
+    same = write_folder(tmp_path / "same", [good("a", "x"), good("b", "y")])
+    assert data(page(same))["asked"] == ["Describe the image."]
+    several = write_folder(tmp_path / "several", [good("a", "x"), good("b", "y", "Why?")])
+    html = page(several)
+    assert data(html)["asked"] == [] and "Each image was asked" not in html
+    assert "<dt>Dialogues</dt>" not in html
+
+
+def test_where_choices_were_given_it_says_how_often_each_was_the_answer(tmp_path: Path) -> None:
+    run = {"settings": Job(question=("A dog?", "Indoors?"), choices=("yes", "no")).settings()}
+    said = [("yes", "no"), ("no", "no"), ("no", "yes"), ("no", "no")]
+    rows = [
+        good(str(i), answer, question, question_id=str(number))
+        for i, pair in enumerate(said)
+        for number, (answer, question) in enumerate(zip(pair, ("A dog?", "Indoors?"), strict=True))
+    ]
+    html = page(write_folder(tmp_path, [*rows, bad("x", "image_missing", "gone")], run=run))
+    table = html[
+        html.index("How often each choice") : html.index("</table>", html.index("How often"))
+    ]
+    cells = re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", table)
+    assert [re.sub("<.*?>", "", cell) for cell in cells] == [
+        "Question", "yes", "no",
+        "A dog?", "1 25 %", "3 75 %",
+        "Indoors?", "1 25 %", "3 75 %",
+    ]  # fmt: skip
+
+
+def test_choices_of_a_file_of_questions_are_counted_together(tmp_path: Path) -> None:
+    run = {"settings": Job(questions="q.jsonl", choices=("a", "b", "c")).settings()}
+    rows = [good(str(i), "ab"[i % 2], f"Q{i}?", question_id=str(i)) for i in range(9)]
+    html = page(write_folder(tmp_path / "file", rows, run=run))
+    assert re.search(r"All questions</th><td[^>]*>5 .*?<td[^>]*>4 .*?<td[^>]*>0 ", html)
+    plain = write_folder(tmp_path / "plain", rows, run=RUN)
+    assert "How often each choice" not in page(plain)
+    assert "How often each choice" in page(plain, str(tmp_path / "file"))
+
+
+def test_a_log_probability_on_a_card_says_what_it_is() -> None:
+    # Once a bare -0.01; the script is not run here.
+    script = files("llava_batch.report").joinpath("assets/gallery.js").read_text(encoding="utf-8")
+    assert "facts.push(`log-prob. ${row.mean_logprob.toFixed(2)}`)" in script
 
 
 def test_each_error_code_comes_with_its_sentence_and_examples(tmp_path: Path) -> None:

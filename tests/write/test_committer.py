@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -31,6 +33,16 @@ def test_a_unit_is_committed_when_its_end_and_all_its_rows_are_there(tmp_path):
     assert tables(tmp_path) == []
     assert made.add(table(answer("a", 2))) == ["a"]
     assert [r["id"] for r in answers_of(tmp_path, "a")] == ["a/0", "a/1", "a/2"]
+
+
+def test_every_turn_of_a_dialogue_is_counted_in_tokens(tmp_path):
+    # Once the last turn's alone: 1,755 of 4,074 in a run of dialogues.
+    turns = [{"question": "Q?", "answer": "A", "answer_tokens": n} for n in (30, 2)]
+    dialogue = answer("a", 0) | {"turns": turns, "answer_tokens": 2}
+    caption = answer("a", 1) | {"turns": turns[:1], "answer_tokens": 30}
+    made = committer(tmp_path, unit("a"))
+    made.add(table(dialogue, caption, answer("a", 2, error="bad_prompt"), end("a", 3)))
+    assert made.tally.answer_tokens == 62
 
 
 def test_rows_in_equal_rows_out_whatever_the_order_and_the_repetitions(tmp_path_factory):
@@ -106,11 +118,46 @@ def test_a_limited_unit_is_never_marked_complete(tmp_path):
     assert not ledger_of(tmp_path).is_committed(unit("a"))
 
 
-def test_an_id_that_stands_twice_is_a_defect_that_raises(tmp_path):
+def test_an_id_that_stands_twice_leaves_its_unit_open_and_no_other(tmp_path):
+    # It ended the run with a traceback, and every open unit with it.
     twice = answer("a", 1) | {"id": "a/0"}
-    with pytest.raises(AssertionError, match="an id stands twice"):
-        committer(tmp_path, unit("a")).add(table(answer("a", 0), twice, end("a", 2)))
-    assert tables(tmp_path) == []
+    made = committer(tmp_path, unit("a"), unit("b"))
+    assert made.add(table(answer("a", 0), twice, end("a", 2), answer("b", 0), end("b", 1))) == ["b"]
+    made.close()
+    assert made.tally.failed_units.keys() == {"a"}
+    assert "the id a/0 stands 2 times" in made.tally.failed_units["a"]
+    assert tables(tmp_path) == ["b.parquet"]
+
+
+def test_a_unit_of_more_than_two_gigabytes_of_text_is_committed(tmp_path):
+    # `offset overflow while concatenating arrays` ended the run with a traceback.
+    turn = {"question": "q", "answer": "x" * 2**22, "finish_reason": "stop"}
+    count, times = 64, 9  # parts of 256 MiB, which share their buffers
+    one = table(*(answer("a", i) | {"turns": [turn]} for i in range(count)))
+    made = committer(tmp_path, unit("a"))
+    for n in reversed(range(times)):
+        numbers = range(n * count, (n + 1) * count)
+        part = one.set_column(0, "id", pa.array([f"a/{i}" for i in numbers]))
+        part = part.set_column(
+            part.schema.get_field_index("ordinal"), "ordinal", pa.array(numbers, pa.int64())
+        )
+        made.add(part)
+    assert made.add(table(end("a", times * count))) == ["a"], made.tally.failed_units
+    found = ds.dataset(tmp_path / "a.parquet")
+    assert found.schema.equals(load_schema("answers"))
+    ids = found.to_table(columns=["id"])["id"].to_pylist()
+    assert ids == [f"a/{i}" for i in range(times * count)]
+
+
+def test_a_retry_whose_table_has_gone_leaves_its_unit_open(tmp_path):
+    committer(tmp_path, unit("a")).add(table(answer("a", 0, error="worker_died"), end("a", 1)))
+    ledger = ledger_of(tmp_path)
+    again = replace(unit("a"), retry=frozenset({"0"}))
+    assert ledger.is_committed(again)
+    (tmp_path / "a.parquet").unlink()
+    made = Committer(ledger, [again], EMPTY, RUN)
+    assert made.add(table(answer("a", 0), end("a", 1))) == []
+    assert "a.parquet is no longer there" in made.tally.failed_units["a"]
 
 
 class Killed(BaseException):

@@ -114,6 +114,20 @@ def test_a_setting_that_an_earlier_version_did_not_know_had_its_default(tmp_path
         ledger_of(tmp_path, top_k=5)
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"{}", b'{"settings": 1, "format": "parquet", "keep": ""}',
+             b'{"settings": {}, "format": "parquet", "fingerprint": "", "keep": "AAAA"}', b"\xff"]
+)  # fmt: skip
+def test_a_job_file_that_says_nothing_is_refused_by_name_and_overwritten_on_demand(tmp_path, data):
+    # An empty one, as a full disk leaves it, ended the start with a traceback.
+    answered(tmp_path, unit("a"))
+    manifest(tmp_path, "_job.json").write_bytes(data)
+    with pytest.raises(OutputConflict, match=r"_manifest/_job\.json: does not say .*--overwrite"):
+        ledger_of(tmp_path)
+    answered(tmp_path, unit("a"), overwrite=True)
+    assert ledger_of(tmp_path).is_committed(unit("a"))
+
+
 def test_another_format_is_refused(tmp_path):
     answered(tmp_path, unit("a"))
     with pytest.raises(OutputConflict, match="holds parquet tables"):
@@ -126,6 +140,42 @@ def test_overwrite_replaces_and_leaves_no_table_of_the_old_settings_or_format(tm
     answered(tmp_path, unit("a"), overwrite=True, format="arrow", prompt="y")
     assert tables(tmp_path) == ["a.arrow"]
     assert ledger_of(tmp_path, format="arrow", prompt="y").records.keys() == {"a"}
+
+
+def test_overwrite_with_the_same_settings_answers_all_of_the_input_again(tmp_path):
+    # It did nothing: all was committed already.
+    answered(tmp_path, unit("a"), unit("b"), unit("c"))
+    ledger = ledger_of(tmp_path, overwrite=True)
+    assert [ledger.is_committed(unit(n)) for n in "abc"] == [False] * 3
+    answered(tmp_path, unit("a"), overwrite=True)
+    assert tables(tmp_path) == ["a.parquet", "b.parquet", "c.parquet"]
+
+
+def test_an_overwrite_that_was_killed_goes_on_where_it_was(tmp_path):
+    answered(tmp_path, unit("a"), unit("b"))
+    old = (tmp_path / "a.parquet").stat()
+    for path in tmp_path.glob("*.parquet"):
+        os.utime(path, ns=(old.st_atime_ns, old.st_mtime_ns - 10**9))
+    killed = ledger_of(tmp_path, overwrite=True)
+    killed.begin([unit("a"), unit("b")], EMPTY)
+    made = Committer(killed, [unit("a"), unit("b")], EMPTY, RUN)
+    made.add(table(answer("a", 0), end("a", 1)))
+    resumed = ledger_of(tmp_path, overwrite=True)
+    assert [resumed.is_committed(unit(n)) for n in "ab"] == [True, False]
+    resumed.begin([unit("b")], EMPTY)
+    Committer(resumed, [unit("b")], EMPTY, RUN).add(table(answer("b", 0), end("b", 1)))
+    resumed.finish()
+    assert not ledger_of(tmp_path, overwrite=True).is_committed(unit("a")), "another overwrite"
+    assert ledger_of(tmp_path).is_committed(unit("a"))
+
+
+def test_an_overwrite_that_is_given_up_leaves_the_answers_that_stand(tmp_path):
+    answered(tmp_path, unit("a"), unit("b"))
+    ledger_of(tmp_path, overwrite=True).begin([unit("a"), unit("b")], EMPTY)
+    plain = ledger_of(tmp_path)
+    assert [plain.is_committed(unit(n)) for n in "ab"] == [True, True]
+    plain.begin([], EMPTY)
+    assert not manifest(tmp_path, "_overwriting.json").exists()
 
 
 def test_a_file_that_grew_until_it_is_split_leaves_no_table_of_the_whole(tmp_path):
@@ -228,8 +278,7 @@ def owner_file(out: Path, **changes) -> Path:
     path = manifest(out, "_owner.json")
     with Ownership(locate(str(out))):
         said = json.loads(path.read_bytes())
-    path.write_text(json.dumps(said | {"token": "other"} | changes))
-    return path
+    return put(path, json.dumps(said | {"token": "other"} | changes).encode())
 
 
 def test_a_second_run_on_one_output_is_refused_and_the_first_leaves_it_free(tmp_path):
@@ -265,6 +314,21 @@ def test_an_owner_whose_clock_is_wrong_is_seen_to_beat(tmp_path, quick, monkeypa
     monkeypatch.setattr(
         time, "sleep", lambda s: path.write_text(json.dumps(said | {"beat": past + 5}))
     )
+    with pytest.raises(OutputConflict):
+        Ownership(locate(str(tmp_path))).__enter__()
+
+
+def test_an_owner_whose_clock_is_ahead_is_believed_only_where_it_beats(
+    tmp_path, quick, monkeypatch
+):
+    # A killed run of a machine an hour ahead blocked the folder for that hour.
+    path = owner_file(tmp_path, machine="another", beat=time.time() + 3600)
+    with Ownership(locate(str(tmp_path))) as mine:
+        mine.check()
+    path = owner_file(tmp_path, machine="another", beat=time.time() + 3600)
+    said = json.loads(path.read_bytes())
+    later = json.dumps(said | {"beat": said["beat"] + 5})
+    monkeypatch.setattr(time, "sleep", lambda s: path.write_text(later))
     with pytest.raises(OutputConflict):
         Ownership(locate(str(tmp_path))).__enter__()
 

@@ -48,6 +48,8 @@ class Graphs:
         self._run, self._idle = run, idle
         self._device, self._stats = device, stats
         self._pool: Any = None
+        self._stream: Any = None
+        """Of all captures: libraries keep a workspace for each stream that they see."""
         self._captured: dict[Key, Captured | None] = {}
         self._gave_up = False
 
@@ -81,18 +83,22 @@ class Graphs:
         return captured.outputs
 
     def _capture(self, key: Key) -> Captured:
-        """Warm up on a side stream, then capture."""
-        if self._pool is None:
+        """Warm up beside the stream at work, then capture."""
+        if self._stream is None:
             self._pool = torch.cuda.graph_pool_handle()
-        current, side = torch.cuda.current_stream(self._device), torch.cuda.Stream(self._device)
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
+            self._stream = torch.cuda.Stream(self._device)
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        graph = torch.cuda.CUDAGraph()
+        # A capture that fails leaves its stream to be the thread's: this block takes it back.
+        with torch.cuda.stream(self._stream):
             self._idle(key)
             for _ in range(NUM_WARM_UPS):
                 self._run(key)
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of the process may allocate meanwhile: only this one's errors count.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            outputs = self._run(key)
+            # Other threads of the process may allocate meanwhile: only this one's errors count.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
+            ):
+                outputs = self._run(key)
+        current.wait_stream(self._stream)
         return Captured(graph=graph, outputs=outputs)

@@ -17,6 +17,8 @@ from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
 from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.model.quantize import is_int8
+from llava_batch.engine.model.supported import waits_for_the_device
 from llava_batch.engine.passes import Packed, Rows
 from llava_batch.engine.sampling import Scored
 from llava_batch.engine.sequence import Sequence
@@ -144,18 +146,30 @@ class Runner:
 
 
 def device_option(name: str, asked: bool | None, llava: Llava) -> bool:
-    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA where passes are packed.
+    """Whether `lag` or `graphs` is on: as asked for, by default on CUDA where it can be had.
 
     Raises:
         ValueError: asked for where it cannot be had.
     """
-    if asked is None:
-        return llava.kernels.packed and llava.device.type == "cuda"
-    if asked and not llava.kernels.packed:
-        raise ValueError(f"{name} cannot be had with attention {llava.kernels.name!r}; give sdpa")
-    if asked and name == "graphs" and llava.device.type != "cuda":
-        raise ValueError(f"graphs are CUDA's, the device is {llava.device.type}; leave them off")
-    return asked
+    found = why_not(name, llava)
+    if asked and found:
+        raise ValueError(f"{name} cannot be had {found}")
+    return llava.device.type == "cuda" and not found if asked is None else asked
+
+
+def why_not(name: str, llava: Llava) -> str | None:
+    """Why `lag` or `graphs` cannot be had for a model where it lies, or None."""
+    if not llava.kernels.packed:
+        return f"with attention {llava.kernels.name!r}; give sdpa"
+    if name == "lag":
+        return None
+    if llava.device.type != "cuda":
+        return f"on {llava.device.type}, they are CUDA's; leave them off"
+    if waits_for_the_device(llava.text_config):
+        return "with dynamic rotary embeddings, which wait for the device; leave them off"
+    if is_int8(llava.config):
+        return "with int8 weights, whose outliers wait for the device; leave them off"
+    return None
 
 
 def rows_of(sequences: list[Sequence]) -> Rows:

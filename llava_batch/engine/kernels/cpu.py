@@ -1,8 +1,9 @@
 """Compiles and calls the fused CPU kernels of `cpu.cpp`.
 
 The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
-folder. Where there is no AVX-512 `why_not` says so, where there is no compiler `why_not_built`, and the
-engine runs on torch's own kernels. Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
+folder. Where there is no AVX-512 `why_not` says so, where there is no compiler or an old one
+`why_not_built`, and the engine runs on torch's own kernels.
+Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
 """
 
 import ctypes
@@ -54,9 +55,11 @@ def why_not(dtype: torch.dtype) -> str | None:
 def why_not_built(dtype: torch.dtype) -> str | None:
     """Why the kernels for one of NEEDS cannot be built on this machine; None once they are."""
     try:
-        library()
+        built = library()
     except (OSError, subprocess.SubprocessError) as error:
         return f"the kernels could not be compiled: {error}"
+    if not hasattr(built, f"prefill_{NAMES[dtype]}"):
+        return f"the compiler is too old for {NAMES[dtype]}: {compiler()}; install g++ 10 or newer"
     return None
 
 
@@ -75,19 +78,39 @@ def cpu_flags() -> frozenset[str]:
 def library() -> ctypes.CDLL:
     """The compiled kernels, built if they are not there yet.
 
-    The file's name holds a digest of the source, the flags and the processor, so that a changed
-    source or another machine on a shared home never loads a stale one. Needs torch to be loaded
-    first: both then share one OpenMP runtime.
+    The file's name holds a digest of the source, the flags and the processor, and one of the compiler,
+    so that nothing stale is loaded after a change of any, or on another machine with the same home;
+    where there is no compiler, what one has built for such a processor is taken. Needs torch to be
+    loaded first: both then share one OpenMP runtime.
     """
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
-    what = "\0".join([SOURCE.read_text(), *FLAGS, *sorted(cpu_flags())])
-    name = f"native-{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
-    target = cache_folder() / name
-    if not target.exists():
-        if compiler is None:
+    name = f"native-{digest(SOURCE.read_text(), *FLAGS, *sorted(cpu_flags()))}"
+    path = compiler()
+    if path is None:
+        built = sorted(cache_folder().glob(f"{name}-*.so"), key=os.path.getmtime)
+        if not built:
             raise OSError("no C++ compiler is installed (g++ or clang++)")
-        build(compiler, target)
+        return ctypes.CDLL(str(built[-1]))
+    target = cache_folder() / f"{name}-{digest(path, version(path))}.so"
+    if not target.exists():
+        build(path, target)
     return ctypes.CDLL(str(target))
+
+
+def compiler() -> str | None:
+    """$CXX, else g++ or clang++, where one is installed."""
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
+
+
+def version(path: str) -> str:
+    """What a compiler says that it is."""
+    command = [path, "--version"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    return ran.stdout
+
+
+def digest(*parts: str) -> str:
+    """Sixteen hexadecimal digits that stand for these texts."""
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def cache_folder() -> Path:
@@ -136,8 +159,8 @@ def attend(
 ) -> torch.Tensor:
     """query `[B, Q, Hq, D]`, key and value `[S, H, L, D]` of any strides -> `[B, Q, Hq, D]`.
 
-    The last dimension must be contiguous, and key and value of the same strides. Rows of padding
-    are zero.
+    The last dimension must be contiguous, key and value of the same strides, and all of one dtype.
+    Rows of padding are zero.
     """
     batch, length, heads, dim = query.shape
     decode = length == 1 and causal
@@ -181,6 +204,10 @@ def rope_store(
     num_heads: int,
 ) -> None:
     """Rotate the queries of `[B, Q, (Hq + 2 H) D]` in place; write its K/V to slots `[S, H, L, D]`."""
+    if cosine.shape[-1] != key.shape[3]:
+        raise ValueError(
+            f"a rotation of {cosine.shape[-1]} entries is not a head's, {key.shape[3]}"
+        )
     batch, length, _ = qkv.shape
     shape = _Shape(batch, num_heads, key.shape[1], key.shape[3], length, 0, 0, 0, *key.stride()[:3])
     tensors = (qkv, cosine, sine, key, value)

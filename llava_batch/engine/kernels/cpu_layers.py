@@ -15,11 +15,15 @@ from torch import nn
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.kernels.interface import HARMLESS, narrowed, refuse_unknown
 from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+
+KNOWN = {"slot_rows", "slot_kernels", "slot_tokens"}
+"""What the engine passes to every layer, and these have from the cache."""
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
@@ -27,7 +31,8 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        weight = torch.cat([part.weight.detach() for part in parts])
+        weights = [part.weight.detach() for part in parts]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         biases = [part.bias for part in parts]
         self.bias = None
@@ -86,16 +91,18 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         self.num_heads = attention.q_proj.out_features // attention.head_dim
         # Qwen2 has it per layer, Mistral in its config, Llama not at all.
         default = getattr(attention.config, "sliding_window", None)
-        self.window = getattr(attention, "sliding_window", default)
+        self.window: int | None = getattr(attention, "sliding_window", default)
 
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         past_key_values: SlotCache,
-        **_: object,
+        attention_mask: torch.Tensor | None = None,
+        **more: object,
     ) -> tuple[torch.Tensor, None]:
         """`[B, Q, C]` -> `[B, Q, C]`; K/V of the pass are in their slots afterwards."""
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS - KNOWN)
         batch, length, _width = hidden_states.shape
         layer = past_key_values.slot_layers[self.layer_idx]
         rows = past_key_values.rows
@@ -103,8 +110,9 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         cosine, sine = position_embeddings
         cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
         query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
+        window = narrowed(self.window, past_key_values.max_tokens)
         mixed = cpu.attend(
-            query, layer.keys, layer.values, rows, scaling=self.scaling, window=self.window
+            query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
         )
         return self.out(mixed.view(batch, length, -1)), None
 
@@ -119,9 +127,13 @@ class FusedClipAttention(nn.Module):  # type: ignore[misc]
         self.scaling, self.head_dim = attention.scale, attention.head_dim
 
     def forward(
-        self, hidden_states: torch.Tensor, *_: object, **__: object
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **more: object,
     ) -> tuple[torch.Tensor, None]:
         """`[N, T, C]` -> `[N, T, C]`."""
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
         batch, length, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
@@ -149,13 +161,19 @@ class FusedClipMLP(nn.Module):  # type: ignore[misc]
         return self.fc2(cpu.quick_gelu_(self.fc1(x)))
 
 
-def fuse(model: Any) -> None:
-    """Exchange what the kernels know, in a LlavaForConditionalGeneration on CPU."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            fused = _fused(child)
-            if fused is not None:
-                setattr(module, name, fused)
+def fuse(module: Any) -> None:
+    """Exchange what the kernels know, in a LlavaForConditionalGeneration on CPU.
+
+    Each weight is packed once, and let go before the next module's: memory never holds the model twice.
+    """
+    for name in [name for name, _ in module.named_children()]:
+        child = getattr(module, name)
+        fused = _fused(child)
+        if fused is None:
+            fuse(child)
+        else:
+            setattr(module, name, fused)
+        del child
 
 
 def _fused(module: nn.Module) -> nn.Module | None:

@@ -1,8 +1,10 @@
 """The attention that transformers' layers call, registered through its attention interface.
 
 It hands each layer's query to the kernels of the engine, with the pass that is at work.
-Legend: B rows, Q queries of a row, Hq query heads, D head size.
+Legend: B rows, Q queries of a row, Hq query heads, L slot length, D head size.
 """
+
+from collections.abc import Set
 
 import torch
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -11,6 +13,14 @@ from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Pass
 
 NAME = "llava_batch_slots"
+HARMLESS = frozenset(
+    {
+        *("dropout", "position_ids", "cache_position", "use_cache"),
+        *("output_attentions", "output_hidden_states"),
+    }
+)
+"""What transformers passes to attentions and changes no number: there is no dropout outside of training,
+the pass knows its positions, and what a layer is to hand out beside its answer is not the kernels'."""
 
 
 def slot_attention(
@@ -23,12 +33,39 @@ def slot_attention(
     scaling: float,
     slot_rows: Pass,
     slot_kernels: Kernels,
+    slot_tokens: int,
     sliding_window: int | None = None,
-    **_: object,
+    **more: object,
 ) -> tuple[torch.Tensor, None]:
-    """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`."""
+    """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`.
+
+    slot_tokens: L, what a slot can hold.
+
+    Raises:
+        ValueError: the layer asks for something that is not implemented; it is named.
+    """
+    refuse_unknown(module, attention_mask, more.keys() - HARMLESS)
     attend = slot_kernels.decode if slot_rows.is_decode else slot_kernels.prefill
-    return attend(query, key, value, slot_rows, scaling, sliding_window), None
+    window = narrowed(sliding_window, slot_tokens)
+    return attend(query, key, value, slot_rows, scaling, window), None
+
+
+def narrowed(window: int | None, slot_tokens: int) -> int | None:
+    """A layer's window, or None where all that a slot can hold is seen: kernels are faster without."""
+    return None if window is None or window >= slot_tokens else window
+
+
+def refuse_unknown(
+    module: torch.nn.Module, attention_mask: torch.Tensor | None, unknown: Set[str]
+) -> None:
+    """Refuse what a layer asks of its attention beyond the causal mask and a window."""
+    if attention_mask is not None:
+        unknown = unknown | {"attention_mask"}
+    if unknown:
+        raise ValueError(
+            f"{type(module).__name__} asks its attention for {', '.join(sorted(unknown))}, "
+            "which is not implemented; this model cannot be had"
+        )
 
 
 def register() -> None:

@@ -19,6 +19,7 @@ from transformers import LlavaForConditionalGeneration
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import choose, interface
 from llava_batch.engine.kernels.contract import Place
+from llava_batch.engine.model import supported
 from llava_batch.engine.model.quantize import is_quantized
 from llava_batch.engine.passes import Pass
 
@@ -47,6 +48,7 @@ class Llava:
         attention: str = "auto",
     ) -> None:
         """attention: one of `choose.NAMES`; `auto` is the best that can be had here."""
+        supported.refuse(model.config)
         take_over(model)
         own_configs(model)
         interface.register()
@@ -140,6 +142,7 @@ class Llava:
             use_cache=True,
             slot_rows=rows,
             slot_kernels=self.kernels,
+            slot_tokens=cache.max_tokens,
         ).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneratio
 
 from llava_batch.engine.kernels import choose
 from llava_batch.engine.kernels.contract import Place
-from llava_batch.engine.model import memory, quantize
+from llava_batch.engine.model import memory, quantize, supported
 from llava_batch.engine.model.llava import Normalisation, read_normalisation
 from llava_batch.engine.model.load_times import Startup
 from llava_batch.engine.model.sizing import card, choose_max_tokens
@@ -109,9 +109,10 @@ def refuse_what_cannot_be_loaded(
     quantization: str | None,
     max_tokens: int | str,
 ) -> None:
-    """Raise ValueError, before any weight is read, where a quantized checkpoint is to be quantized again,
-    or where weights and one slot exceed the card."""
+    """Raise ValueError, before any weight is read, where a model is not `supported`, a quantized checkpoint
+    is to be quantized again, or weights and one slot exceed the card."""
     config: Any = AutoConfig.from_pretrained(folder)
+    supported.refuse(config)
     if quantization is not None and quantize.is_quantized(config):
         raise ValueError(
             f"quantization is {quantization!r}: {folder} is quantized already, drop it"
@@ -165,10 +166,16 @@ def processor_files(folder: Path) -> list[Path]:
 
 
 def decoder(folder: Path) -> Callable[[list[int]], str]:
-    """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed."""
+    """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed.
+
+    Special tokens are left out and blanks are kept as they are, whatever the checkpoint's settings say:
+    tidied up, a text would not be made of its tokens' texts any more.
+    """
 
     @remember
     def tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
-    return lambda ids: tokenizer().decode(ids, skip_special_tokens=True)
+    return lambda ids: tokenizer().decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )

@@ -72,6 +72,14 @@ def is_quantized(config: Any) -> bool:
     return getattr(config, "quantization_config", None) is not None
 
 
+def is_int8(config: Any) -> bool:
+    """Whether a model's weights are bitsandbytes' in 8 bits, whether stored so or quantized here."""
+    how = getattr(config, "quantization_config", None)
+    return bool(
+        how.get("load_in_8bit") if isinstance(how, dict) else getattr(how, "load_in_8bit", 0)
+    )
+
+
 def config(quantization: str, dtype: torch.dtype) -> Any:
     """transformers' config that quantizes while loading."""
     if quantization in TORCHAO:

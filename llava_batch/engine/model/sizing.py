@@ -14,6 +14,7 @@ from llava_batch.engine.cache import slot_bytes
 from llava_batch.engine.model import memory
 from llava_batch.engine.model.llava import Llava
 from llava_batch.engine.model.quantize import is_quantized
+from llava_batch.engine.model.supported import num_positions, rope_type
 
 MAX_AUTO_TOKENS = 2048
 MAX_AUTO_SLOTS = {"cpu": 32, "cuda": 256}
@@ -47,11 +48,14 @@ def plan(
 
 def choose_max_tokens(text_config: Any, asked: int | str) -> int:
     """Tokens of a slot; "auto" is what the model has positions for, at most MAX_AUTO_TOKENS."""
-    limit = getattr(text_config, "max_position_embeddings", None) or MAX_AUTO_TOKENS
+    limit = num_positions(text_config) or MAX_AUTO_TOKENS
     if isinstance(asked, str):
         return min(limit, MAX_AUTO_TOKENS)
     if asked > limit:
-        raise ValueError(f"max_tokens is {asked}, the model has {limit} positions")
+        raise ValueError(
+            f"max_tokens is {asked}, the model has {limit} positions "
+            f"(its rotary embedding is {rope_type(text_config)})"
+        )
     return asked
 
 

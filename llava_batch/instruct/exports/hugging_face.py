@@ -102,7 +102,7 @@ def write_card(
         "",
         f"# {title}",
         "",
-        f"{rows} conversations about images, written by a model and not checked by people.",
+        f"Conversations about images: {rows}, written by a model and not checked by people.",
         "Each row has the image, the conversation in LLaVA's form, and its last answer.",
         "",
         "## How it was made",

@@ -101,7 +101,7 @@ class Pairs:
                     yield Pair(unit=unit, key=key, mark=mark, image=image, said=about)
             if wanted:
                 raise UsageError(
-                    f"{len(wanted)} answers of unit {unit} have no image in the input (the first: "
+                    f"{len(wanted)} of the answers of unit {unit} without an image in the input (the first: "
                     f"{next(iter(wanted))}); give the input that the answers were made from"
                 )
 

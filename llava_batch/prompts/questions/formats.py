@@ -4,8 +4,9 @@ Kinds: LLaVA's JSON lines (also POPE's, named `.json`); OpenAI batch files; VQAv
 GQA's JSON; JSON lists (VizWiz; LLaVA's conversations as for ScienceQA); CSV and TSV (MMBench);
 Parquet. Lines, CSV and Parquet are streamed; one JSON document is read whole, as its kind demands.
 
-Which field is what is told by name. A line that cannot be used stops the reading with its number:
-a question that was silently dropped would be missed only when the scores are counted.
+Which field is what is told by name. A question without text is a question (its row will be in
+error). A line that cannot be used otherwise stops the reading with its number: a question that was
+silently dropped would be missed only when the scores are counted.
 """
 
 import csv
@@ -29,7 +30,8 @@ _MMBENCH_OPTIONS = ("A", "B", "C", "D")
 
 
 class Record(NamedTuple):
-    """One question as its file has it; `image` None where the question has none."""
+    """One question as its file has it; `image` None where the question has none, `text` blank where
+    it says nothing."""
 
     question_id: str
     image: str | None
@@ -169,10 +171,10 @@ def parse_record(fields: Any, where: str, number: int) -> Record:
     if not text_field:
         raise UsageError(f"{where}: no question; expected one of {', '.join(TEXT_FIELDS)}, "
                          f"found {', '.join(map(str, fields))}")  # fmt: skip
-    text = fields[text_field]
+    text = "" if fields[text_field] is None else fields[text_field]
     if text_field == "conversations":
         text = _first_turn(text, where)
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
         raise UsageError(f"{where}: {text_field} is {text!r:.80}; expected a question")
     image = _value(fields, IMAGE_FIELDS)
     if image is None and text_field != "conversations":

@@ -18,7 +18,7 @@ def parse_batch_line(fields: dict[str, Any], where: str, notes: set[str]) -> tup
     """(id, image's URL or `data:` URI, text) of one request; unused settings go into `notes`.
 
     Raises:
-        UsageError: other than one user message with one image and some text.
+        UsageError: other than one user message with one image.
     """
     body = fields["body"]
     for name in sorted(body.keys() - {"messages"}):
@@ -49,7 +49,4 @@ def _content(content: Any, where: str) -> tuple[str, str]:
             raise UsageError(f"{where}: a message part of type {kind!r}; expected text, image_url")
     if len(images) != 1 or not isinstance(images[0], str) or not images[0]:
         raise UsageError(f"{where}: {len(images)} images in the message; a question has one")
-    text = "\n".join(texts).strip()
-    if not text:
-        raise UsageError(f"{where}: no text in the message")
-    return images[0], text
+    return images[0], "\n".join(texts).strip()

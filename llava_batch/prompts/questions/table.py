@@ -1,15 +1,16 @@
 """The table of questions, sorted by join key, and what is asked of one image."""
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava_batch.errors import UsageError
 from llava_batch.prompts.questions.formats import Record, read_records
-from llava_batch.prompts.questions.join import closeness, join_key
+from llava_batch.prompts.questions.join import closeness, join_key, unit_names
 from llava_batch.storage import locate
 from llava_batch.tables import load_schema
 
@@ -28,12 +29,18 @@ class Question:
 @dataclass(frozen=True, kw_only=True)
 class Questions:
     """All questions of a file. `table` has the columns of the `questions` schema; `joins` (the
-    join keys, ascending) stand beside it row for row. `notes` are sentences for
-    the person who gave the file. Pickles without copying its buffers."""
+    join keys, ascending) stand beside it row for row. `units` are the names that the input's units go
+    by, as far as they are known. `notes` are sentences for the person who gave the file. Pickles
+    without copying its buffers."""
 
     table: pa.Table
     joins: pa.StringArray
     notes: tuple[str, ...]
+    units: frozenset[str] = frozenset()
+
+    def among(self, units: Iterable[str]) -> Self:
+        """The same for an input of these units: a question that names one joins no other's image."""
+        return replace(self, units=frozenset().union(*map(unit_names, units)))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -46,14 +53,10 @@ class Questions:
         names = [key] if sha256 is None else [key, f"sha256:{sha256}"]
         rows = {row for name in names for row in self._closest(unit, name)}
         found = [self._question(row) for row in rows]
-        return [question for _, question in sorted(found, key=lambda pair: pair[0])]
-
-    def unmatched(self, matched: Iterable[int]) -> pa.Table:
-        """The rows of `table` whose number is not among `matched` (the `row`s that `of` gave)."""
-        seen = bytearray(len(self))
-        for row in matched:
-            seen[row] = 1
-        return self.table.filter(pa.array([not flag for flag in seen], pa.bool_()))
+        ordered = [question for _, question in sorted(found, key=lambda pair: pair[0])]
+        # Unique among those of one name; the image's key and its hash may bring one id each.
+        ids = _unique([question.question_id for question in ordered])
+        return [replace(q, question_id=ident) for q, ident in zip(ordered, ids, strict=True)]
 
     def _closest(self, unit: str, name: str) -> list[int]:
         """The rows closest to the image among those that share its join key."""
@@ -64,7 +67,7 @@ class Questions:
         start = bisect_left(self.joins, key, key=pa.StringScalar.as_py)
         stop = bisect_right(self.joins, key, lo=start, key=pa.StringScalar.as_py)
         images = self.table["image"].slice(start, stop - start).to_pylist()
-        ranks = [closeness(image, unit, name) for image in images]
+        ranks = [closeness(image, unit, name, self.units) for image in images]
         best = max((rank for rank in ranks if rank is not None), default=None)
         return [start + i for i, rank in enumerate(ranks) if rank is not None and rank == best]
 
@@ -133,7 +136,7 @@ def _batches(records: Iterable[Record], shown: str, notes: set[str]) -> Iterator
     if rows:
         yield _batch(rows)
     if without_image:
-        notes.add(f"{without_image} questions have no image and were left out")
+        notes.add(f"Questions without an image, left out: {without_image}")
 
 
 def _batch(rows: list[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
@@ -144,23 +147,35 @@ def _batch(rows: list[tuple[str, str, str, int, str]]) -> pa.RecordBatch:
 
 def _with_unique_ids(table: pa.Table) -> pa.Table:
     groups = table.group_by(["join", "question_id"], use_threads=False).aggregate(
-        [("order", "count"), ("order", "list")]
+        [("order", "count")]
     )
     shared = groups.filter(pc.greater(groups["order_count"], 1))
     if not shared.num_rows:
         return table
-    places = {
-        order: place
-        for orders in shared["order_list"].to_pylist()
-        for place, order in enumerate(sorted(orders), 1)
-    }
-    ids = [
-        f"{question_id}:{places[order]}" if places.get(order, 1) > 1 else question_id
-        for question_id, order in zip(
-            table["question_id"].to_pylist(), table["order"].to_pylist(), strict=True
-        )
-    ]
+    spoiled = pc.is_in(table["join"], value_set=pc.unique(shared["join"]))
+    joins, ids = table["join"].to_pylist(), table["question_id"].to_pylist()
+    places: dict[str, list[int]] = {}
+    for place in pc.indices_nonzero(spoiled).to_pylist():
+        places.setdefault(joins[place], []).append(place)
+    for of_one_image in places.values():
+        made = _unique([ids[place] for place in of_one_image])
+        for place, question_id in zip(of_one_image, made, strict=True):
+            ids[place] = question_id
     return table.set_column(0, "question_id", pa.array(ids, pa.string()))
+
+
+def _unique(ids: Sequence[str]) -> list[str]:
+    """`ids` with `:2`, `:3` … behind those that stand there before, past what others are called."""
+    taken, made = set(ids), []
+    seen: dict[str, int] = {}
+    for name in ids:
+        number = seen.get(name, 0) + 1
+        while number > 1 and f"{name}:{number}" in taken:
+            number += 1
+        seen[name] = number
+        made.append(name if number == 1 else f"{name}:{number}")
+        taken.add(made[-1])
+    return made
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

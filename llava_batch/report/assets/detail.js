@@ -6,7 +6,7 @@ function factsOf(item) {
     const of = COMPARING() ? ` (${DATA.names[side]})` : "";
     rows.push(
       [`Ended by${of}`, { stop: "its own end", length: "the token limit" }[row.finish_reason] ?? row.finish_reason],
-      [`Tokens${of}`, row.answer_tokens === null ? null : `${row.answer_tokens} in the answer, ${row.prompt_tokens} in the prompt`],
+      [`Tokens${of}`, row.answer_tokens === null ? null : `${row.answer_tokens} in the ${row.turns.length > 1 ? "last " : ""}answer, ${row.prompt_tokens} in the prompt`],
       [`Mean log-probability${of}`, row.mean_logprob === null ? null : row.mean_logprob.toFixed(3)]);
   });
   const list = el("dl", {});

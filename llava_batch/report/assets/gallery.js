@@ -63,13 +63,13 @@ function pairOf(item, full) {
 function card(item, terms, open) {
   const body = el("div", { className: "words" });
   const questions = [...new Set(questionsOf(item))];
-  if (!STATE.oneQuestion) for (const text of questions) body.append(prose("p", "question", ...marked(text, terms)));
+  if (!DATA.asked.length) for (const text of questions) body.append(prose("p", "question", ...marked(text, terms)));
   body.append(COMPARING() ? pairOf(item, false) : answerOf(item.sides[0], terms));
   const name = el("button", { type: "button", className: "open path", title: item.id, onclick: open }, el("bdi", {}, ...marked(item.id.slice(item.unit.length + 1), terms)));
   const row = item.sides[0], facts = [];
   if (!COMPARING() && row.turns.length > 1) facts.push(`${row.turns.length} turns`);
   if (!COMPARING() && row.finish_reason === "length") facts.push("cut");
-  if (!COMPARING() && row.mean_logprob !== null) facts.push(row.mean_logprob.toFixed(2));
+  if (!COMPARING() && row.mean_logprob !== null) facts.push(`log-prob. ${row.mean_logprob.toFixed(2)}`);
   const foot = el("div", { className: "foot" }, name);
   for (const fact of facts) foot.append(el("span", {}, fact));
   if (COMPARING()) foot.append(el("span", {}, item.same ? "same" : "differ"));

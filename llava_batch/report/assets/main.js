@@ -1,7 +1,7 @@
 // Main: the page's state, what changes it, and what is drawn when it has changed.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
-const STATE = { page: 0, texts: DATA.items.map(searchText), oneQuestion: false };
+const STATE = { page: 0, texts: DATA.items.map(searchText) };
 const byId = (id) => document.getElementById(id);
 const FIELDS = ["search", "status", "question", "order"];
 
@@ -50,9 +50,6 @@ function prepareTools() {
   fill("question", [["all", "All questions"], ...questionOptions()]);
   fill("order", Object.entries(ORDERS).map(([name, [text]]) => [name, name === "given" && COMPARING() ? "Differing first" : text]));
   byId("question-label").hidden = byId("question").options.length < 3;
-  const asked = new Set(DATA.items.flatMap(questionsOf));
-  STATE.oneQuestion = asked.size === 1;
-  if (STATE.oneQuestion) byId("asked").append(" Each image was asked: ", el("q", { dir: "auto", lang: "" }, [...asked][0]));
   for (const name of FIELDS) byId(name).addEventListener("input", () => { STATE.page = 0; draw(); });
   byId("tools").addEventListener("submit", (event) => event.preventDefault());
   byId("page-size").addEventListener("input", draw);

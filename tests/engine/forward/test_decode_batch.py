@@ -1,6 +1,9 @@
 """Decode over a prefix of the slots: buckets, buffers, idle slots, graphs and their fall-backs."""
 
 import logging
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +17,8 @@ from llava_batch.engine.forward import cuda_graphs as graphs
 from llava_batch.engine.forward import decode_batch
 from llava_batch.engine.forward.cuda_graphs import Captured
 from llava_batch.engine.forward.decode_batch import DecodeBatch, bucket, slot_buckets, span_buckets
+from llava_batch.engine.forward.runner import device_option
+from llava_batch.engine.kernels import cuda
 from llava_batch.engine.stats import Stats
 
 PACKED: dict[str, Any] = {"attention": "sdpa", "lag": True}
@@ -252,5 +257,117 @@ def test_at_start_the_largest_bucket_is_captured_first(monkeypatch):
 def test_lag_and_graphs_are_refused_where_they_cannot_be_had():
     with pytest.raises(ValueError, match="lag cannot be had with attention 'torch'"):
         engine(attention="torch", lag=True)
-    with pytest.raises(ValueError, match="graphs are CUDA's, the device is cpu"):
+    with pytest.raises(ValueError, match="graphs cannot be had on cpu, they are CUDA's"):
         engine(attention="sdpa", graphs=True)
+
+
+class Cuda:
+    """torch.cuda's streams and captures, as far as Graphs sees them: which stream is the thread's."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.current, self.num_streams = "the thread's own", 0
+        monkeypatch.setattr(torch.cuda, "Stream", self.new_stream)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream(self.current))
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+        monkeypatch.setattr(torch.cuda, "stream", self.on)
+        monkeypatch.setattr(torch.cuda, "graph", partial(Capture, self))
+
+    def new_stream(self, device):
+        self.num_streams += 1
+        return Stream(f"stream {self.num_streams}")
+
+    @contextmanager
+    def on(self, stream):
+        before, self.current = self.current, stream.name
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+class Stream:
+    def __init__(self, name):
+        self.name = name
+
+    def wait_stream(self, other):
+        assert other is not None
+
+
+class Capture:
+    """torch.cuda.graph: where the end of a capture raises, its stream stays the thread's."""
+
+    def __init__(self, cuda, graph, pool, capture_error_mode, stream=None):
+        self.cuda, self.stream = cuda, stream or Stream("torch's capture stream")
+
+    def __enter__(self):
+        self.before, self.cuda.current = self.cuda.current, self.stream.name
+
+    def __exit__(self, kind, error, trace):
+        if error is not None:
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.cuda.current = self.before
+
+
+def test_a_capture_that_fails_gives_the_thread_its_stream_back(monkeypatch):
+    card, streams = Cuda(monkeypatch), []
+
+    def run(key):
+        streams.append(card.current)
+        if len(streams) > graphs.NUM_WARM_UPS:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return (torch.zeros(1),) * 3
+
+    capturing = graphs.Graphs(run, lambda key: None, torch.device("cpu"), Stats())
+    capturing.prepare((4, 256))
+    assert capturing._gave_up
+    assert card.current == "the thread's own"
+    assert set(streams) != {"the thread's own"}
+
+
+def test_all_captures_are_on_one_stream_whose_workspace_they_share(monkeypatch):
+    card, streams = Cuda(monkeypatch), []
+
+    def run(key):
+        streams.append(card.current)
+        return (torch.zeros(1),) * 3
+
+    capturing = graphs.Graphs(run, lambda key: None, torch.device("cpu"), Stats())
+    capturing.warm([(8, 256), (4, 256), (2, 256)])
+    assert all(capturing._captured.values())
+    assert (card.num_streams, set(streams)) == (1, {"stream 1"})
+    assert card.current == "the thread's own"
+
+
+def on_a_card(*, rope="default", quantization=None):
+    """Of a model, what is asked before graphs are captured, as if it lay on a card."""
+    text = SimpleNamespace(rope_parameters={"rope_type": rope})
+    config = SimpleNamespace(text_config=text, quantization_config=quantization)
+    kernels = cuda.kernels("sdpa")
+    card = torch.device("cuda")
+    return SimpleNamespace(config=config, text_config=text, kernels=kernels, device=card)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({"rope": "dynamic"}, "graphs cannot be had with dynamic rotary embeddings"),
+        ({"quantization": {"load_in_8bit": True}}, "graphs cannot be had with int8 weights"),
+        (
+            {"quantization": SimpleNamespace(load_in_8bit=True)},
+            "graphs cannot be had with int8 weights",
+        ),
+    ],
+)
+def test_graphs_are_off_for_what_waits_for_the_device_in_a_step(model, said):
+    llava = on_a_card(**model)
+    assert not device_option("graphs", None, llava)
+    assert device_option("lag", None, llava)
+    with pytest.raises(ValueError, match=said):
+        device_option("graphs", True, llava)
+
+
+def test_graphs_are_on_by_default_for_all_others_on_a_card():
+    nf4 = SimpleNamespace(load_in_8bit=False, load_in_4bit=True)
+    for model in ({}, {"rope": "yarn"}, {"quantization": nf4}, {"quantization": {"bits": 4}}):
+        assert device_option("graphs", None, on_a_card(**model))

@@ -1,19 +1,23 @@
 """The fused CPU kernels compute what torch computes; without them the engine still runs."""
 
 import copy
+import shutil
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_llava import engine, reference, requests
+from tiny_llava import engine, reference, requests, tiny, wrapped
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
+from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.engine.kernels import choose, cpu, plain
 from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.kernels.cpu_layers import FusedMLP
 from llava_batch.engine.passes import Rows
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
 
 DTYPES = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
@@ -129,3 +133,67 @@ def test_kernels_that_are_asked_for_and_missing_are_an_error(monkeypatch):
     monkeypatch.setattr(cpu, "why_not_built", lambda dtype: "no C++ compiler is installed")
     with pytest.raises(ValueError, match=r"native.*no C\+\+ compiler"):
         engine(attention="native")
+
+
+def forget() -> None:
+    """What this process knows of its compiler and what that has built."""
+    cpu.library.cache_clear()
+    cpu.why_not_built.cache_clear()
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache of built kernels, for one test."""
+    kernels(torch.bfloat16)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    forget()
+    yield tmp_path
+    forget()
+
+
+def compiler_like(folder, name: str, *flags: str) -> str:
+    """The machine's compiler, under another name and always with these flags."""
+    script = folder / name
+    script.write_text(f'#!/bin/sh\nexec {cpu.compiler()} "$@" {" ".join(flags)}\n')
+    script.chmod(0o755)
+    return str(script)
+
+
+def test_a_compiler_too_old_for_bfloat16_leaves_it_to_torch(own_cache, monkeypatch):
+    old = compiler_like(own_cache, "old-g++", "-O0", "-mno-avx512bf16")
+    monkeypatch.setenv("CXX", old)
+    assert f"too old for bfloat16: {old}" in str(cpu.why_not_built(torch.bfloat16))
+    assert cpu.why_not_built(torch.float32) is None
+    half = copy.deepcopy(tiny()).bfloat16()
+    assert wrapped(copy.deepcopy(half), attention="auto").llava.kernels.name == "torch"
+    with pytest.raises(ValueError, match="'native' cannot be had: the compiler is too old"):
+        wrapped(half, attention="native")
+
+
+def test_what_another_compiler_has_built_is_not_loaded(own_cache, monkeypatch):
+    old = compiler_like(own_cache, "old-g++", "-O0", "-mno-avx512bf16")
+    new = compiler_like(own_cache, "new-g++", "-O0")
+    monkeypatch.setenv("CXX", old)
+    assert not hasattr(cpu.library(), "prefill_bfloat16")
+    forget()
+    monkeypatch.setenv("CXX", new)
+    assert hasattr(cpu.library(), "prefill_bfloat16")
+
+
+def test_without_a_compiler_what_another_machine_has_built_is_taken(own_cache, monkeypatch):
+    monkeypatch.setenv("CXX", compiler_like(own_cache, "a-g++", "-O0"))
+    assert cpu.why_not_built(torch.bfloat16) is None
+    forget()
+    monkeypatch.delenv("CXX")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    assert cpu.why_not_built(torch.bfloat16) is None
+    forget()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own_cache / "another"))
+    assert "no C++ compiler is installed" in str(cpu.why_not_built(torch.bfloat16))
+
+
+def test_a_processor_without_the_instructions_is_refused_in_the_driver(monkeypatch):
+    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2", "avx512f", "avx512bw"}))
+    job = Job(attention="native", dtype="bfloat16")
+    with pytest.raises(UsageError, match="--attention native: the processor lacks avx512vl, "):
+        refuse_what_is_missing(job, on_gpu=False, card=None)

@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,8 +16,8 @@ from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, request
 from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.driver.settle import settle
 from llava_batch.engine import Request
-from llava_batch.engine.kernels import choose, cuda, plain, self_test
-from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.kernels import choose, cpu, cuda, plain, self_test
+from llava_batch.engine.kernels.contract import Kernels, Place
 from llava_batch.engine.model.llava import place_of
 from llava_batch.engine.passes import Prefix, Rows
 from llava_batch.errors import UsageError
@@ -116,6 +117,35 @@ def test_the_engine_answers_through_each_kernel_as_alone(monkeypatch, name, shap
             "old varlen": {"varlen_attn"},
         }[name]
     )
+
+
+@pytest.mark.parametrize(("max_tokens", "window"), [(100, 24), (25, 24), (24, None)])
+@pytest.mark.parametrize("name", ["native", "torch", "sdpa"])
+def test_a_window_as_long_as_a_slot_is_none(monkeypatch, name, max_tokens, window):
+    if choose.why_not(name, Place(device="cpu", dtype=torch.float32)) or (
+        name == "native" and cpu.why_not_built(torch.float32)
+    ):
+        pytest.skip("its kernels cannot be had here")
+    made = engine("mistral", attention=name, max_tokens=max_tokens)
+    seen = set()
+
+    def watched(attend):
+        def attending(*tensors_and_pass, **how):
+            seen.add(how["window"] if how else tensors_and_pass[-1])
+            return attend(*tensors_and_pass, **how)
+
+        return attending
+
+    whole = made.llava.kernels
+    made.llava.kernels = replace(
+        whole, prefill=watched(whole.prefill), decode=watched(whole.decode)
+    )
+    monkeypatch.setattr(cpu, "attend", watched(cpu.attend))  # fused layers call it themselves
+    given = [Request(id=str(n), prompt_ids=list(range(3, 9 + n)), max_new_tokens=9) for n in (0, 7)]
+    found = by_key(list(made.generate(given)))
+    assert seen == {window}
+    for request in given:
+        assert found[(request.id, 0, 0)].token_ids == reference("mistral", request)[0]
 
 
 def on_cuda(monkeypatch, *, capability=(9, 0), installed=("flash", "varlen"), faults=()):

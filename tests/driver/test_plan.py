@@ -1,0 +1,28 @@
+"""The plan: what is left to do in a folder, and why."""
+
+import os
+import shutil
+from pathlib import Path
+
+from llava_batch.driver.plan import make_plan
+from llava_batch.driver.settle import settle
+from llava_batch.job import Job
+
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "answers_0_1_0"
+TIME_NS = 1_700_000_000_000_000_000
+
+
+def test_what_is_overwritten_has_not_changed_and_what_changed_has(tmp_path: Path) -> None:
+    # Once every unit of a run with --overwrite was said to have changed.
+    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+    for path in (tmp_path / "input").rglob("*"):
+        os.utime(path, ns=(TIME_NS, TIME_NS))
+    for record in (tmp_path / "captions" / "_manifest").glob("*.json"):
+        record.write_text(record.read_text().replace("/lake/input", str(tmp_path / "input")))
+    job = Job(input=(str(tmp_path / "input"),), output=str(tmp_path / "captions"))
+    again = make_plan(settle(job.but(prompt="Why?", overwrite=True)))
+    assert (len(again.todo), again.work.num_changed) == (len(again.units), 0)
+    os.utime(tmp_path / "input" / "plain.tar", ns=(TIME_NS + 10**9, TIME_NS + 10**9))
+    plan = make_plan(settle(job.but(on_change="answer")))
+    assert {unit.name for unit in plan.todo} == {"plain", "later"}
+    assert plan.work.num_changed == 1

@@ -1,0 +1,268 @@
+"""Models that are taken answer as transformers' `generate`; all others are refused by name, and early."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from tiny_llava import (  # fmt: skip
+    COMMON,
+    PATCH,
+    SIZE,
+    TOKENS,
+    image,
+    prompt,
+    random_llava,
+    reference_ids,
+    tiny,
+    vision_config,
+    wrapped,
+)
+from transformers import (
+    CLIPVisionConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPTNeoXConfig,
+    GptOssConfig,
+    GraniteConfig,
+    LlamaConfig,
+    LlavaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PixtralVisionConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Siglip2VisionConfig,
+    SiglipVisionConfig,
+    SmolLM3Config,
+    StableLmConfig,
+)
+
+from llava_batch.checkpoint import Checkpoint
+from llava_batch.driver.refusals import refuse_what_does_not_fit
+from llava_batch.engine import Engine, Request
+from llava_batch.engine.kernels import choose, cpu, interface, plain
+from llava_batch.engine.kernels.contract import Place
+from llava_batch.engine.kernels.cpu_layers import FusedAttention
+from llava_batch.engine.model import load, supported
+from llava_batch.engine.passes import Rows
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
+
+GROUPED = COMMON | {"num_key_value_heads": 2, "tie_word_embeddings": False}
+WINDOW = {"sliding_window": 24}
+
+
+def text(kind: str):
+    """A config of one of `supported.TEXTS`, with what sets it apart in its attention."""
+    return {
+        "llama": lambda: LlamaConfig(**GROUPED, attention_bias=True),
+        "mistral": lambda: MistralConfig(**GROUPED, **WINDOW),
+        "qwen2": lambda: Qwen2Config(
+            **GROUPED, **WINDOW, use_sliding_window=True, max_window_layers=1
+        ),
+        "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=32),
+        "phi": lambda: PhiConfig(**GROUPED, partial_rotary_factor=0.5),
+        "phi3": lambda: Phi3Config(**GROUPED, **WINDOW, partial_rotary_factor=0.5),
+        "gemma": lambda: GemmaConfig(**GROUPED, head_dim=24),
+        "granite": lambda: GraniteConfig(
+            **GROUPED, attention_multiplier=0.2, residual_multiplier=0.7, embedding_multiplier=3.0
+        ),
+        "smollm3": lambda: SmolLM3Config(**GROUPED, no_rope_layer_interval=2),
+    }[kind]()
+
+
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+         "num_attention_heads": 2, "image_size": SIZE, "patch_size": PATCH}  # fmt: skip
+
+
+def given(num_image_tokens: int = TOKENS) -> list[Request]:
+    """Five lengths, with an image each; the end token counts as any other."""
+    return [
+        Request(
+            id=str(number), pixels=image(number), max_new_tokens=5 + 4 * number, ignore_eos=True,
+            prompt_ids=prompt(number, length, num_image_tokens),
+        )
+        for number, length in enumerate((3, 9, 40, 17, 11))
+    ]  # fmt: skip
+
+
+def expect_reference(model, requests: list[Request], **options) -> Engine:
+    expected = {r.id: tuple(reference_ids(model, r, list(r.prompt_ids))) for r in requests}
+    assert len({token for answer in expected.values() for token in answer}) > 6, "they must vary"
+    made = wrapped(copy.deepcopy(model), **options)
+    found = {c.id: c.token_ids for c in made.generate(requests)}
+    assert found == expected
+    return made
+
+
+@pytest.mark.parametrize("kind", supported.TEXTS)
+def test_every_language_model_on_the_list_answers_as_generate_does(path, kind) -> None:
+    model = random_llava(vision_config(), text(kind))
+    assert model.config.text_config.model_type == kind
+    expect_reference(model, given())
+
+
+@pytest.mark.parametrize("act", ["quick_gelu", "gelu"])
+@pytest.mark.parametrize("strategy", ["default", "full"])
+@pytest.mark.parametrize("layer", [-2, -1, -4, 1, [-2, -1], [0, 3]])
+@pytest.mark.parametrize("tower", [CLIPVisionConfig, SiglipVisionConfig])
+def test_every_tower_on_the_list_gives_the_features_that_generate_reads(
+    tower, layer, strategy, act
+) -> None:
+    vision = tower(**TOWER, hidden_act=act)
+    model = random_llava(
+        vision, text("llama"), vision_feature_layer=layer, vision_feature_select_strategy=strategy
+    )
+    first = tower is CLIPVisionConfig
+    expect_reference(model, given(TOKENS + first - (strategy == "default"))[:2])
+
+
+def test_the_towers_that_are_tested_are_those_on_the_list() -> None:
+    kinds = {CLIPVisionConfig.model_type, SiglipVisionConfig.model_type}
+    assert kinds == set(supported.TOWERS)
+
+
+def roped(kind: str, positions: int = 160, **more) -> LlamaConfig:
+    parameters = {"rope_type": kind, "rope_theta": 10_000.0, **more}
+    sizes = GROUPED | {"max_position_embeddings": positions}
+    return LlamaConfig(**sizes, rope_parameters=parameters)
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "linear": {"factor": 4.0},
+    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+               "original_max_position_embeddings": 64},
+    "yarn": {"factor": 8.0, "original_max_position_embeddings": 64},
+    "dynamic": {"factor": 4.0},
+    "longrope": {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "factor": 4.0,
+                 "original_max_position_embeddings": 100},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", supported.ROPES)
+def test_every_rotary_embedding_on_the_list_answers_as_generate_does(path, kind) -> None:
+    model = random_llava(vision_config(), roped(kind, **ROPES[kind]))
+    made = expect_reference(model, given(), max_tokens="auto")
+    assert made.max_tokens == (100 if kind == "longrope" else 160)
+
+
+def test_a_slot_ends_where_longrope_would_change_its_frequencies_for_the_whole_batch() -> None:
+    model = random_llava(vision_config(), roped("longrope", **ROPES["longrope"]))
+    with pytest.raises(ValueError, match=r"max_tokens is 101, .* 100 positions .* is longrope"):
+        wrapped(model, max_tokens=101)
+
+
+SIZES = COMMON | {"num_key_value_heads": 2}
+REFUSED: dict[str, Any] = {
+    "gemma2": (lambda: Gemma2Config(**SIZES, head_dim=16), None, {}, "language model is gemma2"),
+    "gpt_oss": (lambda: GptOssConfig(**SIZES), None, {}, "language model is gpt_oss"),
+    "stablelm": (lambda: StableLmConfig(**SIZES), None, {}, "language model is stablelm"),
+    "gpt_neox": (lambda: GPTNeoXConfig(**COMMON), None, {}, "language model is gpt_neox"),
+    "pixtral": (None, lambda: PixtralVisionConfig(**TOWER), {}, "vision tower is pixtral"),
+    "siglip 2": (
+        None,
+        lambda: Siglip2VisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2),
+        {},
+        "vision tower is siglip2_vision_model",
+    ),
+    "layer 0": (None, None, {"vision_feature_layer": 0}, "vision_feature_layer is 0"),
+    "layer 4 of 3": (None, None, {"vision_feature_layer": 4}, "vision_feature_layer is 4"),
+    "layer -5": (None, None, {"vision_feature_layer": [-1, -5]}, r"layer is \[-1, -5\]"),
+    "no layer": (None, None, {"vision_feature_layer": []}, r"vision_feature_layer is \[\]"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_model_that_is_not_on_the_list_is_refused_by_name_before_its_weights_are_read(
+    tmp_path, monkeypatch, name
+) -> None:
+    make_text, make_vision, settings, said = REFUSED[name]
+    config = LlavaConfig(
+        text_config=make_text() if make_text else text("llama"),
+        vision_config=make_vision() if make_vision else vision_config(),
+        **settings,
+    )
+    config.save_pretrained(tmp_path)
+    checkpoint = Checkpoint(folder=str(tmp_path), name="a-model")
+    with pytest.raises(UsageError, match=f"^--model a-model: .*{said}; the engine takes "):
+        refuse_what_does_not_fit(Job(model="a-model"), checkpoint, None)
+    monkeypatch.setattr(load, "read_weights", lambda *_: pytest.fail("weights were read"))
+    with pytest.raises(ValueError, match=f"cannot be had: .*{said}; the engine takes "):
+        Engine.load(tmp_path, device="cpu")
+
+
+def test_a_model_in_memory_that_is_not_on_the_list_is_refused_and_left_as_it_was() -> None:
+    sizes = GROUPED | {"head_dim": 16, "attn_logit_softcapping": 2.0}
+    model = random_llava(vision_config(), Gemma2Config(**sizes))
+    before = model.config.text_config._attn_implementation
+    with pytest.raises(ValueError, match="its language model is gemma2"):
+        Engine(model)
+    assert model.config.text_config._attn_implementation == before
+    assert len(model.model.vision_tower.encoder.layers) == 3
+
+
+def test_another_familys_model_is_refused_by_name() -> None:
+    config = LlavaConfig(text_config=text("llama"), vision_config=vision_config())
+    config.model_type = "vipllava"
+    assert supported.why_not(config) == "it is a vipllava model; the engine takes llava"
+    config.model_type = "llava"
+    assert supported.why_not(config) is None
+    config.text_config.rope_parameters["rope_type"] = "proportional"
+    assert "rotary embedding is proportional" in (supported.why_not(config) or "")
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"), [("softcap", 50.0), ("s_aux", torch.zeros(4)), ("anything", None)]
+)
+def test_an_attention_argument_that_is_not_implemented_raises_by_name(argument, value) -> None:
+    layer = tiny().model.language_model.layers[0].self_attn
+    query, slots = torch.randn(1, 4, 1, 16), torch.randn(1, 4, 8, 16)
+    rows = Rows(slots=(0,), past=(3,), new=(1,))
+    slot: dict[str, Any] = {"slot_rows": rows, "slot_kernels": plain.KERNELS, "slot_tokens": 8}
+    known: dict[str, Any] = {"scaling": 0.25, "dropout": 0.0, **slot}
+    interface.slot_attention(layer, query, slots, slots, None, **known, use_cache=True)
+    with pytest.raises(ValueError, match=f"LlamaAttention asks its attention for {argument}, "):
+        interface.slot_attention(layer, query, slots, slots, None, **known, **{argument: value})
+    with pytest.raises(ValueError, match="asks its attention for attention_mask"):
+        interface.slot_attention(layer, query, slots, slots, torch.zeros(1), **known)
+
+
+def test_the_fused_attention_refuses_what_it_does_not_implement() -> None:
+    fused = FusedAttention(copy.deepcopy(tiny().model.language_model.layers[0].self_attn))
+    hidden, nothing = torch.zeros(1, 1, 64), (torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ValueError, match="FusedAttention asks its attention for softcap"):
+        fused(hidden, nothing, None, softcap=50.0)
+    with pytest.raises(ValueError, match="FusedAttention asks its attention for attention_mask"):
+        fused(hidden, nothing, None, attention_mask=torch.zeros(1))
+
+
+def test_a_rotation_of_part_of_a_head_is_refused_by_the_fused_kernel() -> None:
+    qkv, half = torch.zeros(1, 1, 48), torch.zeros(1, 1, 8)
+    slots = torch.zeros(1, 1, 4, 16)
+    rows = Rows(slots=(0,), past=(0,), new=(1,))
+    with pytest.raises(ValueError, match="a rotation of 8 entries is not a head's, 16"):
+        cpu.rope_store(qkv, half, half, slots, slots, rows, 1)
+
+
+@pytest.mark.parametrize("kind", supported.TEXTS)
+def test_in_bfloat16_the_fast_cpu_kernels_agree_with_plain_torch(kind) -> None:
+    place = Place(device="cpu", dtype=torch.bfloat16)
+    if choose.why_not("native", place) or cpu.why_not_built(place.dtype):
+        pytest.skip("the kernels cannot be had here")
+    half = random_llava(vision_config(), text(kind)).bfloat16()
+    first = [replace(request, max_new_tokens=1) for request in given()]
+    scores = [
+        {c.id: (c.token_ids, c.mean_logprob) for c in made.generate(first)}
+        for made in (
+            wrapped(copy.deepcopy(half), attention=name, max_tokens=100)
+            for name in ("native", "torch")
+        )
+    ]
+    same = [key for key in scores[0] if scores[0][key][0] == scores[1][key][0]]
+    assert len(same) >= len(first) - 1, "bfloat16 rounds by kernel, but not that much"
+    for key in same:
+        assert scores[0][key][1] == pytest.approx(scores[1][key][1], abs=0.15)

@@ -1,0 +1,105 @@
+"""How a run begins: its folder is its own before anybody looks into it, and again nobody's if refused."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from llava_batch import pipeline
+from llava_batch.driver import cluster
+from llava_batch.driver.cluster import Sizing
+from llava_batch.errors import OutputConflict, RunFailed, UsageError
+from llava_batch.job import Job
+from llava_batch.pipeline import run
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    size = Sizing(workers=1, prepare_workers=1, gpus_per_worker=0.0, threads_per_worker=1)
+    monkeypatch.setattr(cluster, "connected", nullcontext)
+    monkeypatch.setattr(cluster, "refuse_local_paths", lambda job: None)
+    monkeypatch.setattr(cluster, "size_up", lambda job: size)
+
+
+def job(tmp_path: Path, **more) -> Job:
+    return Job(input=("shards",), output=str(tmp_path / "new" / "out"), quiet=True, **more)
+
+
+def files(tmp_path: Path) -> list[str]:
+    return sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*"))
+
+
+def test_the_folder_is_owned_before_it_is_looked_into_and_nothing_is_left_of_a_refused_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two runs that began together both read the empty ledger, and both answered everything.
+    seen = []
+
+    def refusing(*arguments, **named):
+        seen.append(files(tmp_path))
+        raise UsageError("--input x: nothing there")
+
+    monkeypatch.setattr(pipeline, "make_plan", refusing)
+    with pytest.raises(UsageError, match="nothing there"):
+        run(job(tmp_path))
+    assert seen == [["new", "new/out", "new/out/_manifest", "new/out/_manifest/_owner.json"]]
+    assert files(tmp_path) == []
+
+
+def test_a_second_run_is_refused_while_the_first_still_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def second(*arguments, **named):
+        monkeypatch.setattr(pipeline, "make_plan", lambda *a, **n: pytest.fail("it looked too"))
+        with pytest.raises(OutputConflict, match="a run is writing there"):
+            run(job(tmp_path))
+        raise UsageError("enough")
+
+    monkeypatch.setattr(pipeline, "make_plan", second)
+    with pytest.raises(UsageError, match="enough"):
+        run(job(tmp_path))
+
+
+def test_a_dry_run_takes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusing(*arguments, **named):
+        assert files(tmp_path) == []
+        raise UsageError("enough")
+
+    monkeypatch.setattr(pipeline, "make_plan", refusing)
+    with pytest.raises(UsageError, match="enough"):
+        run(job(tmp_path, dry_run=True))
+
+
+def test_what_stood_in_the_folder_stays_when_a_run_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new" / "out").mkdir(parents=True)
+
+    def refusing(*arguments, **named):
+        raise UsageError("enough")
+
+    monkeypatch.setattr(pipeline, "make_plan", refusing)
+    with pytest.raises(UsageError):
+        run(job(tmp_path))
+    assert files(tmp_path) == ["new", "new/out"]
+
+
+@pytest.mark.parametrize(
+    ("token", "advice"), [("", "check the paths"), ("t", "are a session's and may have ended")]
+)
+@pytest.mark.parametrize(("place", "told"), [("make_plan", UsageError), ("_run", RunFailed)])
+def test_a_storage_that_refuses_ends_the_run_with_what_to_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, advice: str, place: str, told: type
+) -> None:
+    def refused(*arguments, **named):
+        raise OSError("AWS Error ACCESS_DENIED during PutObject operation: no.\nRequest ID: 7")
+
+    monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+    found = SimpleNamespace(todo=["a unit"])
+    monkeypatch.setattr(pipeline, "make_plan", lambda *a, **n: found)
+    monkeypatch.setattr(pipeline, "on_machines", lambda plan, **n: plan)
+    monkeypatch.setattr(pipeline, place, refused)
+    with pytest.raises(told, match=advice) as error:
+        run(job(tmp_path))
+    assert "ACCESS_DENIED" in str(error.value) and "\n" not in str(error.value)
