@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
@@ -35,7 +34,7 @@ from llava_batch.storage import (
 )
 from llava_batch.unit import Stamp, Unit
 from llava_batch.write.membership import Membership
-from llava_batch.write.unit_table import decoded, encoded
+from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
@@ -132,6 +131,7 @@ class Ledger:
         self._retired: list[Record] = []
         self._noted: list[Unit] = []
         self._limited: list[str] = []
+        self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
 
     def load(self, *, overwrite: bool = False) -> None:
@@ -210,15 +210,15 @@ class Ledger:
         record = self._adopted.get(name) or self.records.get(name)
         stands = (
             record is not None
-            and self._counts(name)
             and self.is_of_this_run(record)
             and record.table_bytes == self._sizes.get(record.table)
+            and self._counts(record.table)
         )
         return record if stands else None
 
-    def _counts(self, name: str) -> bool:
-        """Whether a unit's table is no older than what `--overwrite` replaces."""
-        return self._written.get(self.table_name(name), 0) >= self._counts_since
+    def _counts(self, table: str) -> bool:
+        """Whether a table is not one that `--overwrite` is to replace."""
+        return self._written.get(table, 0) >= self._counts_since
 
     def is_of_this_run(self, record: Record) -> bool:
         """Whether it has this run's settings and format."""
@@ -249,8 +249,8 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        waiting = self._leftovers or self._retired or self._limited or self._adopted
-        return not (waiting or self._is_given_up)
+        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        return not (any(left) or self._is_given_up)
 
     @property
     def _is_given_up(self) -> bool:
@@ -363,11 +363,13 @@ class Ledger:
     def _adopt(self, unit: Unit) -> Record | None:
         """The record of a whole table of this run's settings, where a kill between table and record
         left none, or an older one; whatever its input was."""
-        there = self.table_name(unit.name) in self._sizes and self._counts(unit.name)
+        name = self.table_name(unit.name)
+        there = name in self._sizes and self._counts(name) and unit.name not in self._looked_into
+        self._looked_into.add(unit.name)
         table = self.read_table(unit.name) if there else None
         if table is None:
             return None
-        found = _metadata(table.schema)
+        found = origin(table.schema)
         before = self.answered(unit.name)
         fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
         if not fits or (before is not None and before.source == found["source"]):
@@ -393,17 +395,8 @@ class Ledger:
             r.table for r in self.records.values() if r.table_bytes == self._sizes.get(r.table)
         }
         tables = (n for n in self._sizes.keys() - committed if n.endswith((".parquet", ".arrow")))
-        return [n for n in sorted(tables) if self._footer(n).get("complete") == "false"]
-
-    def _footer(self, name: str) -> dict[str, str]:
-        """What a table says of its origin; nothing where it is not one of ours that reads."""
-        try:
-            with self.out.fs.open_input_file(f"{self.out.path}/{name}") as file:
-                if name.endswith(".arrow"):
-                    return _metadata(pa.ipc.open_file(file).schema)
-                return _metadata(pq.read_schema(file))
-        except (OSError, ValueError, pa.ArrowException):
-            return {}
+        found = ((n, origin_of(self.out.fs, f"{self.out.path}/{n}")) for n in sorted(tables))
+        return [name for name, said in found if said.get("complete") == "false"]
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
@@ -439,13 +432,6 @@ class Ledger:
 
 def _is_side_file(name: str) -> bool:
     return name.rpartition("/")[2].startswith("_")
-
-
-def _metadata(schema: pa.Schema) -> dict[str, str]:
-    """A table's own entries in its schema's metadata, by their short names."""
-    prefix = b"llava_batch."
-    found = (schema.metadata or {}).items()
-    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
