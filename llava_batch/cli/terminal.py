@@ -72,13 +72,13 @@ def refuse_mixing(output: str, *, instruct: bool) -> None:
         UsageError: that, or a storage that cannot be looked into.
     """
     from llava_batch.answers.folder import ANSWERS, holds_answers
-    from llava_batch.storage import locate
+    from llava_batch.storage import advice, locate
 
     folder = locate(output)
     try:
         own, below = holds_answers(folder), holds_answers(folder.child(ANSWERS))
     except OSError as error:
-        raise UsageError(f"--output {folder.shown}: {first_line(error)}") from None
+        raise UsageError(f"--output {folder.shown}: {first_line(error)}; {advice(error)}") from None
     if own != below and own == instruct:
         held = "the answers of caption or vqa" if instruct else "what instruct made"
         raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
