@@ -97,7 +97,9 @@ def _tell_where_to_look(job: Job) -> None:
     """After a run that failed, which returns no summary: by what it wrote."""
     from llava_batch.answers.folder import open_answers
 
-    with suppress(UsageError, OSError):  # nothing is there, and the failure itself is said
+    with suppress(
+        UsageError, OSError
+    ):  # no tables or no _run.json to name; the failure is printed all the same
         totals = open_answers(job.output).run().get("totals")
         if totals and not job.quiet:
             print("\n".join(_where_to_look(job.output, totals)), file=sys.stderr)
