@@ -8,14 +8,22 @@ and template take transformers, but not torch. `config` alone, transformers' own
 import json
 import os
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from typing import Any
 
 from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
 from llava_batch.prompts.guards import IMAGE, Guards
-from llava_batch.prompts.templates import Render, from_chat_template, llava_15
+from llava_batch.prompts.templates import (
+    LLAVA_15_FRAME,
+    Apply,
+    Frame,
+    Render,
+    chat_template_frame,
+    from_chat_template,
+    llava_15,
+)
 from llava_batch.prompts.tokens import SegmentTokenizer
 
 
@@ -161,19 +169,35 @@ class Checkpoint:
 
     def renderer(self, template: str) -> Render:
         """The conversation format for `--template`: auto, llava-1.5, checkpoint, or a Jinja file."""
+        text = self._template(template)
+        return llava_15 if text is None else from_chat_template(self._asking(text))
+
+    def frame(self, template: str, system: str | None) -> Frame:
+        """What the conversation format writes around an answer.
+
+        Raises:
+            UsageError: the template drops answers.
+        """
+        text = self._template(template)
+        if text is None:
+            return LLAVA_15_FRAME
+        finished = partial(self._apply, text, add_generation_prompt=False)
+        return chat_template_frame(from_chat_template(self._asking(text)), finished, system)
+
+    def _template(self, template: str) -> str | None:
+        """The chat template to use, in Jinja; None for LLaVA-1.5's documented format."""
         if template == "llava-1.5":
-            return llava_15
+            return None
         if template not in ("auto", "checkpoint"):
-            return from_chat_template(self._applying(_read_template(template)))
+            return _read_template(template)
         own = self._chat_template()
-        if own is None:
-            if template == "checkpoint":
-                raise UsageError(f"--template checkpoint: {self.name} brings no chat template")
-            return llava_15
-        render = from_chat_template(self._applying(own))
-        if template == "auto" and _is_llava_15(render, self.tokenizer.bos_token or ""):
-            return llava_15  # its hub template leaves out the </s> between turns
-        return render
+        if own is None and template == "checkpoint":
+            raise UsageError(f"--template checkpoint: {self.name} brings no chat template")
+        if own is None or template == "checkpoint":
+            return own
+        render = from_chat_template(self._asking(own))
+        # LLaVA-1.5's hub template leaves out the </s> between turns.
+        return None if _is_llava_15(render, self.tokenizer.bos_token or "") else own
 
     def _chat_template(self) -> str | None:
         """The processor's template, else the tokenizer's."""
@@ -198,14 +222,19 @@ class Checkpoint:
         files = named | ({"default": file} if file.exists() else {})
         return {name: path.read_text(encoding="utf-8") for name, path in files.items()} or None
 
-    def _applying(self, template: str) -> Any:
-        def apply(messages: list[dict[str, Any]]) -> str:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-            return text
+    def _asking(self, template: str) -> Apply:
+        return partial(self._apply, template, add_generation_prompt=True)
 
-        return apply
+    def _apply(
+        self, template: str, messages: list[dict[str, Any]], *, add_generation_prompt: bool
+    ) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            messages,
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+        )
+        return text
 
 
 def _is_llava_15(render: Render, bos: str) -> bool:

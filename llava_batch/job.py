@@ -91,6 +91,11 @@ class Job:
         None, "File of questions joined to the images by id, key or file name.", "Prompt",
         answers=True,
     )  # fmt: skip
+    join_anywhere: bool = _flag(
+        False,
+        "A question of the file may join several images: a bare file name, in every shard.",
+        "Prompt",
+    )
     dialogue: bool = _flag(
         False, "Ask an image's questions as turns of one conversation.", "Prompt", answers=True
     )

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
+from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress
 from llava_batch.driver.settle import Settled, settle
@@ -101,7 +102,12 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
 
     plan.ledger.begin(plan.todo, plan.reading.keep)
     shared = shared_state.start()
-    committer = Committer(plan.ledger, plan.todo, plan.reading.keep, provenance(plan))
+    joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
+    several = plan.several_images()
+    committer = Committer(
+        plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
+        on_commit=None if joined is None else joined.mark,
+    )  # fmt: skip
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
     with Progress(plan, committer, shared) as progress:
@@ -109,6 +115,8 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
+                    if several is not None:
+                        several.check(batch)
                     committer.add(batch)
                 metrics.update(committer.tally)
             committer.close()
@@ -117,8 +125,9 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             status = "complete"
         finally:
             summary = summarise(
-                plan, sizing, committer, progress.history, started, status=status, shared=shared
-            )
+                plan, sizing, committer, progress.history, started, status=status, shared=shared,
+                joined=joined, several=several,
+            )  # fmt: skip
     problem = summary.problem(plan.job.max_error_rate)
     if problem:
         raise RunFailed(problem)

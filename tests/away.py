@@ -36,6 +36,7 @@ class Store(pafs.FileSystemHandler):
         self.down = down
         self.objects: dict[str, bytes] = {}
         self.calls: list[str] = []
+        self.opened: list[str] = []
         self.fs = pafs.PyFileSystem(self)
 
     def _call(self, name: str) -> None:
@@ -65,6 +66,7 @@ class Store(pafs.FileSystemHandler):
 
     def open_input_stream(self, path: str) -> pa.NativeFile:
         self._call("get")
+        self.opened.append(path)
         if path not in self.objects:
             raise FileNotFoundError(2, "no such object", path)
         return pa.PythonFile(_Read(self, self.objects[path]), mode="r")

@@ -10,24 +10,17 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
-from transformers import (
-    AddedToken,
-    AutoConfig,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast, ProcessorMixin
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.demo import model_path
+from llava_batch.engine.model.load import decoder
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts.guards import Guards, unguarded
 from llava_batch.prompts.templates import llava_15
 from llava_batch.prompts.tokens import SegmentTokenizer
+from tests.sentencepiece_like import sentencepiece_like
 
 VICUNA_ON_THE_HUB = (
     "{% for m in messages %}{% if m.role == 'system' %}{{ m.content[0].text }} {% else %}"
@@ -138,6 +131,16 @@ def test_a_bos_in_the_users_words_does_not_take_the_place_of_the_bos(demo: Check
 def test_answers_are_decoded_without_special_tokens_and_with_their_blanks(demo: Checkpoint) -> None:
     ids = demo.tokenizer(" A red , circle .</s>", add_special_tokens=False).input_ids
     assert demo.decode(ids) == " A red , circle ."
+
+
+def test_an_answer_that_a_stop_string_may_end_reads_as_any_other(tmp_path: Path) -> None:
+    made = without_weights(tmp_path)
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    tidy = "clean_up_tokenization_spaces"
+    settings |= {tidy: True, f"{tidy}_for_bpe_even_though_it_will_corrupt_output": True}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ids = made.tokenizer(" A red , circle . I 'm it</s>", add_special_tokens=False).input_ids
+    assert decoder(tmp_path)(ids) == made.decode(ids) == " A red , circle . I 'm it"
 
 
 @pytest.mark.parametrize(
@@ -349,50 +352,6 @@ def test_a_checkpoint_without_a_tokenizer_is_refused_in_one_line(tmp_path: Path)
 
 
 # Conversations in pieces, for tokenizers of three kinds
-
-SPECIALS = ["<unk>", "<s>", "</s>"]
-CORPUS = [
-    "USER: What is in the picture? ASSISTANT: A red circle and a blue square.",
-    "USER: Describe the image. ASSISTANT: There are three shapes, one of them is green.",
-    "Is there a cat? Yes. No. How many? two three four 1 2 3",
-]
-
-
-def sentencepiece_like(prefix: str, *, image_is_special: bool) -> PreTrainedTokenizerFast:
-    """A tokenizer in the shape of Llama's: BPE with byte fallback over blanks written as U+2581.
-
-    prefix: `legacy` (a normalizer puts the blank in front of every run between added tokens),
-    `always` (the pre-tokenizer does), `first` (only at the start of the text) or `never`.
-    """
-    trained = Tokenizer(BPE(unk_token="<unk>"))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    trained.train_from_iterator(CORPUS, BpeTrainer(vocab_size=220, special_tokens=SPECIALS))
-    model = json.loads(trained.to_str())["model"]
-    vocab = model["vocab"]
-    for byte in (f"<0x{b:02X}>" for b in range(256)):
-        vocab[byte] = len(vocab)
-    merges = [tuple(merge) for merge in model["merges"]]
-    backend = Tokenizer(
-        BPE(vocab=vocab, merges=merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    if prefix == "legacy":
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-    else:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=prefix, split=False)
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-    )
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-    made.add_tokens([AddedToken("<image>", special=image_is_special, normalized=False)])
-    return made
-
 
 KINDS = ["legacy", "always", "first", "never", "legacy, plain image", "byte level"]
 

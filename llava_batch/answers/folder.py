@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 from llava_batch.errors import UsageError, first_line
 from llava_batch.storage import Location, list_files, locate, read_bytes
 
+ANSWERS = "answers"
+"""The folder of `instruct`'s output that holds answers, beside those of other tables."""
+
 _SUFFIXES = (".parquet", ".arrow")
 _BATCH_ROWS = 4096
 
@@ -77,7 +80,8 @@ class Answers:
 
 
 def open_answers(text: str) -> Answers:
-    """The answers in an output folder, or in one table of it; `text` is a path or a URI.
+    """The answers in an output folder, or in one table of it; `text` is a path or a URI. Of what
+    `instruct` made, the answers are those in its folder `answers`.
 
     Raises:
         UsageError: there is no table, or the tables are not answers.
@@ -87,6 +91,8 @@ def open_answers(text: str) -> Answers:
         paths = [location.path]
         location = Location(location.fs, location.path.rpartition("/")[0], location.shown)
     else:
+        if holds_answers(location.child(ANSWERS)) and not holds_answers(location):
+            location = location.child(ANSWERS)
         paths = [
             f.path for f in list_files(location) if _is_table(f.path[len(location.path) + 1 :])
         ]
@@ -97,6 +103,11 @@ def open_answers(text: str) -> Answers:
         raise UsageError(f"{location.shown}: {paths[0].rpartition('/')[2]} is no table of answers "
                          f"(its columns: {', '.join(schema.names)})")  # fmt: skip
     return Answers(location=location, paths=tuple(paths), schema=schema)
+
+
+def holds_answers(folder: Location) -> bool:
+    """Whether a run answered into this very folder, and not into one below it."""
+    return bool(folder.child("_manifest").info().type == pafs.FileType.Directory)
 
 
 def _is_table(relative: str) -> bool:
@@ -118,6 +129,10 @@ def _named(path: str, schema: pa.Schema, columns: Sequence[str] | None) -> list[
     """The names of the columns that are wanted of a table with this schema."""
     names = list(schema.names if columns is None else columns)
     lacking = [name for name in names if name not in schema.names]
+    if lacking and "conversations" in schema.names:
+        raise UsageError(
+            f"{path}: holds instructions; give the folder of the answers they are from"
+        )
     if lacking:
         raise UsageError(f"{path}: is no table of answers (without {', '.join(lacking)})")
     return names

@@ -1,17 +1,20 @@
 """The instruct job: answers by a recipe, filtered into instruction data, exported for trainers.
 
-OUT/answers/         the answers, as `caption` and `vqa` write them
-OUT/instructions/    conversations kept and rejected, with the reason
-OUT/llava.json, OUT/images/    --export llava
-OUT/webdataset/                --export webdataset
-OUT/huggingface/               --export huggingface
+OUT/answers/**/*.parquet         the answers, as `caption` and `vqa` write them
+OUT/instructions/**/*.parquet    conversations kept and rejected, with the reason
+OUT/llava.json, OUT/images/      --export llava
+OUT/webdataset/**/*.tar          --export webdataset
+OUT/huggingface/                 --export huggingface
+
+Each of these patterns reads tables of one kind. What opens an output folder (show, report, score)
+takes OUT itself for its answers.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 
-from llava_batch.cli.terminal import placed, run_and_tell
+from llava_batch.answers.folder import ANSWERS
+from llava_batch.cli.terminal import counted, placed, refuse_mixing, run_and_tell
 from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
@@ -35,7 +38,8 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
             raise UsageError(f"--export {name}: give one of {', '.join(EXPORTS)}")
     job = placed(job, demo="instruct")
     out = job.output.rstrip("/")
-    job = job.but(output=f"{out}/answers", recipe=job.recipe or DEFAULT_RECIPE)
+    refuse_mixing(out, instruct=True)
+    job = job.but(output=f"{out}/{ANSWERS}", recipe=job.recipe or DEFAULT_RECIPE)
     settled = settle(job)
     recipe = settled.recipe
     assert recipe is not None
@@ -43,16 +47,30 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     if job.dry_run:
         return
     counts = write_instructions(job.output, f"{out}/instructions", recipe)
-    _export(job, out, exports, counts, title=f"{recipe.name}: {recipe.description}")
+    lines = [_kept_line(f"{out}/instructions", counts)]
+    if exports:
+        title = f"{recipe.name}: {recipe.description}"
+        lines += _export(job, out, exports, counts, title=title)
     if not job.quiet:
-        print(f"{out}/instructions: {json.dumps(counts)}", file=sys.stderr)
+        print("\n".join(lines), file=sys.stderr)
+
+
+def _kept_line(folder: str, counts: dict[str, int]) -> str:
+    """What became of the answers: how many were kept, were rejected, by filter, and are in error."""
+    ends = {"rejected": "rejected", "error": "from rows in error"}
+    parts = [f"{counted(counts.get('kept', 0), 'conversation')} kept"]
+    for end, said in ends.items():
+        why = {n.partition(":")[2]: c for n, c in counts.items() if n.startswith(f"{end}:")}
+        if why:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in why.items())
+            parts.append(f"{sum(why.values()):,} {said} ({reasons})")
+    return f"{folder}/**/*.parquet: {', '.join(parts)}"
 
 
 def _export(
     job: Job, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
-) -> None:
-    if not exports:
-        return
+) -> list[str]:
+    """Write what is asked for; a line on each, which says where it is."""
     from llava_batch.instruct.exports import (
         Pairs,
         export_hugging_face,
@@ -71,9 +89,17 @@ def _export(
         max_image_bytes=job.max_image_bytes,
     )
     pairs = Pairs.open(f"{out}/instructions", images)
+    lines = []
     if "llava" in exports:
-        export_llava(pairs, f"{out}/llava.json", images=f"{out}/images")
+        number = export_llava(pairs, f"{out}/llava.json", images=f"{out}/images")
+        lines.append(f"{out}/llava.json: {counted(number, 'conversation')} in LLaVA's form, about "
+                     f"the images in {out}/images")  # fmt: skip
     if "webdataset" in exports:
-        export_webdataset(pairs, f"{out}/webdataset")
+        number = export_webdataset(pairs, f"{out}/webdataset")
+        lines.append(f"{out}/webdataset/**/*.tar: {counted(number, 'sample')} for WebDataset")
     if "huggingface" in exports:
-        export_hugging_face(pairs, f"{out}/huggingface", title=title, counts=counts)
+        number = export_hugging_face(pairs, f"{out}/huggingface", title=title, counts=counts)
+        lines.append(
+            f"{out}/huggingface: {counted(number, 'conversation')} as a Hugging Face dataset"
+        )
+    return lines

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_batch.errors import RunFailed, UsageError
+from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job, require_places
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
     """Run the job and say in a few lines what came of it and where it lies; `settled` where the caller
     had to settle it."""
     job = placed(job, demo="answers")
+    refuse_mixing(job.output, instruct=False)
     from llava_batch.driver.settle import settle  # Arrow, which a mistyped flag need not wait for
     from llava_batch.pipeline import run_settled
 
@@ -63,6 +64,26 @@ def placed(job: Job, *, demo: str) -> Job:
     return job.but(input=tuple(map(str, paths)), output=f"{DEMO_FOLDER}/{demo}")
 
 
+def refuse_mixing(output: str, *, instruct: bool) -> None:
+    """Refuse to begin answers in `instruct`'s folder, or `instruct` in a folder of answers: a pattern
+    over all tables below it would find two kinds.
+
+    Raises:
+        UsageError: that, or a storage that cannot be looked into.
+    """
+    from llava_batch.answers.folder import ANSWERS, holds_answers
+    from llava_batch.storage import locate
+
+    folder = locate(output)
+    try:
+        own, below = holds_answers(folder), holds_answers(folder.child(ANSWERS))
+    except OSError as error:
+        raise UsageError(f"--output {folder.shown}: {first_line(error)}") from None
+    if own != below and own == instruct:
+        held = "the answers of caption or vqa" if instruct else "what instruct made"
+        raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
+
+
 def _write_report(job: Job) -> None:
     from llava_batch.report import write_report
 
@@ -87,7 +108,7 @@ def result_lines(summary: "Summary") -> list[str]:
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
         return outlook_lines(summary)
-    lines = list(summary.outlook["notes"])
+    lines = [*summary.outlook["notes"], *summary.notes]
     for name, one, many in _COUNTED:
         if run.get(name):
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
@@ -112,6 +133,8 @@ _COUNTED = (
      "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
     ("images_without_question", "image had no question in the file.",
      "images had no question in the file."),
+    ("questions_with_several_images", "question of the file joined several images.",
+     "questions of the file joined several images."),
     ("questions_without_image", "question of the file joined no image.",
      "questions of the file joined no image."),
 )  # fmt: skip

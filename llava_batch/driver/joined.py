@@ -1,26 +1,95 @@
-"""Which questions joined no image, told from the answers that a run left."""
+"""Which questions of a file joined an image, told as units are committed and kept for the next run.
 
-from collections.abc import Iterator
+    OUT/_manifest/_joined.json   {"questions": the file's hash, "units": those it speaks of, each with
+                                  its input's fingerprint, "rows": one bit for each question, packed, in base64}
 
+Only the tables that it does not speak of are read again: those of a run that was killed, or of an
+earlier version. Memory is a byte for each question.
+"""
+
+import base64
+import json
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
 import pyarrow as pa
 
 from llava_batch.answers.folder import Answers
 from llava_batch.prompts.questions.table import Questions
+from llava_batch.storage import read_bytes, write_whole
+from llava_batch.tables import load_schema
+from llava_batch.write.ledger import Ledger
+
+_IMAGE = ["unit", "key", "image_sha256"]
 
 
-def unjoined(questions: Questions, answers: Answers) -> pa.Table:
-    """The questions (rows of the `questions` schema) that no answered image had.
+class Joined:
+    """The questions that have an image among the answers of one folder.
 
-    Every question that joins an image has a row in the answers, good or in error, so the images
-    that stand there are looked up again.
+    Every question that joins an image has a row there, good or in error, so the images that stand
+    there are looked up again.
     """
-    return questions.unmatched(_rows(questions, answers))
 
+    def __init__(self, questions: Questions, ledger: Ledger) -> None:
+        self._questions, self._ledger = questions, ledger
+        self._seen = np.zeros(len(questions), bool)
+        self._units: set[str] = set()
 
-def _rows(questions: Questions, answers: Answers) -> Iterator[int]:
-    last = None
-    for row in answers.rows(["unit", "key", "image_sha256"]):
-        image = (row["unit"], row["key"], row["image_sha256"])
-        if image != last:  # rows of one image stand together
-            unit, key, sha256 = last = image
-            yield from (q.row for q in questions.of(unit=unit, key=key, sha256=sha256))
+    def mark(self, unit: str, table: pa.Table) -> None:
+        """`table` now stands for `unit`."""
+        self._units.add(unit)
+        for batch in table.select(_IMAGE).to_batches():
+            self._look_up(batch.to_pylist())
+
+    def count_unjoined(self) -> int:
+        """How many questions have no image among all committed units; written down for the next run."""
+        ledger = self._ledger
+        standing = ledger.standing()
+        told, seen = ledger.patience.keep_trying(self._held)
+        if told.items() <= standing.items():
+            self._seen |= seen
+        else:  # a unit has gone, or was answered from other images: bits of it cannot be taken back
+            told = {}
+        unknown = sorted(standing.keys() - self._units - told.keys())
+        ledger.patience.keep_trying(lambda: self._read(unknown))
+        said = {
+            "questions": ledger.settings["questions"],
+            "units": standing,
+            "rows": base64.b64encode(np.packbits(self._seen).tobytes()).decode(),
+        }
+        write_whole(ledger.out.fs, self._path, json.dumps(said).encode(), ledger.patience)
+        return int(len(self._seen) - self._seen.sum())
+
+    @property
+    def _path(self) -> str:
+        return f"{self._ledger.out.path}/_manifest/_joined.json"
+
+    def _held(self) -> tuple[dict[str, str], np.ndarray]:
+        """What the last run wrote down: units with their inputs' fingerprints, and bool `[questions]`;
+        nothing where it does not fit."""
+        size = len(self._seen)
+        try:
+            said = json.loads(read_bytes(self._ledger.out.fs, self._path) or b"{}")
+            packed = np.frombuffer(base64.b64decode(said["rows"]), np.uint8)
+            seen = np.unpackbits(packed, count=size).astype(bool)
+            if said["questions"] == self._ledger.settings["questions"] and len(seen) == size:
+                return dict(said["units"]), seen
+        except (ValueError, KeyError, TypeError):
+            pass  # cut or of another version: the tables say the same
+        return {}, np.zeros(size, bool)
+
+    def _read(self, units: list[str]) -> None:
+        out = self._ledger.out
+        paths = tuple(f"{out.path}/{self._ledger.table_name(unit)}" for unit in units)
+        tables = Answers(location=out, paths=paths, schema=load_schema("answers"))
+        self._look_up(tables.rows(_IMAGE))
+
+    def _look_up(self, rows: Iterable[dict[str, Any]]) -> None:
+        last = None
+        for row in rows:
+            image = tuple(row[name] for name in _IMAGE)
+            if image != last:  # rows of one image stand together
+                unit, key, sha256 = last = image
+                for question in self._questions.of(unit=unit, key=key, sha256=sha256):
+                    self._seen[question.row] = True

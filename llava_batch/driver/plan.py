@@ -18,9 +18,12 @@ from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
+from llava_batch.driver.several_images import SeveralImages, refuse_shared_names
+from llava_batch.generate.choices import choices_of
 from llava_batch.ids import name_of
 from llava_batch.job import Job
 from llava_batch.patience import BRIEF, Patience
+from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
@@ -59,6 +62,12 @@ class Plan:
     def lookup(self) -> Lookup | None:
         """How a worker finds an image's questions, where they come from a file."""
         return None if self.questions is None else partial(_questions_of, self.questions)
+
+    def several_images(self) -> SeveralImages | None:
+        """What watches over a file's questions as the rows come."""
+        if self.questions is None:
+            return None
+        return SeveralImages(self.questions, refuse=not self.job.join_anywhere)
 
     @property
     def num_units(self) -> int:
@@ -123,9 +132,11 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     refuse_without_images(todo, reading)
     if job.limit is not None:
         todo = _first_images(todo, reading, job.limit)
-    questions = read_questions(job.questions) if job.questions and todo else None
+    questions = _read_questions(job, ledger, units) if job.questions and todo else None
     if todo:
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)
+        choices_of(job, checkpoint)
+        load_image_processor(checkpoint)
     return Plan(
         settled=replace(settled, job=settled.job.but(dtype=job.dtype)),
         checkpoint=checkpoint,
@@ -164,6 +175,16 @@ def _answer_under(ledger: Ledger, settled: Settled, checkpoint: Checkpoint) -> N
         ledger, settings, by_version, overwrite=settled.job.overwrite
     )
     ledger.answer_under(settings, mark, same_run.VERSION, as_before=as_before)
+
+
+def _read_questions(job: Job, ledger: Ledger, units: list[Unit]) -> Questions:
+    """The questions of the job's file, for these units and those that were answered before."""
+    assert job.questions is not None
+    names = {*ledger.records, *(unit.name for unit in units)}
+    questions = read_questions(job.questions).among(names)
+    if not job.join_anywhere:
+        refuse_shared_names(questions, units)
+    return questions
 
 
 def _questions_of(

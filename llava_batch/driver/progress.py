@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -60,6 +61,7 @@ class Progress:
 
     def _note(self) -> None:
         import ray
+        from ray.exceptions import RayError
 
         elapsed = time.monotonic() - self._started
         self.history.append((round(elapsed, 1), self._committer.tally.images))
@@ -67,7 +69,8 @@ class Progress:
             self.history = self.history[::2]
         ready, _ = ray.wait([reference := self._shared.stages.remote()], timeout=_LIVE_EVERY_S)
         if ready:
-            self._stages = ray.get(reference)
+            with suppress(RayError):  # lost for now: it begins anew, and the last word stands
+                self._stages = ray.get(reference)
 
     def drawn(self) -> Table:
         """The bar, by units since only their number is known beforehand, above the line."""

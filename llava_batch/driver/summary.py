@@ -9,11 +9,11 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llava_batch.answers import thumbnails
-from llava_batch.answers.folder import open_answers
 from llava_batch.driver.cluster import Sizing
-from llava_batch.driver.joined import unjoined
+from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
+from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan
-from llava_batch.prompts.questions import Questions
+from llava_batch.driver.several_images import SeveralImages
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
@@ -42,6 +42,8 @@ class Summary:
     machine: dict[str, Any] = field(default_factory=dict)
     outlook: dict[str, Any] = field(default_factory=dict)
     """What was to be done when the run began."""
+    notes: list[str] = field(default_factory=list)
+    """What is missing from the figures, in sentences."""
 
     def problem(self, max_error_rate: float) -> str | None:
         """Why the run failed, in a line, or None."""
@@ -71,10 +73,13 @@ def summarise(
     *,
     status: str,
     shared: Any = None,
+    joined: Joined | None = None,
+    several: SeveralImages | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
     A run without a committer was a dry one, or found nothing to do: what the last one wrote stands.
+    Of a stopped run only what is at hand: its process may have three seconds to live.
     """
     now = datetime.now(UTC)
     begun = datetime.fromtimestamp(started, UTC) if committer else now
@@ -102,24 +107,19 @@ def summarise(
     )
     if committer is None:
         return summary
-    summary.throughput.update(_throughput(tally, wall_s, history, _stages(shared)))
-    if plan.questions is not None:
-        summary.run["questions_without_image"] = _questions_without_image(plan, plan.questions)
-    import ray
-
-    made = ray.get(shared.thumbnails.remote())
-    plan.ledger.patience.keep_trying(
-        lambda: thumbnails.save(plan.ledger.out, made, most=NUM_THUMBNAILS)
-    )
+    heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
+    summary.notes.extend([heard.missing] if heard.missing else [])
+    summary.throughput.update(_throughput(tally, wall_s, history, heard.stages))
+    if joined is not None:
+        all_told = status == "complete" and not tally.failed_units and plan.job.limit is None
+        summary.run["questions_without_image"] = joined.count_unjoined() if all_told else None
+    if several is not None:
+        summary.run["questions_with_several_images"] = several.count
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
+    plan.ledger.patience.keep_trying(
+        lambda: thumbnails.save(plan.ledger.out, heard.thumbnails, most=NUM_THUMBNAILS)
+    )
     return summary
-
-
-def _questions_without_image(plan: Plan, questions: Questions) -> int:
-    """How many of the file's questions joined no image that stands in the output."""
-    if not plan.ledger.records:
-        return len(questions)
-    return len(unjoined(questions, open_answers(plan.job.output)))
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
@@ -184,13 +184,6 @@ def _totals(plan: Plan) -> dict[str, Any]:
         "ok": rows - errors.total(),
         "errors": dict(errors.most_common()),
     }
-
-
-def _stages(shared: Any) -> dict[str, dict[str, float]]:
-    import ray
-
-    stages: dict[str, dict[str, float]] = ray.get(shared.stages.remote())
-    return stages
 
 
 def _throughput(

@@ -12,6 +12,13 @@ from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.validate import errors
 
 Decode = Callable[[list[int]], str]
+"""Token ids to text. What a token reads as may depend on its close neighbours, the bytes of a character with
+it, and on whether it comes first; on nothing else."""
+
+LOST = "\ufffd"
+"""What bytes that are no whole character are decoded to."""
+MARGIN = 8
+"""More characters than a tokenizer adds, drops or joins at either end of what it decodes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +54,9 @@ def ending(sequence: Sequence, end_tokens: frozenset[int], decode: Decode | None
 
 
 def stop_string(answer: list[int], strings: list[str], decode: Decode) -> Ending | None:
-    """The earliest stop string in the decoded answer."""
+    """The earliest stop string in the decoded answer, none being in that of its tokens but the last."""
+    if not may_end(answer, strings, decode):
+        return None
     whole = decode(answer)
     places = [whole.find(stop) for stop in strings]
     begin = min((place for place in places if place >= 0), default=-1)
@@ -57,6 +66,24 @@ def stop_string(answer: list[int], strings: list[str], decode: Decode) -> Ending
     while kept > 0 and len(decode(answer[:kept])) > begin:
         kept -= 1
     return Ending(reason="stop", num_tokens=kept, text=whole[:begin])
+
+
+def may_end(answer: list[int], strings: list[str], decode: Decode) -> bool:
+    """Whether a stop string may end in what the last token has changed of the text; False is certain.
+
+    Only so many of the last tokens are decoded as make that text: what they begin with may read otherwise
+    than in the whole (a blank too few, characters cut apart), so some characters more are asked for.
+    """
+    if any(LOST in string for string in strings):
+        return True  # which tokens are read decides where these stand
+    needed = max(map(len, strings)) + len(decode(answer[-1:])) + MARGIN
+    size = needed
+    while size < len(answer):
+        text = decode(answer[-size:])
+        if len(text.lstrip(LOST)) >= needed:
+            return any(string in text for string in strings)
+        size *= 2
+    return True
 
 
 def answered(sequence: Sequence, end: Ending) -> Completion:

@@ -9,7 +9,6 @@ Ray or other processes.
 """
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import accumulate
@@ -26,9 +25,9 @@ from llava_batch.engine.forward.runner import Runner, device_option
 from llava_batch.engine.model import load, sizing
 from llava_batch.engine.model.llava import Llava, Normalisation, end_tokens
 from llava_batch.engine.model.load_times import Startup, told
-from llava_batch.engine.readback import Flight, pick
+from llava_batch.engine.picks import Picks
 from llava_batch.engine.request import Completion, Request
-from llava_batch.engine.sampling import Sampler, Scored
+from llava_batch.engine.sampling import Sampler
 from llava_batch.engine.scheduler import Scheduler
 from llava_batch.engine.sequence import Sequence, fingerprint, sequences
 from llava_batch.engine.stats import Stats
@@ -46,7 +45,7 @@ class Engine:
         `torch`, or `auto` for the first that can be had: `native` on CPU, `flash` and on on CUDA.
     reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
     prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
-    decode: token ids to text; needed only for stop strings.
+    decode: token ids to text, see `ending.Decode`; needed only for stop strings.
     lag: read a step's tokens while the next runs. graphs: capture the decode step in CUDA graphs.
         Both need `flash`, `varlen` or `sdpa`, and are by default on on CUDA and off elsewhere.
     """
@@ -85,8 +84,8 @@ class Engine:
             graphs=device_option("graphs", graphs, llava),
         )
         ends = end_tokens(model)
-        self._sampler = Sampler(ends, plan.num_slots, llava.device)
-        self._flights: deque[Flight] = deque()
+        sampler = Sampler(ends, plan.num_slots, llava.device)
+        self._picks = Picks(sampler, self._scheduler, self._runner.keep if self._lag else None)
         self._completions = Completions(self._scheduler, self.cache, self.stats, ends, decode)
         startup.end("cache")
         self.load_seconds = startup.seconds
@@ -218,7 +217,7 @@ class Engine:
         """Choose what comes first behind each prompt of a group, from logits `[sum K, V]`."""
         ends = accumulate(sequence.num_scores for sequence in group)
         scored = replace(self._runner.score(logits), rows=[end - 1 for end in ends])
-        self._pick(group, scored, by_slot=False)
+        self._picks.make(group, scored, by_slot=False)
 
     def _decode(self) -> int:
         """One more token for every row that wants one; how many flights these are."""
@@ -230,7 +229,7 @@ class Engine:
         if not decoding:
             return 0
         try:
-            num_flights = self._pick(decoding, self._runner.decode(decoding), by_slot=True)
+            num_flights = self._picks.make(decoding, self._runner.decode(decoding), by_slot=True)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -245,42 +244,20 @@ class Engine:
         self._land(still_up=0)
         log.warning("out of memory in a decode step of %d rows: %s", len(decoding), error)
         self.stats.memory_backoffs += 1
-        left = [
-            s for s in decoding if s.slot >= 0 and s.can_decode
-        ]  # what landed may have ended rows
+        # What landed may have ended rows.
+        left = [s for s in decoding if s.slot >= 0 and s.can_decode]
         if len(decoding) == 1:
             self._completions.fail(
                 left, "out_of_memory", "out of memory in a decode step of this row alone"
             )
         elif left:
             self._scheduler.back_off()
-            self._sampler.forget(range(self.num_slots))
-
-    def _pick(self, group: list[Sequence], scored: Scored, *, by_slot: bool) -> int:
-        """Choose what comes next, and send it to the host; how many flights that makes.
-
-        Whatever finds no memory here does so before anything is noted of the group.
-        """
-        try:
-            flights, tokens = pick(group, scored, self._sampler)
-            if self._lag:
-                self._runner.keep(tokens, group, scored.rows, by_slot=by_slot)
-        except RuntimeError:
-            self._sampler.forget(sequence.slot for sequence in group)
-            raise
-        # All that was pending is in the slots, or will be before anything else is done there.
-        for sequence in group:
-            sequence.num_cached = len(sequence.ids) + sequence.in_flight
-            self._scheduler.cached(sequence)
-        for flight in flights:
-            flight.expect()
-        self._flights += flights
-        return len(flights)
+            self._picks.forget(range(self.num_slots))
 
     def _land(self, *, still_up: int) -> None:
         """Take in what has been picked, but for the last `still_up` flights."""
-        while len(self._flights) > still_up:
-            self._completions.take(self._flights.popleft())
+        for flight in self._picks.landed(still_up=still_up):
+            self._completions.take(flight)
 
     def _collect(self, *, still_up: int) -> list[Completion]:
         """Hand out what has ended since the last step."""

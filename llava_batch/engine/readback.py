@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 
 from llava_batch.engine.device import to_host
-from llava_batch.engine.sampling import Sampler, Scored, choice_scores
 from llava_batch.engine.sequence import Sequence
 
 
@@ -64,28 +63,3 @@ class Flight:
             if sequence.slot >= 0 and sequence.turn == turn:
                 sequence.in_flight -= 1
                 yield sequence, tokens[row], scores[row]
-
-
-def pick(
-    group: list[Sequence], scored: Scored, sampler: Sampler
-) -> tuple[list[Flight], torch.Tensor]:
-    """Send off each answer's next token and each choice's score; the tokens `[N]` are returned too.
-
-    A choice's `num_scores` rows end with its last one, which `scored.rows` names.
-    """
-    pairs = list(zip(group, scored.rows, strict=True))
-    flights = []
-    votes = [(s, row) for s, row in pairs if s.ballot is not None]
-    if votes:
-        results = choice_scores(
-            [(s, scored.logits[row + 1 - s.num_scores : row + 1]) for s, row in votes]
-        )
-        no_tokens = torch.zeros_like(results, dtype=torch.int64)
-        voters = [sequence for sequence, _ in votes]
-        flights.append(Flight.depart(voters, list(range(len(votes))), no_tokens, results))
-    going = [(s, row) for s, row in pairs if s.ballot is None]
-    answering, rows = [sequence for sequence, _ in going], [row for _, row in going]
-    tokens, logprobs = sampler.pick(scored, answering, rows)
-    if going:
-        flights.append(Flight.depart(answering, rows, tokens, logprobs))
-    return flights, tokens

@@ -33,7 +33,7 @@ class Request:
         not part of it.
     num_samples: so many answers, sharing one prefill.
     choices: given continuations. They are scored instead of generated; the completion is the most
-        likely one. End each with the end token when one may begin another.
+        likely one. End each with what ends an answer when one may begin another.
     logits_processor: constrains decoding; called on every step of this request.
     """
 
@@ -84,7 +84,7 @@ class Request:
 class Completion:
     """One answer: of one turn of one sample of one request.
 
-    token_ids: the answer, without end token, stop sequence or padding.
+    token_ids: the answer, without end token, stop sequence or padding; a choice as it was given.
     finish_reason: `stop`, `length` or `error`.
     mean_logprob: mean natural log-probability of `token_ids` under the model itself (before
         temperature, penalty and filters); None for an empty answer and for an error.

@@ -6,6 +6,7 @@ already passes through; each other row becomes one answer row for each of its as
 """
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from llava_batch.generate.answer_rows import (
     image_of,
     without_asks,
 )
+from llava_batch.generate.choices import choices_of
 from llava_batch.generate.engine_thread import EngineLoop
 from llava_batch.generate.json_schema import Constraint
 from llava_batch.generate.shared_lock import Gate
@@ -42,7 +44,7 @@ class Generate:
         self._job = job
         self._num_threads = num_threads
         self._checkpoint = checkpoint = Checkpoint.find(job)
-        self._choices = tuple(self._choice_ids(choice) for choice in job.choices)
+        self._choices = choices_of(job, checkpoint)
         self._loop = EngineLoop(self._load, stall_timeout_s=job.stall_timeout_s)
         engine = self._loop.engine
         self._constraint = (
@@ -148,7 +150,7 @@ class Generate:
             return [failed(RowError.ENGINE_FAILED, f"the JSON schema: {problem}")] * num_samples
         by_sample: list[list[Completion]] = [[] for _ in range(num_samples)]
         for completion in sorted(completions, key=lambda c: c.turn):
-            by_sample[completion.sample].append(completion)
+            by_sample[completion.sample].append(self._without_close(completion))
         return [body(ask, turns, [self._text(c) for c in turns]) for turns in by_sample]
 
     def _request(self, row: RowDict, ask: RowDict, pixels: np.ndarray | None) -> Request:
@@ -168,20 +170,20 @@ class Generate:
             stop=job.stop,
             seed=job.seed,
             num_samples=job.num_samples,
-            choices=self._choices,
+            choices=tuple(choice.token_ids for choice in self._choices),
             logits_processor=self._constraint.processor() if self._constraint else None,
         )
 
-    def _choice_ids(self, choice: str) -> tuple[int, ...]:
-        """A choice as the model would say it: after a blank, closed by the end token."""
-        tokenizer = self._checkpoint.tokenizer
-        lead = tokenizer("ASSISTANT:", add_special_tokens=False).input_ids
-        ids = tokenizer(f"ASSISTANT: {choice}", add_special_tokens=False).input_ids
-        return (*ids[len(lead) :], tokenizer.eos_token_id)
+    def _without_close(self, completion: Completion) -> Completion:
+        """Of a choice only the tokens that are the answer, as of one that is decoded."""
+        if completion.choice is None:
+            return completion
+        num_tokens = self._choices[completion.choice].num_tokens
+        return replace(completion, token_ids=completion.token_ids[:num_tokens])
 
     def _text(self, completion: Completion) -> str:
         if completion.choice is not None:
-            return self._job.choices[completion.choice]
+            return self._choices[completion.choice].text
         if completion.text is not None:
             return completion.text
         return self._checkpoint.decode(completion.token_ids)

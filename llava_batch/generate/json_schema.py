@@ -42,7 +42,7 @@ def read_schema(given: str) -> str:
         raise UsageError(f"--json-schema {shown}: is not JSON ({error}); correct it") from None
     if not isinstance(schema, dict):
         raise UsageError(f"--json-schema {shown}: is no JSON object; a schema is one, as {{…}}")
-    wrong = _problem(schema)
+    wrong = _why_not(schema)
     if wrong:
         raise UsageError(f"--json-schema {shown}: cannot be enforced ({wrong}); change the schema")
     return json.dumps(schema)
@@ -128,8 +128,8 @@ def _grammar(schema: dict[str, Any]) -> str:
     return LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_LAYOUT)
 
 
-def _problem(schema: dict[str, Any]) -> str | None:
-    """What keeps a schema from being enforced, or None."""
+def _why_not(schema: dict[str, Any]) -> str | None:
+    """Why a schema cannot be enforced, or None."""
     from llguidance import LLMatcher
 
     try:

@@ -12,6 +12,7 @@ token ids.
 import re
 import string
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from llava_batch.errors import LlavaBatchError, UsageError
@@ -19,6 +20,8 @@ from llava_batch.prompts.guards import CLOSE, IMAGE, OPEN, Guards
 
 Render = Callable[[Sequence[str], str | None], list[str]]
 """(questions, system text) -> segments, one for each question."""
+Apply = Callable[[list[dict[str, Any]]], str]
+"""A chat template: messages, as transformers has them -> their text."""
 
 
 class BadPrompt(LlavaBatchError):
@@ -35,8 +38,8 @@ def llava_15(questions: Sequence[str], system: str | None) -> list[str]:
     return [opening + first, *("</s>" + text for text in rest)]
 
 
-def from_chat_template(apply: Callable[[list[dict[str, Any]]], str]) -> Render:
-    """A renderer from a checkpoint's chat template; `apply(messages)` gives the whole text.
+def from_chat_template(apply: Apply) -> Render:
+    """A renderer from a checkpoint's chat template; `apply(messages)` gives the whole text, which asks.
 
     The answers are stood in for by markers, and the text is cut there. Templates that take a list of
     typed parts and templates that take plain strings are told apart by trying.
@@ -46,25 +49,60 @@ def from_chat_template(apply: Callable[[list[dict[str, Any]]], str]) -> Render:
     """
 
     def render(questions: Sequence[str], system: str | None) -> list[str]:
-        for as_parts in (True, False):
-            try:
-                text = apply(_messages(questions, system, as_parts))
-            except Exception as error:  # noqa: BLE001 a template is a program: it raises anything
-                why_not = f"{type(error).__name__}: {error}"
-                continue
-            segments = re.split(f"{OPEN}answer[0-9]+{CLOSE}", text)
-            sound = len(segments) == len(questions) and all(
-                _without_marks(q) in s for q, s in zip(questions, segments, strict=True)
-            )
-            if sound and text.count(IMAGE) == sum(q.count(IMAGE) for q in questions):
-                return segments
-            why_not = "a question, an answer or an image is lost in it"
-        raise UsageError(f"--template: the chat template cannot be used ({why_not})")
+        return _cut(apply, questions, system, num_answers=len(questions) - 1)
 
     return render
 
 
-def _messages(questions: Sequence[str], system: str | None, as_parts: bool) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Frame:
+    """What stands around an answer: between its prompt and it, and behind it, up to the next question."""
+
+    lead: str
+    close: str
+
+
+LLAVA_15_FRAME = Frame(lead=" ", close="</s>")
+
+
+def chat_template_frame(render: Render, apply: Apply, system: str | None) -> Frame:
+    """A chat template's frame; `apply(messages)` gives the text of a conversation that has ended.
+
+    Where the template asks for an answer by other words than it puts in front of one that is there (some
+    models think aloud first), the answer stands right behind what asks.
+
+    Raises:
+        UsageError: the template drops the answer.
+    """
+    question = f"{IMAGE}\nquestion"
+    (prompt,) = render([question], system)
+    before, close = _cut(apply, [question], system, num_answers=1)
+    return Frame(lead=before[len(prompt) :] if before.startswith(prompt) else "", close=close)
+
+
+def _cut(
+    apply: Apply, questions: Sequence[str], system: str | None, *, num_answers: int
+) -> list[str]:
+    """The text of a conversation, cut at the answers."""
+    for as_parts in (True, False):
+        try:
+            text = apply(_messages(questions, system, as_parts, num_answers))
+        except Exception as error:  # noqa: BLE001 a template is a program: it raises anything
+            why_not = f"{type(error).__name__}: {error}"
+            continue
+        pieces = re.split(f"{OPEN}answer[0-9]+{CLOSE}", text)
+        sound = len(pieces) == 1 + num_answers and all(
+            _without_marks(q) in s for q, s in zip(questions, pieces, strict=False)
+        )
+        if sound and text.count(IMAGE) == sum(q.count(IMAGE) for q in questions):
+            return pieces
+        why_not = "a question, an answer or an image is lost in it"
+    raise UsageError(f"--template: the chat template cannot be used ({why_not})")
+
+
+def _messages(
+    questions: Sequence[str], system: str | None, as_parts: bool, num_answers: int
+) -> list[dict[str, Any]]:
     def content(text: str) -> Any:
         if not as_parts:
             return text
@@ -78,7 +116,7 @@ def _messages(questions: Sequence[str], system: str | None, as_parts: bool) -> l
     messages = [{"role": "system", "content": content(system)}] if system else []
     for i, question in enumerate(questions):
         messages.append({"role": "user", "content": content(question)})
-        if i < len(questions) - 1:
+        if i < num_answers:
             answer = f"{OPEN}answer{i}{CLOSE}"
             messages.append({"role": "assistant", "content": content(answer)})
     return messages

@@ -58,6 +58,13 @@ class SharedState:
             summed[stage] = dict(total)
         return summed
 
+    def began_anew(self) -> bool:
+        """Whether this is not the first: what the one before knew is lost."""
+        import ray
+
+        anew: bool = ray.get_runtime_context().was_current_actor_reconstructed
+        return anew
+
     def offer(self, thumbnails: list[tuple[int, str, bytes]]) -> int | None:
         """Keep the thumbnails of the smallest hashes; returns the hash that a next one must be under."""
         known = {name for _, name, _ in self._thumbnails}

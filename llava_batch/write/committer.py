@@ -7,6 +7,7 @@ rows of the units that are open at the moment, and no more. Runs in the driver.
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,10 +61,16 @@ class _Open:
 
 
 class Committer:
-    """Gathers answer rows by unit and commits each unit when its last row is in."""
+    """Gathers answer rows by unit and commits each unit when its last row is in; `on_commit` is told
+    the name and the whole table of each."""
 
     def __init__(
-        self, ledger: Ledger, units: list[Unit], keep: pa.Schema, run: dict[str, Any]
+        self,
+        ledger: Ledger,
+        units: list[Unit],
+        keep: pa.Schema,
+        run: dict[str, Any],
+        on_commit: Callable[[str, pa.Table], None] | None = None,
     ) -> None:
         self.tally = Tally()
         self._ledger = ledger
@@ -72,6 +79,7 @@ class Committer:
         self._done: set[str] = set()
         self._keep = keep
         self._run = run
+        self._on_commit = on_commit
 
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
@@ -99,11 +107,13 @@ class Committer:
             return False
         del self._open[name]
         try:
-            self._commit(unit, opened)
+            table = self._commit(unit, opened)
         except _UNUSABLE as error:
             self.tally.failed_units[name] = f"its table cannot be made: {first_line(error)}"
             return False
         self._done.add(name)
+        if self._on_commit is not None:
+            self._on_commit(name, table)
         return True
 
     def close(self) -> None:
@@ -143,7 +153,7 @@ class Committer:
         self.tally.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
         return asked
 
-    def _commit(self, unit: Unit, opened: _Open) -> None:
+    def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
         table = self._table(opened)
         num_images = opened.num_images or 0
         if unit.retry is not None:
@@ -165,6 +175,7 @@ class Committer:
         if complete:
             self._ledger.commit(record_of(self._ledger, unit, table, num_images))
         self.tally.units += 1
+        return table
 
     def _table(self, opened: _Open) -> pa.Table:
         """The unit's rows in order, with the published schema."""

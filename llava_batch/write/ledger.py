@@ -22,7 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llava_batch.errors import OutputConflict
+from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import (
     TEMPORARY,
@@ -128,7 +128,12 @@ class Ledger:
         """Read what the folder holds; with `overwrite`, all units count as open but those that an
         `--overwrite` which was killed has answered already."""
         self._job = self._read("_job.json")
-        self.held = None if self._job is None else Held.from_json(self._job)
+        if self._job is not None:
+            try:
+                self.held = Held.from_json(self._job)
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                if not overwrite:
+                    raise self._unreadable_job(error) from None
         records = []
         for info in self.patience.keep_trying(lambda: list_files(self.out)):
             name = info.path[len(self.out.path) + 1 :]
@@ -139,13 +144,19 @@ class Ledger:
                 self._written[name] = info.mtime_ns or 0
             elif name == f"_manifest/{_OVERWRITING}":
                 self._overwriting = info.mtime_ns or 0
-            elif name.endswith((".json", ".members")):
+            elif name.endswith((".json", ".members")) and not _is_side_file(name):
                 records.append(name.removeprefix("_manifest/"))
         if overwrite:
             self._counts_since = self._overwriting or _NEVER  # 0: a store that tells no times
         held = self.patience.keep_trying(lambda: self._read_all(records))
         for name, data in zip(records, held, strict=True):
             self._take_in(name, data)
+
+    def _unreadable_job(self, error: Exception) -> OutputConflict:
+        return OutputConflict(
+            f"{self.out.shown}/_manifest/_job.json: does not say what was asked ({first_line(error)}); "
+            "put it back as it was, give another --output, or --overwrite to answer all again"
+        )
 
     def _read_all(self, names: list[str]) -> list[bytes | None]:
         paths = [self._path(name) for name in names]
@@ -163,10 +174,8 @@ class Ledger:
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
             self._members[name.removesuffix(".members")] = tuple(json.loads(data or b"[]"))
-        elif not name.rpartition("/")[2].startswith("_"):
-            record = Record.from_json(data)
-            if record is not None:
-                self.records[record.unit] = record
+        elif (record := Record.from_json(data)) is not None:
+            self.records[record.unit] = record
 
     def compare(self, units: Iterable[Unit], *, overwrite: bool) -> None:
         """Set the folder's records against all `units` of this run's input.
@@ -267,6 +276,12 @@ class Ledger:
         if self._counts_since:
             self._delete(self._path(_OVERWRITING))
 
+    def standing(self) -> dict[str, str]:
+        """The units whose answers stand in the folder, of this run's input or not, each with the
+        fingerprint of the input that they answer."""
+        ours = (r for r in self.records.values() if r.fingerprint == self.fingerprint)
+        return {r.unit: r.source for r in ours if r.table_bytes == self._sizes.get(r.table)}
+
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"
 
@@ -341,6 +356,10 @@ class Ledger:
 
     def _delete(self, path: str) -> None:
         self.patience.keep_trying(lambda: delete_file(self.out.fs, path))
+
+
+def _is_side_file(name: str) -> bool:
+    return name.rpartition("/")[2].startswith("_")
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:

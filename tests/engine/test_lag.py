@@ -71,7 +71,7 @@ def answers(given, shape="multi-head", **options):
         )
     made._scheduler.check()
     assert not made.has_work
-    assert not made._flights, "nothing is left in flight"
+    assert not made._picks.num_up, "nothing is left in flight"
     return found
 
 

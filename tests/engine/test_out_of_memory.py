@@ -7,7 +7,7 @@ import torch
 from test_lag import alone, answers, mixture
 from tiny_llava import PATHS, by_key, engine, reference, requests
 
-from llava_batch.engine import readback, sampling
+from llava_batch.engine import picks, sampling
 from llava_batch.engine.draw import draw
 from llava_batch.engine.forward.runner import Runner
 from llava_batch.engine.readback import Flight
@@ -42,7 +42,7 @@ def test_a_draw_that_finds_no_memory_is_made_by_fewer_rows(monkeypatch):
 def test_choices_that_find_no_memory_are_scored_by_fewer_rows(monkeypatch):
     given = requests(5, choices=((5, 9), (17,), (30, 31, 32)))
     expected = answers(given, slots=1)
-    monkeypatch.setattr(readback, "choice_scores", for_few(sampling.choice_scores, 1))
+    monkeypatch.setattr(picks, "choice_scores", for_few(sampling.choice_scores, 1))
     assert answers(given, slots=8) == expected
 
 
@@ -71,7 +71,7 @@ def test_memory_that_is_short_now_and_then_changes_no_answer(monkeypatch, seed):
         return tight
 
     monkeypatch.setattr(sampling, "draw", at_times(draw, 0))
-    monkeypatch.setattr(readback, "choice_scores", at_times(sampling.choice_scores, 0))
+    monkeypatch.setattr(picks, "choice_scores", at_times(sampling.choice_scores, 0))
     monkeypatch.setattr(Flight, "depart", staticmethod(at_times(Flight.depart, 0)))
     monkeypatch.setattr(Runner, "score", at_times(Runner.score, 1, MOST_SCORES))
     monkeypatch.setattr(Runner, "decode", at_times(Runner.decode, 1))

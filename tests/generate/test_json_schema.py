@@ -165,7 +165,10 @@ def test_a_schema_that_is_not_there_is_refused(tmp_path: Path) -> None:
         read_schema(str(tmp_path / "none.json"))
 
 
-@pytest.mark.parametrize("other", [{"choices": ("a",)}, {"stop": ("x",)}, {"min_new_tokens": 2}])
+@pytest.mark.parametrize(
+    "other",
+    [{"choices": ("a", "b"), "question": ("Which?",)}, {"stop": ("x",)}, {"min_new_tokens": 2}],
+)
 def test_what_would_break_the_json_is_refused_beside_a_schema(other: dict) -> None:
     with pytest.raises(UsageError, match="--json-schema and --"):
         Job(json_schema="s.json", **other)

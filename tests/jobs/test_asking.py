@@ -5,14 +5,17 @@ import json
 import tarfile
 from pathlib import Path
 
+import duckdb
 import pyarrow.dataset as ds
 import pytest
 from PIL import Image
 
 from llava_batch.cli.instruct import run_instruct
+from llava_batch.cli.jobs import app, exit_status
 from llava_batch.demo.questions import Question, dialogue, questions
 from llava_batch.demo.scenes import draw, make_scene
 from llava_batch.demo.scoring import score_answer
+from llava_batch.errors import RunFailed
 from llava_batch.job import Job
 from llava_batch.pipeline import run
 from tests.instruct.llava_form import check_llava
@@ -28,6 +31,7 @@ def scenes() -> list:
 
 
 def write_tar(path: Path, drawn: list) -> Path:
+    path.parent.mkdir(exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for number, scene in enumerate(drawn):
             buffer = io.BytesIO()
@@ -65,6 +69,31 @@ def test_a_questions_file_is_joined_by_file_name_and_what_joins_nothing_is_count
     assert sum(right) / len(right) >= 0.9
     assert summary.run["images_without_question"] == 2
     assert summary.run["questions_without_image"] == 1
+
+
+def test_a_name_that_is_in_two_shards_is_refused_unless_it_is_meant_or_said_exactly(tmp_path):
+    # Once it was asked in every shard, without a word.
+    for name in ("first", "second"):
+        write_tar(tmp_path / "in" / f"{name}.tar", scenes()[:3])
+    path = tmp_path / "questions.jsonl"
+    path.write_text(json.dumps({"question_id": 1, "image": "000001.png", "text": "Is it red?"}))
+    out = tmp_path / "out"
+    job = Job(input=(str(tmp_path / "in"),), output=str(out), questions=str(path), quiet=True,
+              max_new_tokens=4)  # fmt: skip
+    with pytest.raises(
+        RunFailed, match=r"question 1 \(of 000001.png\) joins (first|second)/000001 "
+    ):
+        run(job)
+    said = json.loads((out / "_run.json").read_text())
+    assert (said["status"], said["run"]["questions_with_several_images"]) == ("stopped", 1)
+    assert said["totals"]["units"] <= 1
+    both = run(job.but(join_anywhere=True))  # goes on: what was committed stands
+    assert both.run["questions_with_several_images"] <= 1
+    assert [row["id"] for row in answers(out)] == ["first/000001#1", "second/000001#1"]
+    path.write_text(json.dumps({"question_id": 1, "image": "second/000001.png", "text": "Red?"}))
+    exact = run(job.but(output=str(tmp_path / "exact")))
+    assert exact.run["questions_with_several_images"] == 0
+    assert [row["id"] for row in answers(tmp_path / "exact")] == ["second/000001#1"]
 
 
 def test_a_dialogues_second_turn_is_answered_from_the_first_and_not_without_it(tmp_path):
@@ -137,18 +166,27 @@ def test_several_images_in_one_row_are_one_prompt(tmp_path):
     assert mismatched["error_code"] == "bad_prompt"
 
 
-def test_instruction_data_is_taken_by_trainers(tmp_path):
+def test_instruction_data_is_taken_by_trainers_and_said_where_it_is(tmp_path, capsys):
     import datasets
     import webdataset
 
     tar = write_tar(tmp_path / "scenes.tar", scenes())
     out = tmp_path / "out"
-    job = Job(
-        input=(str(tar),), output=str(out), recipe="conversation", max_new_tokens=16, quiet=True
-    )
+    job = Job(input=(str(tar),), output=str(out), recipe="conversation", max_new_tokens=16)
     run_instruct(job, ("llava", "webdataset", "huggingface"))
-    counts = json.loads((out / "instructions" / "_counts.json").read_text())
-    kept = counts["kept"] if "kept" in counts else counts["counts"]["kept"]
+    kept = json.loads((out / "instructions" / "_counts.json").read_text())["counts"]["kept"]
+    said = capsys.readouterr().err.splitlines()[-4:]
+    assert said[0].startswith(f"{out}/instructions/**/*.parquet: {kept} conversations kept")
+    assert [line.partition(":")[0] for line in said[1:]] == [
+        f"{out}/llava.json",
+        f"{out}/webdataset/**/*.tar",
+        f"{out}/huggingface",
+    ]
+    for kind, column in (("answers", "answer"), ("instructions", "conversations")):
+        pattern = f"{out}/{kind}/**/*.parquet"
+        (found,) = duckdb.execute(f"select count({column}) from '{pattern}'").fetchall()
+        assert found[0] > 0 and ds.dataset(out / kind).to_table().num_rows >= found[0]
+    assert exit_status(app, ["report", str(out)], "llava-batch") == 0
     llava = json.loads((out / "llava.json").read_text())
     assert check_llava(llava) == kept > 0
     assert all((out / "images" / entry["image"]).is_file() for entry in llava)

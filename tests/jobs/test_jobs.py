@@ -232,6 +232,7 @@ def test_choices_are_picked_by_likelihood(demo_shards, tmp_path):
     right = sum(r["answer"] == t for r, t in zip(rows, truth, strict=True))
     assert right >= 0.95 * NUM_SCENES
     assert all(-0.7 <= r["mean_logprob"] <= 0 for r in rows)
+    assert {r["answer_tokens"] for r in rows} == {1}, "decoding stops behind one token too"
 
 
 def test_prompt_columns_put_values_in_as_data(tmp_path):

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import ray
 from PIL import Image, ImageFile
 
 from llava_batch.checkpoint import Checkpoint
@@ -21,42 +20,15 @@ from llava_batch.read.find import find_units
 from llava_batch.read.reading import Reading
 from llava_batch.read.source import read_blocks
 from llava_batch.tables import PREPARED
-from llava_batch.workers import counters
-from llava_batch.workers.shared_state import SharedState
+from tests.without_ray import LocalState, go_without_ray
 
 CHECKPOINT = Checkpoint.find(Job())
 NUM_TOKENS = 64
 
 
-class LocalState:
-    """The shared state in this process: what `.remote` gives is the value itself."""
-
-    def __init__(self) -> None:
-        self.state = SharedState()
-
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self.state, name)
-
-        class Remote:
-            @staticmethod
-            def remote(*args: Any) -> Any:
-                return method(*args)
-
-        return Remote
-
-
-class NoMetrics:
-    def __init__(self, stage: str) -> None:
-        pass
-
-    def add(self, num_rows: int, busy_s: float, counters: dict[str, float]) -> None:
-        pass
-
-
 @pytest.fixture(autouse=True)
 def _without_ray(monkeypatch) -> Iterator[None]:
-    monkeypatch.setattr(ray, "get", lambda value: value)
-    monkeypatch.setattr(counters, "StageMetrics", NoMetrics)
+    go_without_ray(monkeypatch)
     monkeypatch.setattr(Checkpoint, "find", lambda job: CHECKPOINT)  # loaded once for all tests
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
     yield

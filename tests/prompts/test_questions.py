@@ -13,8 +13,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llava_batch.answers.folder import open_answers
-from llava_batch.driver.joined import unjoined
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.prompts.asks import Ask, asks_of
@@ -146,6 +144,42 @@ def test_only_the_closest_questions_join(tmp_path: Path) -> None:
     assert asked(questions, "commonsense/0020.png", unit="photos-00000") == ["common"]
     assert asked(questions, "020", unit="elsewhere") == ["code", "common", "plain"]
     assert asked(questions, "0021") == []
+
+
+def test_a_question_that_names_another_unit_of_the_input_is_not_this_one_s(tmp_path: Path) -> None:
+    # Once `00000/000001.jpg` joined 000001 in 00001 too, where that had no question of its own.
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "00000/000001.jpg"), llava(2, "000002.jpg"),
+                                           llava(3, "data/day1/00000/000003.jpg")))  # fmt: skip
+    alone = read_questions(path)
+    assert asked(alone, "000001", unit="00001") == ["1"]
+    questions = alone.among(["00000", "00001", "day1/00000", "photos-00000"])
+    assert asked(questions, "000001", unit="00000") == ["1"]
+    assert asked(questions, "000001", unit="00001") == []
+    assert asked(questions, "000002", unit="00001") == ["2"]
+    assert asked(questions, "000003", unit="day1/00000") == ["3"]
+    assert asked(questions, "000003", unit="00000") == []
+    assert pickle.loads(pickle.dumps(questions)).units == questions.units
+
+
+def test_loose_files_are_named_by_their_folder(tmp_path: Path) -> None:
+    # Once the question of more/a.jpg was asked of photos/a.jpg as well.
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "photos/a.jpg"), llava(2, "more/a.jpg"),
+                                           llava(3, "photos/sub/b.jpg")))  # fmt: skip
+    questions = read_questions(path).among(["photos-00000", "more-00000"])
+    assert asked(questions, "a.jpg", unit="photos-00000") == ["1"]
+    assert asked(questions, "a.jpg", unit="more-00000") == ["2"]
+    assert asked(questions, "sub/b.jpg", unit="photos-00000") == ["3"]
+    assert asked(questions, "b.jpg", unit="more-00000") == []
+
+
+def test_folders_of_a_data_set_that_no_key_has_join_by_the_unit_among_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "q.jsonl", lines(llava(1, "ocr_vqa/images/7.jpg"), llava(2, "vg/VG_100K/7.jpg"),
+                                           llava(3, "coco/train2017/8.jpg")))  # fmt: skip
+    questions = read_questions(path).among(["ocr_vqa", "vg", "rest"])
+    assert asked(questions, "7", unit="ocr_vqa") == ["1"]
+    assert asked(questions, "7", unit="vg") == ["2"]
+    assert asked(questions, "7", unit="rest") == []
+    assert asked(questions, "8", unit="rest") == ["3"]
 
 
 # The kinds of file
@@ -314,35 +348,6 @@ def test_openai_batch_lines_with_urls_and_data_uris(tmp_path: Path) -> None:
 
 
 # What joined nothing
-
-
-def test_unmatched_are_the_rows_that_no_image_asked_for(tmp_path: Path) -> None:
-    path = write(tmp_path, "q.jsonl", lines(*(llava(i, f"img{i}.jpg") for i in range(5))))
-    questions = read_questions(path)
-    matched = [
-        q.row for key in ("img1", "img3", "img3", "img9") for q in questions.of(unit="u", key=key)
-    ]
-    assert questions.unmatched(matched)["question_id"].to_pylist() == ["0", "2", "4"]
-
-
-def test_what_joined_nothing_is_told_from_the_answers(tmp_path: Path) -> None:
-    records = [llava(i, f"img{i % 4}.jpg") for i in range(8)] + [llava(8, DATA_URI)]
-    questions = read_questions(write(tmp_path, "q.jsonl", lines(*records)))
-    common = {"unit": "00000", "num_images": 1, "answer": None, "status": "error"}
-    rows = [
-        {"id": "00000/img1#1", "key": "img1", **common},
-        {"id": "00000/img1#5", "key": "img1", **common},
-        {
-            "id": "00000/x#8",
-            "key": "x",
-            "image_sha256": hashlib.sha256(PIXEL).hexdigest(),
-            **common,
-        },
-    ]
-    path = tmp_path / "00000.parquet"
-    pq.write_table(pa.Table.from_pylist(rows, schema=load_schema("answers")), path)
-    left = unjoined(questions, open_answers(str(path)))
-    assert left["question_id"].to_pylist() == ["0", "4", "2", "6", "3", "7"]
 
 
 def test_a_copy_for_a_worker_answers_alike(tmp_path: Path) -> None:

@@ -113,6 +113,20 @@ def test_a_setting_that_an_earlier_version_did_not_know_had_its_default(tmp_path
         ledger_of(tmp_path, top_k=5)
 
 
+@pytest.mark.parametrize(
+    "data", [b"", b"{", b"[]", b"null", b"{}", b'{"settings": 1, "format": "parquet", "keep": ""}',
+             b'{"settings": {}, "format": "parquet", "fingerprint": "", "keep": "AAAA"}', b"\xff"]
+)  # fmt: skip
+def test_a_job_file_that_says_nothing_is_refused_by_name_and_overwritten_on_demand(tmp_path, data):
+    # An empty one, as a full disk leaves it, ended the start with a traceback.
+    answered(tmp_path, unit("a"))
+    manifest(tmp_path, "_job.json").write_bytes(data)
+    with pytest.raises(OutputConflict, match=r"_manifest/_job\.json: does not say .*--overwrite"):
+        ledger_of(tmp_path)
+    answered(tmp_path, unit("a"), overwrite=True)
+    assert ledger_of(tmp_path).is_committed(unit("a"))
+
+
 def test_another_format_is_refused(tmp_path):
     answered(tmp_path, unit("a"))
     with pytest.raises(OutputConflict, match="holds parquet tables"):

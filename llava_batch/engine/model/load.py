@@ -166,10 +166,16 @@ def processor_files(folder: Path) -> list[Path]:
 
 
 def decoder(folder: Path) -> Callable[[list[int]], str]:
-    """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed."""
+    """Token ids to text by the checkpoint's tokenizer, which is loaded when first needed.
+
+    Special tokens are left out and blanks are kept as they are, whatever the checkpoint's settings say:
+    tidied up, a text would not be made of its tokens' texts any more.
+    """
 
     @remember
     def tokenizer() -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
-    return lambda ids: tokenizer().decode(ids, skip_special_tokens=True)
+    return lambda ids: tokenizer().decode(
+        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )

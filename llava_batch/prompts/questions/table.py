@@ -3,13 +3,14 @@
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from llava_batch.errors import UsageError
 from llava_batch.prompts.questions.formats import Record, read_records
-from llava_batch.prompts.questions.join import closeness, join_key
+from llava_batch.prompts.questions.join import closeness, join_key, unit_names
 from llava_batch.storage import locate
 from llava_batch.tables import load_schema
 
@@ -28,12 +29,18 @@ class Question:
 @dataclass(frozen=True, kw_only=True)
 class Questions:
     """All questions of a file. `table` has the columns of the `questions` schema; `joins` (the
-    join keys, ascending) stand beside it row for row. `notes` are sentences for
-    the person who gave the file. Pickles without copying its buffers."""
+    join keys, ascending) stand beside it row for row. `units` are the names that the input's units go
+    by, as far as they are known. `notes` are sentences for the person who gave the file. Pickles
+    without copying its buffers."""
 
     table: pa.Table
     joins: pa.StringArray
     notes: tuple[str, ...]
+    units: frozenset[str] = frozenset()
+
+    def among(self, units: Iterable[str]) -> Self:
+        """The same for an input of these units: a question that names one joins no other's image."""
+        return replace(self, units=frozenset().union(*map(unit_names, units)))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -51,13 +58,6 @@ class Questions:
         ids = _unique([question.question_id for question in ordered])
         return [replace(q, question_id=ident) for q, ident in zip(ordered, ids, strict=True)]
 
-    def unmatched(self, matched: Iterable[int]) -> pa.Table:
-        """The rows of `table` whose number is not among `matched` (the `row`s that `of` gave)."""
-        seen = bytearray(len(self))
-        for row in matched:
-            seen[row] = 1
-        return self.table.filter(pa.array([not flag for flag in seen], pa.bool_()))
-
     def _closest(self, unit: str, name: str) -> list[int]:
         """The rows closest to the image among those that share its join key."""
         try:
@@ -67,7 +67,7 @@ class Questions:
         start = bisect_left(self.joins, key, key=pa.StringScalar.as_py)
         stop = bisect_right(self.joins, key, lo=start, key=pa.StringScalar.as_py)
         images = self.table["image"].slice(start, stop - start).to_pylist()
-        ranks = [closeness(image, unit, name) for image in images]
+        ranks = [closeness(image, unit, name, self.units) for image in images]
         best = max((rank for rank in ranks if rank is not None), default=None)
         return [start + i for i, rank in enumerate(ranks) if rank is not None and rank == best]
 

@@ -1,0 +1,41 @@
+"""What the workers left word of, asked of the shared state at a run's end, and waited for a while only."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from llava_batch.errors import first_line
+
+WAIT_S = 30.0
+HURRIED_WAIT_S = 1.0
+"""`ray job stop` kills three seconds after its signal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """Counters by stage, thumbnails, and what is missing from them, in a sentence."""
+
+    stages: dict[str, dict[str, float]] = field(default_factory=dict)
+    thumbnails: list[tuple[int, str, bytes]] = field(default_factory=list)
+    missing: str | None = None
+
+
+def hear(shared: Any, *, wait_s: float = WAIT_S) -> Heard:
+    """Never raises: answers do not pass through the shared state, and what is lost there is figures."""
+    import ray
+    from ray.exceptions import RayError
+
+    asked = [shared.stages.remote(), shared.thumbnails.remote(), shared.began_anew.remote()]
+    try:
+        stages, thumbnails, anew = ray.get(asked, timeout=wait_s)
+    except RayError as error:
+        what = "the workers' shared state did not answer"
+        return Heard(missing=f"{what} ({first_line(error)}): figures of the stages and thumbnails are "
+                     "missing, no answer is")  # fmt: skip
+    lost = (
+        "the workers' shared state was lost on the way and began anew: figures of the stages and "
+    )
+    return Heard(
+        stages=stages,
+        thumbnails=thumbnails,
+        missing=f"{lost}thumbnails of before are missing, no answer is" if anew else None,
+    )
