@@ -166,9 +166,14 @@ class Job:
 
     retry_errors: bool = _flag(False, "Answer the rows in error again, keep the rest.", "Run")
     overwrite: bool = _flag(False, "Replace what the output folder holds.", "Run")
-    max_error_rate: float = _flag(
-        1.0, "Share of rows in error over which the run fails (exit 3).", "Run"
-    )
+    on_change: str | None = _flag(
+        None, "What an input that changed since it was answered does: answer (again), keep (the "
+        "answers) or refuse. By default answer, unless that is over a tenth of the rows.", "Run",
+    )  # fmt: skip
+    max_error_rate: float | None = _flag(
+        None, "Share of rows in error over which the run fails (exit 3). By default only one of 100 "
+        "rows or more without a good one.", "Run",
+    )  # fmt: skip
     shared_filesystem: bool = _flag(
         False, "Local paths are the same folder on every node of the cluster.", "Run"
     )
@@ -188,7 +193,7 @@ class Job:
                 raise bad_flag(name, value, f"give at least {least}")
         if not 0 < self.top_p <= 1:
             raise bad_flag("top_p", self.top_p, "give a share over 0 and up to 1")
-        if not 0 <= self.max_error_rate <= 1:
+        if self.max_error_rate is not None and not 0 <= self.max_error_rate <= 1:
             raise bad_flag("max_error_rate", self.max_error_rate, "give a share from 0 to 1")
         if self.repetition_penalty <= 0:
             raise bad_flag("repetition_penalty", self.repetition_penalty, "give a number over 0")
@@ -273,6 +278,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
     "quantization": (None, "nf4", "fp4", "int8", "int8wo", "fp8"),
     "attention": ("auto", "native", "torch", "flash", "varlen", "sdpa"),
     "image_aspect": ("auto", "pad", "crop"),
+    "on_change": (None, "answer", "keep", "refuse"),
 }
 _LEAST: dict[str, float] = {
     "limit": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,

@@ -11,7 +11,7 @@ from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
-from llava_batch.driver.progress import Progress
+from llava_batch.driver.progress import Progress, tell_left_out
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
@@ -57,6 +57,7 @@ def run_settled(settled: Settled) -> Summary:
             if not job.dry_run:
                 owner = held.enter_context(Ownership(locate(job.output), patience))
             plan = make_plan(settled, patience)
+        tell_left_out(plan)
         if owner is not None and not plan.todo:
             return _nothing_to_do(plan)
         with cluster.connected():

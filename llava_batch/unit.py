@@ -1,8 +1,13 @@
 """Unit: what is read, answered and committed as a whole. Found by `read`, committed by `write`."""
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow.fs as pafs
+
+Stamp = tuple[int, int | None]
+"""A file's size in bytes and its modification time in nanoseconds, where the store keeps one."""
 
 ROW_RULES = 2
 """The newest rules of which rows an input has and what their keys are. By the first, 1, a tar had a
@@ -20,15 +25,20 @@ class Unit:
     shown: str
     fs: pafs.FileSystem = field(compare=False, repr=False)
     source: str
-    """Fingerprint of the input: sizes and modification times. Another one: answered again."""
+    """Fingerprint of the input: sizes and modification times. Another one: the input has changed."""
     row_groups: tuple[int, int] | None = None
     """Parquet: first and one past the last row group; None is the whole file."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
+    stamps: tuple[Stamp | None, ...] = ()
+    """Of each member; None where it is not there."""
     limit: int | None = None
-    """Read at most this many images (`--limit`); such a unit is never complete."""
+    """`--limit`: the most images of the whole run; a unit read under it is never complete."""
     retry: frozenset[str] | None = None
-    """`--retry-errors`: read only the images of these names (see `ids.name_in_unit`)."""
+    """Read only the images of these names (see `ids.name_in_unit`): those with rows in error under
+    `--retry-errors`, and those of `changed`."""
+    changed: frozenset[str] = frozenset()
+    """Names of loose files that changed since they were answered: their good rows are replaced too."""
     rules: int = ROW_RULES
     """By which rules its rows are made and named: for rows answered before, those of then."""
 
@@ -36,3 +46,9 @@ class Unit:
     def input(self) -> str:
         """Where its input lies, the same in every run and without credentials."""
         return f"{self.fs.type_name}:{self.path}"
+
+
+def source_of(members: Sequence[str], stamps: Sequence[Stamp | None]) -> str:
+    """The `source` of a unit of loose files."""
+    facts = [(m, *stamp) if stamp else (m,) for m, stamp in zip(members, stamps, strict=True)]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]

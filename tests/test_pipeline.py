@@ -99,6 +99,7 @@ def test_a_storage_that_refuses_ends_the_run_with_what_to_look_at(
     found = SimpleNamespace(todo=["a unit"])
     monkeypatch.setattr(pipeline, "make_plan", lambda *a, **n: found)
     monkeypatch.setattr(pipeline, "on_machines", lambda plan, **n: plan)
+    monkeypatch.setattr(pipeline, "tell_left_out", lambda plan: None)
     monkeypatch.setattr(pipeline, place, refused)
     with pytest.raises(told, match=advice) as error:
         run(job(tmp_path))

@@ -128,6 +128,8 @@ _COUNTED = (
      "units were answered before and stand as they are."),
     ("units_changed", "unit had changed and was answered again.",
      "units had changed and were answered again."),
+    ("units_kept", "unit had changed and keeps its answers.",
+     "units had changed and keep their answers."),
     ("rows_with_several_images",
      "row had several images: LLaVA-1.5 was not trained on that, and its answer may be poor.",
      "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
@@ -147,7 +149,9 @@ def counted(number: int, noun: str) -> str:
 
 
 def _where_to_look(output: str, totals: dict[str, Any]) -> list[str]:
-    """The last lines: where the report is, and how the rows in error are seen."""
+    """The last lines, where there is anything: where the report is, how the rows in error are seen."""
+    if not totals["rows"]:
+        return []
     folder = shlex.quote(output)
     with_page = totals["rows"] <= MAX_REPORT_ROWS
     page = f"{output}/_report.html" if with_page else f"llava-batch report {folder}"
@@ -170,6 +174,8 @@ def outlook_lines(summary: "Summary") -> list[str]:
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
         f"{machine['prepare_workers']} preparing actor(s).",
     ]
+    if settings["limit"]:
+        lines.append(f"Of these the first {settings['limit']} images alone (--limit).")
     if ahead["loose_images"]:
         lines.append(f"Loose images among them: {ahead['loose_images']}.")
     if ahead["rows_to_retry"]:

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver import same_run
@@ -20,18 +19,18 @@ from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is
 from llava_batch.driver.settle import Settled
 from llava_batch.driver.several_images import SeveralImages, refuse_shared_names
 from llava_batch.generate.choices import choices_of
-from llava_batch.ids import name_of
 from llava_batch.job import Job
 from llava_batch.patience import BRIEF, Patience
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, require_columns
-from llava_batch.read.find import find_units
-from llava_batch.read.kinds import count_rows, first_row, refuse_without_images
+from llava_batch.read.find import Inputs, find
+from llava_batch.read.kinds import first_row, refuse_without_images
 from llava_batch.read.reading import Reading
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
+from llava_batch.write.changes import Work, compare
 from llava_batch.write.ledger import Ledger
 
 _FIRST_UNITS = 16
@@ -40,17 +39,14 @@ _FIRST_UNITS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a run will do. `todo` are the units to answer; without any, nothing else was looked at."""
+    """What a run will do. Without a unit in `todo`, nothing else was looked at."""
 
     settled: Settled
     checkpoint: Checkpoint
     ledger: Ledger
-    units: list[Unit]
-    todo: list[Unit]
+    inputs: Inputs
+    work: Work
     reading: Reading
-    num_changed: int
-    """Units answered before from an input that has changed since; they are answered again."""
-
     questions: Questions | None = None
     card: Card | None = None
     """The least card of the cluster; None without one, or where none could be looked at."""
@@ -70,13 +66,16 @@ class Plan:
         return SeveralImages(self.questions, refuse=not self.job.join_anywhere)
 
     @property
-    def num_units(self) -> int:
-        return len(self.units)
+    def todo(self) -> list[Unit]:
+        return self.work.todo
 
     @property
-    def num_done(self) -> int:
-        """Units that were answered before and need nothing."""
-        return self.num_units - len([u for u in self.todo if u.retry is None])
+    def units(self) -> list[Unit]:
+        return self.inputs.units
+
+    @property
+    def num_units(self) -> int:
+        return len(self.units)
 
     @property
     def weights_bytes(self) -> int:
@@ -119,21 +118,21 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
-    units = find_units(job.input, ledger.members)
-    ledger.compare(units, overwrite=job.overwrite)
-    todo = [u for u in units if not ledger.is_committed(u)]
-    changed = [
-        u for u in todo if u.name in ledger.records and ledger.records[u.name].source != u.source
-    ]
-    if job.retry_errors:
-        todo += _with_errors(ledger, [u for u in units if ledger.is_committed(u)])
-    keep = _keep(settled, ledger, units) if todo else pa.schema([])
+    inputs = find(job.input, ledger.members, output=ledger.out)
+    work = compare(
+        ledger,
+        inputs.units,
+        on_change=job.on_change,
+        overwrite=job.overwrite,
+        limit=job.limit,
+        retry_errors=job.retry_errors,
+    )
+    keep = _keep(settled, ledger, inputs.units) if work.todo else pa.schema([])
     reading = Reading.of(job, settled.columns, keep)
-    refuse_without_images(todo, reading)
-    if job.limit is not None:
-        todo = _first_images(todo, reading, job.limit)
-    questions = _read_questions(job, ledger, units) if job.questions and todo else None
-    if todo:
+    refuse_without_images(work.todo, reading)
+    asked = bool(job.questions and work.todo)
+    questions = _read_questions(job, ledger, inputs.units) if asked else None
+    if work.todo:
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)
         choices_of(job, checkpoint)
         load_image_processor(checkpoint)
@@ -141,10 +140,9 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
         settled=replace(settled, job=settled.job.but(dtype=job.dtype)),
         checkpoint=checkpoint,
         ledger=ledger,
-        units=units,
-        todo=todo,
+        inputs=inputs,
+        work=work,
         reading=reading,
-        num_changed=len(changed),
         questions=questions,
     )
 
@@ -204,28 +202,3 @@ def _keep(settled: Settled, ledger: Ledger, units: list[Unit]) -> pa.Schema:
     unit, row = next((first for first in firsts if first[1]), (units[0], {}))
     require_columns(columns, "--question-column" if job.question_column else "--prompt", unit, row)
     return keep_schema(job.keep, unit, row) if ledger.keep is None else ledger.keep
-
-
-def _with_errors(ledger: Ledger, units: list[Unit]) -> list[Unit]:
-    """The committed units that have rows in error, set to read only those rows' images."""
-    again = []
-    for unit in units:
-        table = ledger.read_table(unit.name) if ledger.records[unit.name].errors else None
-        if table is None:
-            continue
-        bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
-        names = frozenset(name_of(ident, unit.name) for ident in bad)
-        again.append(replace(ledger.as_answered(unit), retry=names))
-    return again
-
-
-def _first_images(units: list[Unit], reading: Reading, limit: int) -> list[Unit]:
-    """The first units of `units` that hold `limit` images, the last one cut."""
-    cut, left = [], limit
-    for unit in units:
-        if left <= 0:
-            break
-        count = count_rows(unit, reading, left)
-        cut.append(replace(unit, limit=count))
-        left -= count
-    return cut

@@ -19,6 +19,7 @@ _LIVE_EVERY_S = 0.5
 _LOG_EVERY_S = 30.0
 _RECENT_S = 30.0
 _MAX_POINTS = 1000
+_MOST_KINDS = 8
 
 
 class Progress:
@@ -73,9 +74,8 @@ class Progress:
                 self._stages = ray.get(reference)
 
     def drawn(self) -> Table:
-        """The bar, by units since only their number is known beforehand, above the line."""
-        total = len(self._plan.todo)
-        done = self._committer.tally.units
+        """The bar above the line."""
+        done, total = self._done()
         grid = Table.grid(expand=True)
         grid.add_row(ProgressBar(total=total, completed=done, pulse=not done))
         grid.add_row(self.line())
@@ -88,7 +88,7 @@ class Progress:
         if not tally.images:
             return Text(f"{_clock(elapsed)}  starting {self._starting()}")
         noun = "unit" if plan.num_units == 1 else "units"
-        units = f"{plan.num_done + tally.units} of {plan.num_units} {noun}"
+        units = f"{plan.work.num_done + tally.units} of {plan.num_units} {noun}"
         parts = [f"{tally.images}{self._of_how_many()} images", units]
         if tally.num_errors:
             parts.append(f"{tally.num_errors} rows in error")
@@ -107,11 +107,17 @@ class Progress:
         return f"up: {self._stages.get('prepare', {}).get('rows', 0):g} images prepared, none answered yet"
 
     def _of_how_many(self) -> str:
-        """The number of images in this run where it is known before reading: loose files."""
-        todo = self._plan.todo
-        if not all(unit.members and unit.retry is None for unit in todo):
-            return ""
-        return f" of {sum(unit.limit or len(unit.members) for unit in todo)}"
+        """The number of images in this run where it is known before reading: loose files, a limit."""
+        todo, limit = self._plan.todo, self._plan.job.limit
+        if all(unit.members and unit.retry is None for unit in todo):
+            count = sum(len(unit.members) for unit in todo)
+            return f" of {count if limit is None else min(count, limit)}"
+        return "" if limit is None else f" of at most {limit}"
+
+    def _done(self) -> tuple[int, int]:
+        """How far it is, of how much: by units, since only their number is known beforehand."""
+        tally, limit = self._committer.tally, self._plan.job.limit
+        return (tally.units, len(self._plan.todo)) if limit is None else (tally.images, limit)
 
     def _recent(self) -> float:
         """Images a second over the last half minute."""
@@ -120,9 +126,8 @@ class Progress:
         return (now[1] - then[1]) / (now[0] - then[0]) if now[0] > then[0] else 0.0
 
     def _left_s(self, elapsed: float) -> float | None:
-        """By units, since only those are known beforehand."""
-        done, todo = self._committer.tally.units, len(self._plan.todo)
-        return elapsed / done * (todo - done) if done else None
+        done, total = self._done()
+        return elapsed / done * (total - done) if done else None
 
     def _busy(self, elapsed: float) -> list[str]:
         said = []
@@ -138,6 +143,17 @@ class Progress:
                 f"slots {generate['occupied_slot_steps'] / generate['slot_steps']:.0%} full"
             )
         return said
+
+
+def tell_left_out(plan: Plan) -> None:
+    """Say once how many files under the input are not read, by kind."""
+    kinds = plan.inputs.left_out
+    if not kinds or plan.job.quiet:
+        return
+    shown = [f"{count} {kind}" for kind, count in list(kinds.items())[:_MOST_KINDS]]
+    rest = len(kinds) - len(shown)
+    more = [f"{rest} more kind{'s' if rest > 1 else ''}"] if rest else []
+    print(f"Left out, since they are not read: {', '.join(shown + more)}.", file=sys.stderr)
 
 
 def _clock(seconds: float) -> str:

@@ -19,6 +19,9 @@ from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
 from llava_batch.write.committer import Committer, Tally
 
+MANY_ROWS = 100
+"""A run of so many rows without a good one has failed, whatever it is; one of fewer may be a night's."""
+
 _PACKAGES = ("torch", "transformers", "tokenizers", "ray", "pyarrow", "pillow", "webdataset")
 
 
@@ -45,8 +48,9 @@ class Summary:
     notes: list[str] = field(default_factory=list)
     """What is missing from the figures, in sentences."""
 
-    def problem(self, max_error_rate: float) -> str | None:
-        """Why the run failed, in a line, or None."""
+    def problem(self, max_error_rate: float | None) -> str | None:
+        """Why the run failed, in a line, or None; without a rate, one good row is enough, and in a
+        run of fewer than `MANY_ROWS` none is needed."""
         failed = self.run["units_failed"]
         if failed:
             name, what = next(iter(failed.items()))
@@ -55,8 +59,11 @@ class Summary:
                 "the rest is committed; run again to answer them"
             )
         rows, errors = self.run["rows"], self.run["rows"] - self.run["ok"]
-        if rows and (errors / rows > max_error_rate or errors == rows):
-            codes = ", ".join(f"{n} {code}" for code, n in self.run["errors"].items())
+        codes = ", ".join(f"{n} {code}" for code, n in self.run["errors"].items())
+        if max_error_rate is None:
+            if errors == rows >= MANY_ROWS:
+                return f"all {rows} rows are in error ({codes}); give --max-error-rate 1 to let that pass"
+        elif rows and errors / rows > max_error_rate:
             return (
                 f"{errors} of {rows} rows are in error ({codes}), more than --max-error-rate "
                 f"{max_error_rate:g} allows; the rest is committed"
@@ -157,9 +164,12 @@ def public_settings(plan: Plan) -> dict[str, Any]:
 def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
     return {
         "units_answered": tally.units,
-        "units_done_before": plan.num_done,
-        "units_changed": plan.num_changed,
+        "units_done_before": plan.work.num_done,
+        "units_changed": plan.work.num_changed,
+        "units_kept": plan.work.num_kept,
         "units_failed": dict(tally.failed_units),
+        "left_out": plan.inputs.left_out,
+        "skipped": plan.inputs.skipped,
         "images": tally.images,
         "rows": tally.rows,
         "ok": tally.rows - tally.num_errors,

@@ -57,11 +57,3 @@ def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
     for row in islice(read_rows(unit, reading), _FIRST_ROWS):
         columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
     return columns
-
-
-def count_rows(unit: Unit, reading: Reading, most: int) -> int:
-    """How many images the unit has, counted up to `most`."""
-    known = KINDS[unit.kind].count(unit)
-    if known is not None:
-        return min(most, known)
-    return sum(1 for _ in islice(read_rows(unit, reading), most))

@@ -38,7 +38,7 @@ damage: see `is_damage`."""
 class Parquet(Kind):
     """One file, one unit; a large one makes several, each a run of row groups."""
 
-    extensions = frozenset({".parquet"})
+    extensions = frozenset({".parquet", ".parq", ".pq"})
 
     def units(self, whole: Unit, size: int) -> list[Unit]:
         if size <= SPLIT_BYTES:

@@ -1,4 +1,5 @@
-"""Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size.
+"""Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size. Under
+`--limit` one task reads the units in turn.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
 them knows when the unit is whole. A unit that its storage does not give (in `--storage-patience`), or for
@@ -9,11 +10,13 @@ that hangs ends its process.
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from ray.data import Datasource, ReadTask
 from ray.data.block import BlockMetadata
 
@@ -52,10 +55,24 @@ class UnitSource(Datasource):  # type: ignore[misc]
         unknown = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
-        return [
-            ReadTask(partial(_read_carefully, u, self._reading, self._shared), unknown)
-            for u in self._units
-        ]
+        whole = [u for u in self._units if u.limit is None]
+        limited = [u for u in self._units if u.limit is not None]
+        reads = [partial(_read_carefully, u, self._reading, self._shared) for u in whole]
+        if limited:
+            reads.append(partial(read_in_turn, limited, self._reading, self._shared))
+        return [ReadTask(read, unknown) for read in reads]
+
+
+def read_in_turn(units: Sequence[Unit], reading: Reading, shared: Any) -> Iterator[pa.Table]:
+    """The blocks of one unit after another, until the images that `--limit` allows have come: which
+    are the first is known only by reading, and what comes after them is not read at all."""
+    left = units[0].limit or 0
+    for unit in units:
+        if left <= 0:
+            return
+        for block in _read_carefully(replace(unit, limit=left), reading, shared):
+            left -= block.num_rows - pc.sum(block["end"]).as_py()
+            yield block
 
 
 def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Table]:
@@ -103,11 +120,9 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
     done, outage, short = 0, Outage(reading.patience), 0
     while True:
         try:
-            rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
-            for row in islice(rows, done, unit.limit):
+            for row in islice(_wanted(unit, reading), done, unit.limit):
                 outage.over()
-                if unit.retry is None or row.name in unit.retry:
-                    yield row
+                yield row
                 done += 1
             return
         except OSError as error:
@@ -118,6 +133,12 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
             if short == _TRIES:
                 raise
             time.sleep(2 ** (short - 1))
+
+
+def _wanted(unit: Unit, reading: Reading) -> Iterator[Row]:
+    """The unit's rows, or those that it is read again for."""
+    rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
+    return rows if unit.retry is None else (row for row in rows if row.name in unit.retry)
 
 
 def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Table:

@@ -119,6 +119,9 @@ class Committer:
     def close(self) -> None:
         """All rows that there are have come: units that are not whole have failed."""
         for name in self._units.keys() - self._done - self.tally.failed_units.keys():
+            limit = self._units[name].limit
+            if limit is not None and self.tally.images >= limit and name not in self._open:
+                continue  # the run had its images before it came to this unit
             opened = self._open.pop(name, _Open())
             end = "its end" if opened.num_images is None else f"{opened.num_images}"
             self.tally.failed_units[name] = (
@@ -161,9 +164,9 @@ class Committer:
             if old is None:
                 raise ValueError(f"{self._ledger.table_name(unit.name)} is no longer there")
             num_images = self._ledger.records[unit.name].images
-            table = retried(old.select(table.schema.names), table)
+            table = retried(old.select(table.schema.names), table, unit)
         _refuse_equal_ids(table)
-        complete = unit.limit is None
+        complete = unit.limit is None or unit.retry is not None
         footer = self._ledger.footer(unit, complete=complete) | {
             "llava_batch.images": str(num_images),
             "llava_batch.model": self._run["model"],
@@ -174,6 +177,8 @@ class Committer:
         self._ledger.write_table(unit, table)
         if complete:
             self._ledger.commit(record_of(self._ledger, unit, table, num_images))
+            if unit.members:
+                self._ledger.remember(unit)
         self.tally.units += 1
         return table
 

@@ -2,7 +2,7 @@
 
     OUT/<unit>.parquet               the unit's table; its footer says which job and input it answers
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
-    OUT/_manifest/<unit>.members     a unit of loose files: which files, fixed before they are read
+    OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
     OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
     OUT/_manifest/_owner.json        the run that is writing now (owner.py)
@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
@@ -32,7 +33,8 @@ from llava_batch.storage import (
     read_bytes,
     write_whole,
 )
-from llava_batch.unit import Unit
+from llava_batch.unit import Stamp, Unit
+from llava_batch.write.membership import Membership
 from llava_batch.write.unit_table import decoded, encoded
 
 _READS_AT_ONCE = 16
@@ -114,14 +116,16 @@ class Ledger:
         self.fingerprint = ""
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
-        self._members: dict[str, tuple[str, ...]] = {}
+        self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
         self._written: dict[str, int] = {}
         self._overwriting: int | None = None
         self._counts_since = 0
         self._leftovers: list[str] = []
-        self._stale: list[Record] = []
+        self._retired: list[Record] = []
+        self._noted: list[Unit] = []
+        self._limited: list[str] = []
         self._adopted: dict[str, Record] = {}
 
     def load(self, *, overwrite: bool = False) -> None:
@@ -151,6 +155,7 @@ class Ledger:
         held = self.patience.keep_trying(lambda: self._read_all(records))
         for name, data in zip(records, held, strict=True):
             self._take_in(name, data)
+        self._limited = self._limited_tables()
 
     def _unreadable_job(self, error: Exception) -> OutputConflict:
         return OutputConflict(
@@ -173,59 +178,71 @@ class Ledger:
 
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
-            self._members[name.removesuffix(".members")] = tuple(json.loads(data or b"[]"))
+            self._members[name.removesuffix(".members")] = Membership.from_json(data)
         elif (record := Record.from_json(data)) is not None:
             self.records[record.unit] = record
-
-    def compare(self, units: Iterable[Unit], *, overwrite: bool) -> None:
-        """Set the folder's records against all `units` of this run's input.
-
-        A record of an input that now makes other units (a Parquet file grown until it is split) is
-        removed by `begin`, and with `overwrite` every record of other settings or format.
-
-        Raises:
-            OutputConflict: a unit that was answered from another place, and has other content there.
-        """
-        by_name = {unit.name: unit for unit in units}
-        inputs = {unit.input for unit in by_name.values()}
-        for record in self.records.values():
-            unit = by_name.get(record.unit)
-            if unit is None:
-                other = record.fingerprint != self.fingerprint or not self._is_ours(record)
-                if record.input in inputs or (overwrite and other):
-                    self._stale.append(record)
-            elif not overwrite and unit.input != record.input and unit.source != record.source:
-                raise OutputConflict(
-                    f"--input {unit.shown}: {self.out.shown} holds unit {unit.name} answered from "
-                    f"{record.input.partition(':')[2]}; give another --output, or --overwrite"
-                )
 
     def members(self, base: str) -> dict[str, tuple[str, ...]]:
         """Memberships fixed by earlier runs for the loose files of a folder, by unit name."""
         return {
-            unit: members
-            for unit, members in sorted(self._members.items())
-            if unit.rpartition("-")[0] == base
+            unit: membership.members
+            for unit, membership in sorted(self._members.items())
+            if unit.rpartition("-")[0] == base and membership.members
         }
+
+    def stamps(self, unit: Unit) -> tuple[Stamp | None, ...]:
+        """What is written of each of a unit's loose files; None where nothing is."""
+        membership = self._members.get(unit.name)
+        if membership is None or membership.members != unit.members:
+            return (None,) * len(unit.members)
+        return membership.stamps
+
+    def answered(self, name: str) -> Record | None:
+        """The record of a unit whose table stands, of this run's settings, whatever its input was."""
+        record = self._adopted.get(name) or self.records.get(name)
+        stands = (
+            record is not None
+            and self._counts(name)
+            and self.is_of_this_run(record)
+            and record.table_bytes == self._sizes.get(record.table)
+        )
+        return record if stands else None
+
+    def _counts(self, name: str) -> bool:
+        """Whether a unit's table is no older than what `--overwrite` replaces."""
+        return self._written.get(self.table_name(name), 0) >= self._counts_since
+
+    def is_of_this_run(self, record: Record) -> bool:
+        """Whether it has this run's settings and format."""
+        table = self.table_name(record.unit)
+        return record.fingerprint == self.fingerprint and record.table == table
 
     def is_committed(self, unit: Unit) -> bool:
         """Whether `unit` was answered as asked, from the input as it is now."""
-        if self._written.get(self.table_name(unit.name), 0) < self._counts_since:
-            return False
-        record = self.records.get(unit.name)
-        fits = (
-            record is not None
-            and record.fingerprint == self.fingerprint
-            and record.source == unit.source
-            and self._is_ours(record)
-            and record.table_bytes == self._sizes.get(record.table)
-        )
-        return fits or unit.name in self._adopted or self._adopt(unit)
+        record = self.answered(unit.name)
+        if record is None or record.source != unit.source:
+            record = self._adopt(unit) or record
+        return record is not None and record.source == unit.source
+
+    def note(self, unit: Unit) -> None:
+        """Have `begin` write down what the loose files of a committed unit are, where that is not."""
+        self._noted.append(unit)
+
+    def remember(self, unit: Unit) -> None:
+        """Write down which loose files a unit is made of and what they are."""
+        if not self._remembers(unit):
+            membership = self._members[unit.name] = Membership.of(unit)
+            self._write(f"{unit.name}.members", membership.to_json())
+
+    def retire(self, records: Iterable[Record]) -> None:
+        """Have `begin` take these units out of the folder."""
+        self._retired += records
 
     @property
     def is_tidy(self) -> bool:
-        """Whether there is nothing for `begin` to remove or to write down but a run's own."""
-        return not (self._leftovers or self._stale or self._adopted or self._is_given_up)
+        """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
+        waiting = self._leftovers or self._retired or self._limited or self._adopted
+        return not (waiting or self._is_given_up)
 
     @property
     def _is_given_up(self) -> bool:
@@ -263,13 +280,16 @@ class Ledger:
             self._delete(self._path(_OVERWRITING))  # what it did not replace stands
         for path in self._leftovers:
             self._delete(path)
-        for record in self._stale:
+        for record in self._retired:
             self._remove(record)
+        for name in self._limited:
+            self._delete(f"{self.out.path}/{name}")
+            del self._sizes[name]
         for record in self._adopted.values():
             self.commit(record)
-        for unit in units:
-            if unit.members and self._members.get(unit.name) != unit.members:
-                self._write(f"{unit.name}.members", json.dumps(unit.members).encode())
+        opened = (u for u in units if u.members and self.answered(u.name) is None)
+        for unit in (*opened, *self._noted):
+            self.remember(unit)
 
     def finish(self) -> None:
         """Everything was answered: the next `--overwrite` is another one."""
@@ -318,26 +338,50 @@ class Ledger:
             "llava_batch.complete": str(complete).lower(),
         }
 
-    def _adopt(self, unit: Unit) -> bool:
-        """Take in a whole table that fits, left by a kill between table and record."""
-        there = self.table_name(unit.name) in self._sizes
+    def _adopt(self, unit: Unit) -> Record | None:
+        """The record of a whole table of this run's settings, where a kill between table and record
+        left none, or an older one; whatever its input was."""
+        there = self.table_name(unit.name) in self._sizes and self._counts(unit.name)
         table = self.read_table(unit.name) if there else None
         if table is None:
-            return False
-        found = {k.decode(): v.decode() for k, v in (table.schema.metadata or {}).items()}
-        wanted = self.footer(unit, complete=True)
-        if any(found.get(name) != value for name, value in wanted.items()):
-            return False
-        record = record_of(self, unit, table, int(found["llava_batch.images"]))
+            return None
+        found = _metadata(table.schema)
+        before = self.answered(unit.name)
+        fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
+        if not fits or (before is not None and before.source == found["source"]):
+            return None
+        record = record_of(self, replace(unit, source=found["source"]), table, int(found["images"]))
+        if before is not None:
+            record = replace(record, input=before.input)
         held = self.records.get(unit.name)
         if held is None or held.table == record.table:
             self.records[unit.name] = record
         self._adopted[unit.name] = record
-        return True
+        return record
 
-    def _is_ours(self, record: Record) -> bool:
-        """Whether its table is of this run's format."""
-        return record.table == self.table_name(record.unit)
+    def _remembers(self, unit: Unit) -> bool:
+        """Whether there is nothing to write down of a unit's files, or nothing that is known."""
+        membership = Membership.of(unit)
+        return membership.source != unit.source or self._members.get(unit.name) == membership
+
+    def _limited_tables(self) -> list[str]:
+        """Tables that an earlier `--limit` run left: they have no record, so no run would replace one
+        whose unit it does not answer."""
+        committed = {
+            r.table for r in self.records.values() if r.table_bytes == self._sizes.get(r.table)
+        }
+        tables = (n for n in self._sizes.keys() - committed if n.endswith((".parquet", ".arrow")))
+        return [n for n in sorted(tables) if self._footer(n).get("complete") == "false"]
+
+    def _footer(self, name: str) -> dict[str, str]:
+        """What a table says of its origin; nothing where it is not one of ours that reads."""
+        try:
+            with self.out.fs.open_input_file(f"{self.out.path}/{name}") as file:
+                if name.endswith(".arrow"):
+                    return _metadata(pa.ipc.open_file(file).schema)
+                return _metadata(pq.read_schema(file))
+        except (OSError, ValueError, pa.ArrowException):
+            return {}
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
@@ -360,6 +404,13 @@ class Ledger:
 
 def _is_side_file(name: str) -> bool:
     return name.rpartition("/")[2].startswith("_")
+
+
+def _metadata(schema: pa.Schema) -> dict[str, str]:
+    """A table's own entries in its schema's metadata, by their short names."""
+    prefix = b"llava_batch."
+    found = (schema.metadata or {}).items()
+    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:

@@ -11,6 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from llava_batch.ids import name_in_unit, name_of
+from llava_batch.unit import Unit
+
 _CHUNK_BYTES = 256 * 2**20
 
 
@@ -34,15 +37,21 @@ def gathered(parts: Sequence[pa.Table], order: np.ndarray) -> pa.Table:
     return pa.concat_tables(chunks)
 
 
-def retried(old: pa.Table, new: pa.Table) -> pa.Table:
-    """`old` with its rows in error replaced by `new`'s rows of the same id; good rows as they were."""
-    place = {ident: i for i, ident in enumerate(new["id"].to_pylist())}
+def retried(old: pa.Table, new: pa.Table, unit: Unit) -> pa.Table:
+    """`old` with its rows in error replaced by `new`'s rows of the same id, and all rows of an image
+    that changed by all of its new ones; any other row as it was."""
+    ids = [*old["id"].to_pylist(), *new["id"].to_pylist()]
+    place = {ident: old.num_rows + i for i, ident in enumerate(ids[old.num_rows :])}
     order = [
-        old.num_rows + place[ident] if status == "error" and ident in place else i
-        for i, (ident, status) in enumerate(
-            zip(old["id"].to_pylist(), old["status"].to_pylist(), strict=True)
-        )
+        place.get(ids[i], i) if status == "error" else i
+        for i, status in enumerate(old["status"].to_pylist())
     ]
+    if unit.changed:
+        names = [name_of(ident, unit.name) for ident in ids]
+        order = [i for i in order if names[i] not in unit.changed]
+        order += [i for i in place.values() if names[i] in unit.changed]
+        rank = {name_in_unit(member, None): n for n, member in enumerate(unit.members)}
+        order.sort(key=lambda i: rank[names[i]])
     parts = [
         pa.Table.from_batches([b]) for t in (old, new.cast(old.schema)) for b in t.to_batches()
     ]

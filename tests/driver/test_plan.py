@@ -21,8 +21,8 @@ def test_what_is_overwritten_has_not_changed_and_what_changed_has(tmp_path: Path
         record.write_text(record.read_text().replace("/lake/input", str(tmp_path / "input")))
     job = Job(input=(str(tmp_path / "input"),), output=str(tmp_path / "captions"))
     again = make_plan(settle(job.but(prompt="Why?", overwrite=True)))
-    assert (len(again.todo), again.num_changed) == (len(again.units), 0)
+    assert (len(again.todo), again.work.num_changed) == (len(again.units), 0)
     os.utime(tmp_path / "input" / "plain.tar", ns=(TIME_NS + 10**9, TIME_NS + 10**9))
-    plan = make_plan(settle(job))
+    plan = make_plan(settle(job.but(on_change="answer")))
     assert {unit.name for unit in plan.todo} == {"plain", "later"}
-    assert plan.num_changed == 1
+    assert plan.work.num_changed == 1

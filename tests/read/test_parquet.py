@@ -200,7 +200,8 @@ def test_a_column_without_a_name_is_a_column_like_any_other(tmp_path):
     path = put_parquet(tmp_path / "a.parquet", {"": THIRTY})
     assert outcome(read(path)) == {str(n): "ok" for n in range(30)}
     path = parquet(tmp_path / "b.parquet", **{"": [f"k{n}" for n in range(30)]})
-    assert [r["key"] for r in read(path, reading(key_column=""))] == [f"k{n}" for n in range(30)]
+    named = replace(reading(), key_column="")
+    assert [r["key"] for r in read(path, named)] == [f"k{n}" for n in range(30)]
 
 
 def test_two_columns_of_the_image_columns_name_are_no_exception(tmp_path):
@@ -314,7 +315,7 @@ def test_a_name_that_readers_would_skip_is_escaped(tmp_path):
     # A table `_a.parquet` is skipped by every reader, a record `_a.json` was never read again.
     path = parquet(tmp_path / "in" / "_old" / "_a.parquet")
     assert units_of(path)[0].name == "%5Fa"
-    assert units_of(tmp_path / "in")[0].name == "%5Fold/%5Fa"
+    assert units_of(tmp_path / "in") == []
 
 
 def test_a_file_name_that_is_not_utf8_is_refused_by_name(tmp_path):

@@ -14,6 +14,7 @@ from llava_batch.read.find import find_units
 from llava_batch.storage import locate, without_credentials
 from llava_batch.unit import Unit
 from llava_batch.write import owner as ownership
+from llava_batch.write.changes import compare
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 from tests.outputs import EMPTY, RUN, answer, end, ledger_of, table, tables, unit
@@ -23,7 +24,7 @@ from tests.shards import picture, put, put_parquet
 def answered(out: Path, *units: Unit, keep: pa.Schema = EMPTY, **how) -> None:
     """A run over `units`, one row each."""
     ledger = ledger_of(out, **how)
-    ledger.compare(units, overwrite=how.get("overwrite", False))
+    compare(ledger, units, on_change="answer", overwrite=how.get("overwrite", False))
     ledger.begin(units, keep)
     made = Committer(ledger, list(units), EMPTY, RUN)
     made.add(table(*(r for u in units for r in (answer(u.name, 0), end(u.name, 1)))))
@@ -92,10 +93,10 @@ def test_another_place_with_a_unit_of_the_same_name_is_refused(tmp_path):
     answered(tmp_path, unit("a"))
     other = unit("a", path="/elsewhere/a.tar", source="2-2")
     with pytest.raises(OutputConflict, match=r"answered from /in/a\.tar"):
-        ledger_of(tmp_path).compare([other], overwrite=False)
-    ledger_of(tmp_path, overwrite=True).compare([other], overwrite=True)
+        compare(ledger_of(tmp_path), [other])
+    compare(ledger_of(tmp_path, overwrite=True), [other], overwrite=True)
     moved = replace(other, source="1-1")
-    ledger_of(tmp_path).compare([moved], overwrite=False)
+    compare(ledger_of(tmp_path), [moved])
     assert ledger_of(tmp_path).is_committed(moved)
 
 
@@ -245,8 +246,10 @@ def test_another_folder_of_the_same_name_is_refused(tmp_path):
     loose(tmp_path / "x" / "in", 1)
     loose(tmp_path / "y" / "in", 2)
     answered(tmp_path / "out", *find_units([str(tmp_path / "x" / "in")]))
+    ledger = ledger_of(tmp_path / "out")
+    units = find_units([str(tmp_path / "y" / "in")], ledger.members)
     with pytest.raises(UsageError, match="none of the files"):
-        find_units([str(tmp_path / "y" / "in")], ledger_of(tmp_path / "out").members)
+        compare(ledger, units)
 
 
 def test_a_real_shard_that_is_touched_is_another_source(tmp_path):

@@ -1,0 +1,231 @@
+"""Gather: what `--input` names → files, each once, with what it is.
+
+A folder is walked down and sorted (`walk`, `neighbours`); a file given by itself is read, whatever lies
+beside it; what a pattern matches is sorted like a folder, and its wildcards match no hidden name. A
+file that several inputs name is read once, under the name that the outermost of them gives it,
+whatever their order. A folder that is there and empty gives nothing.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pyarrow.fs as pafs
+from braceexpand import braceexpand
+
+from llava_batch.errors import UsageError
+from llava_batch.read.kinds import KINDS, LOOSE, kind_of
+from llava_batch.read.neighbours import SIDE_FILE, Neighbours, is_compressed_tar, is_hidden
+from llava_batch.read.patterns import is_pattern, matches, means_hidden, prefixes
+from llava_batch.read.walk import (
+    BROKEN_LINK,
+    DEVICE,
+    HIDDEN,
+    OUTPUT,
+    File,
+    lies_in,
+    real_path,
+    walk,
+)
+from llava_batch.storage import Location, locate
+
+
+@dataclass(frozen=True)
+class Found:
+    """One file: where it is, what it is, and the folder that its name is counted from."""
+
+    at: Location
+    root: Location
+    real_root: str
+    file: File
+    what: str
+
+    @property
+    def name(self) -> str:
+        """The path below `root`; of a shard given by itself, the file's name."""
+        return self.file.name
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    @property
+    def mtime_ns(self) -> int | None:
+        return self.file.mtime_ns
+
+    @property
+    def is_read(self) -> bool:
+        return self.what in KINDS
+
+    @property
+    def rank(self) -> tuple[bool, bool, int, bool, str]:
+        """The way to a file with the least rank gives it its name; the same in any order of inputs."""
+        depth = self.real_root.rstrip("/").count("/")
+        spelled = self.root.path != self.real_root
+        return not self.is_read, self.file.linked, depth, spelled, self.root.path
+
+
+class Gathered:
+    """The files that the inputs so far have named; `own` is the run's output."""
+
+    def __init__(self, own: Location | None) -> None:
+        self._own = own
+        self._stores: list[pafs.FileSystem] = []
+        self._files: dict[tuple[int, str], Found] = {}
+        self._skipped: dict[tuple[int, str], str] = {}
+
+    @property
+    def shards(self) -> list[Found]:
+        """Tars and Parquet files, in the order given and by path within each input."""
+        return [f for f in self._files.values() if f.is_read and f.what != LOOSE]
+
+    @property
+    def loose(self) -> list[list[Found]]:
+        """Image files, by the folder that their names are counted from."""
+        folders: dict[tuple[int, str], list[Found]] = defaultdict(list)
+        for (store, _), found in self._files.items():
+            if found.what == LOOSE:
+                folders[store, found.root.path].append(found)
+        return list(folders.values())
+
+    @property
+    def left_out(self) -> Counter[str]:
+        """How many files of each kind are not read, and no rule says why."""
+        unread = (f.what for f in self._files.values() if not f.is_read)
+        return Counter(what for what in unread if what != SIDE_FILE)
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many names each rule passed over; a folder counts as one."""
+        side_files = [f.what for f in self._files.values() if f.what == SIDE_FILE]
+        return Counter([*self._skipped.values(), *side_files])
+
+    def take(self, text: str) -> None:
+        """Add what one `--input` names.
+
+        Raises:
+            UsageError: it is not there, lies in the output, is a file of no known kind, or holds
+                files and none that is read.
+        """
+        named = list(self._named(text))
+        for found in named:
+            key = (self._store(found.at.fs), found.file.real)
+            held = self._files.get(key)
+            if held is None or found.rank < held.rank:
+                self._files[key] = found
+        if named and not any(found.is_read for found in named):
+            kinds = Counter(found.what for found in named).most_common(3)
+            there = ", ".join(f"{number} {kind}" for kind, number in kinds)
+            raise UsageError(
+                f"--input {locate(text).shown}: no image, tar or Parquet file there, but {there}; "
+                "check the path"
+            )
+
+    def _named(self, text: str) -> Iterator[Found]:
+        """The files of one `--input`, its braces and wildcards expanded."""
+        whole = locate(text)
+        if whole.info().type != pafs.FileType.NotFound:
+            yield from self._given(whole)
+            return
+        for part in braceexpand(text):
+            at = locate(part)
+            if is_pattern(at.path):
+                yield from self._matched(at)
+            else:
+                yield from self._given(at)
+
+    def _given(self, at: Location) -> Iterator[Found]:
+        """A folder's files, or the one file, that is named outright."""
+        info = at.info()
+        if info.type == pafs.FileType.NotFound:
+            raise UsageError(f"--input {at.shown}: no such file or folder; check the path")
+        if self._is_own(at):
+            assert self._own is not None
+            raise UsageError(
+                f"--input {at.shown}: lies in --output {self._own.shown}, where readers would take it "
+                "for answers; give another --output"
+            )
+        if info.type == pafs.FileType.Directory:
+            yield from self._below(at)
+            return
+        _refuse_compressed(at)
+        what = kind_of(at.path)
+        if what is None:
+            raise UsageError(
+                f"--input {at.shown}: not a kind of file that is read; "
+                "give a .tar, a .parquet, an image, or a folder of them"
+            )
+        yield _alone(at, info, what)
+
+    def _below(self, folder: Location) -> Iterator[Found]:
+        listing = walk(folder, self._own)
+        self._skip(folder.fs, listing.skipped)
+        real_root = real_path(folder)
+        neighbours = Neighbours((f.name for f in listing.files if not f.odd), listing.folders)
+        for file in listing.files:
+            at = folder.child(file.name)
+            _refuse_compressed(at)
+            yield Found(at, folder, real_root, file, file.odd or neighbours.what(file.name))
+
+    def _matched(self, pattern: Location) -> Iterator[Found]:
+        """What a pattern matches: folders are walked, files sorted among each other."""
+        paths = matches(pattern)
+        if not paths:
+            raise UsageError(f"--input {pattern.shown}: nothing there fits; check the path")
+        infos = [i for i in pattern.fs.get_file_info(paths) if self._is_wanted(i.path, pattern)]
+        folders = [i.path for i in infos if i.type == pafs.FileType.Directory]
+        for path in folders:
+            yield from self._below(Location(pattern.fs, path, path))
+        neighbours = Neighbours((i.path for i in infos if i.is_file), folders)
+        for info in infos:
+            at = Location(pattern.fs, info.path, info.path)
+            if info.is_file:
+                _refuse_compressed(at)
+                yield _alone(at, info, neighbours.what(info.path))
+            elif info.type != pafs.FileType.Directory:
+                odd = BROKEN_LINK if info.type == pafs.FileType.NotFound else DEVICE
+                yield _alone(at, info, odd)
+
+    def _is_wanted(self, path: str, pattern: Location) -> bool:
+        """Whether no rule passes over what a pattern matched."""
+        meant = means_hidden(pattern.path)
+        for prefix in prefixes(path, pattern.path):
+            folder, _, name = prefix.rpartition("/")
+            skip_hidden = is_hidden(name) and not meant
+            if skip_hidden or self._is_own(Location(pattern.fs, prefix, prefix)):
+                real = f"{real_path(Location(pattern.fs, folder, folder))}/{name}"
+                self._skip(pattern.fs, {real: HIDDEN if skip_hidden else OUTPUT})
+                return False
+        return True
+
+    def _is_own(self, at: Location) -> bool:
+        own = self._own
+        return own is not None and own.fs == at.fs and lies_in(real_path(at), real_path(own))
+
+    def _skip(self, fs: pafs.FileSystem, skipped: dict[str, str]) -> None:
+        store = self._store(fs)
+        self._skipped |= {(store, path): rule for path, rule in skipped.items()}
+
+    def _store(self, fs: pafs.FileSystem) -> int:
+        """A number for the store that files lie in, the same for equal ones."""
+        if fs not in self._stores:
+            self._stores.append(fs)
+        return self._stores.index(fs)
+
+
+def _alone(at: Location, info: pafs.FileInfo, what: str) -> Found:
+    """A file that is named by itself: its name is counted from its own folder."""
+    folder, _, name = at.path.rpartition("/")
+    root = Location(at.fs, folder, folder)
+    real_root = real_path(root)
+    file = File(name, f"{real_root}/{name}", info.size or 0, info.mtime_ns)
+    return Found(at, root, real_root, file, what)
+
+
+def _refuse_compressed(at: Location) -> None:
+    """Refuse what holds images and cannot be read, rather than leave it out."""
+    if is_compressed_tar(at.path):
+        raise UsageError(
+            f"--input {at.shown}: compressed tars are not read; decompress it "
+            "(the images in it are compressed already)"
+        )

@@ -1,0 +1,71 @@
+"""Neighbours: what a file is by its name and what lies beside it: of a kind that is read, a side file,
+or left out.
+
+A side file is read with what it stands beside, or written there by the tool that made it:
+- `x.json`, `x.txt` beside an image `x.*` (WebDataset's and img2dataset's columns);
+- `x_stats.json` beside a shard or folder `x` (img2dataset's figures of it);
+- `x.parquet` beside a tar or folder `x`, exactly where `x_stats.json` stands (img2dataset's table).
+Knows names only; opens nothing.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+
+from llava_batch.read.kinds import LOOSE, kind_of
+
+SIDE_FILE = "side files"
+
+_COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
+_STATS = "_stats.json"
+_SIDE = (".json", ".txt")
+_USUAL = re.compile(r"\.[a-z][a-z0-9+_-]{0,11}")
+"""An extension; what stands behind the last dot of a title or a date is none."""
+
+
+def is_compressed_tar(name: str) -> bool:
+    """Whether it holds images that cannot be read as it is."""
+    return name.lower().endswith(_COMPRESSED)
+
+
+def is_hidden(part: str) -> bool:
+    """Whether one part of a path is skipped, as everywhere in the lake."""
+    return part.startswith(("_", "."))
+
+
+class Neighbours:
+    """Sorts the files that were found together; `folders` are those that stand among them."""
+
+    def __init__(self, names: Iterable[str], folders: Iterable[str]) -> None:
+        self._names = set(names)
+        self._folders = set(folders)
+        stems: dict[str | None, set[str]] = {}
+        for name in self._names:
+            stems.setdefault(kind_of(name), set()).add(os.path.splitext(name)[0])
+        self._images = stems.get(LOOSE, set())
+        self._tars = stems.get("tar", set())
+        self._shards = self._tars | stems.get("parquet", set())
+
+    def what(self, name: str) -> str:
+        """A kind's name, `SIDE_FILE`, or as what it is left out: `.csv`."""
+        if self._is_side_file(name):
+            return SIDE_FILE
+        return kind_of(name) or left_out_as(name)
+
+    def _is_side_file(self, name: str) -> bool:
+        stem, extension = os.path.splitext(name)
+        if extension in _SIDE and stem in self._images:
+            return True
+        if name.endswith(_STATS):
+            of = name.removesuffix(_STATS)
+            return of in self._shards or of in self._folders
+        beside = stem in self._tars or stem in self._folders
+        return beside and kind_of(name) == "parquet" and stem + _STATS in self._names
+
+
+def left_out_as(name: str) -> str:
+    """The kind that a file which is not read counts under."""
+    extension = os.path.splitext(name)[1].lower()
+    if not extension:
+        return "without extension"
+    return extension if _USUAL.fullmatch(extension) else "of other names"
