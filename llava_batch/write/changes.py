@@ -13,7 +13,8 @@ import pyarrow.compute as pc
 
 from llava_batch.ids import name_in_unit, name_of
 from llava_batch.unit import Stamp, Unit, source_of
-from llava_batch.write.ledger import Ledger, Record
+from llava_batch.write.ledger import Ledger
+from llava_batch.write.record import Record
 from llava_batch.write.refuse_changes import (
     Compared,
     refuse_another_folder,

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.unit import Unit
-from llava_batch.write.ledger import Ledger, Record
+from llava_batch.write.ledger import Ledger
+from llava_batch.write.record import Record
 
 MOST_AGAIN = 0.1
 """The share of the answered rows over which they are not answered again unasked."""
