@@ -77,6 +77,7 @@ def _nothing_to_do(plan: Plan) -> Summary:
     """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
     if plan.recast or not plan.ledger.is_tidy:
         _begin(plan)
+    plan.ledger.finish()
     return summarise(plan, None, None, [], 0.0, status="complete")
 
 
