@@ -14,6 +14,7 @@ from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress, tell_left_out
 from llava_batch.driver.recast import recast
 from llava_batch.driver.settle import Settled, settle
+from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError, first_line
@@ -114,15 +115,16 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     _begin(plan)
     shared = shared_state.start()
     joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
-    several = plan.several_images()
     committer = Committer(
         plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
         on_commit=None if joined is None else joined.mark,
     )  # fmt: skip
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
+    several = None
     with Progress(plan, committer, shared) as progress:
         try:
+            several = None if joined is None else _several_images(plan, joined)
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
@@ -143,6 +145,18 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     if problem:
         raise RunFailed(problem)
     return summary
+
+
+def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
+    """What watches over the file's questions as the rows come."""
+    assert plan.questions is not None
+    anew = {unit.name for unit in plan.todo if unit.retry is None}
+    return SeveralImages(
+        plan.questions,
+        refuse=not plan.job.join_anywhere,
+        before=joined.begin(anew),
+        retried={unit.name for unit in plan.todo} - anew,
+    )
 
 
 def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:

@@ -4,15 +4,17 @@
                                   its input's fingerprint, "rows": one bit for each question, packed, in base64}
 
 Only the tables that it does not speak of are read again: those of a run that was killed, or of an
-earlier version. Memory is a byte for each question.
+earlier version; all of them where a unit that it speaks of is answered anew. Memory is a byte for each
+question.
 """
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from llava_batch.answers.folder import Answers
@@ -35,6 +37,21 @@ class Joined:
         self._questions, self._ledger = questions, ledger
         self._seen = np.zeros(len(questions), bool)
         self._units: set[str] = set()
+
+    def begin(self, anew: Set[str]) -> npt.NDArray[np.bool_]:
+        """bool `[questions]`: those with an image among the units that stand, but for those of the
+        names `anew`, which this run answers from the beginning. To be asked before the first `mark`."""
+        ledger = self._ledger
+        standing = {unit: of for unit, of in ledger.standing().items() if unit not in anew}
+        told, seen = ledger.patience.keep_trying(self._held)
+        if told.items() <= standing.items():
+            self._seen |= seen
+        else:
+            told = {}
+        unknown = sorted(standing.keys() - told.keys())
+        ledger.patience.keep_trying(lambda: self._read(unknown))
+        self._units.update(standing)
+        return self._seen.copy()
 
     def mark(self, unit: str, table: pa.Table) -> None:
         """`table` now stands for `unit`."""

@@ -18,7 +18,7 @@ from llava_batch.driver.gpus import Card
 from llava_batch.driver.recast import needs_recast
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
-from llava_batch.driver.several_images import SeveralImages, refuse_shared_names
+from llava_batch.driver.several_images import refuse_shared_names
 from llava_batch.generate.choices import choices_of
 from llava_batch.job import Job
 from llava_batch.patience import BRIEF, Patience
@@ -61,12 +61,6 @@ class Plan:
     def lookup(self) -> Lookup | None:
         """How a worker finds an image's questions, where they come from a file."""
         return None if self.questions is None else partial(_questions_of, self.questions)
-
-    def several_images(self) -> SeveralImages | None:
-        """What watches over a file's questions as the rows come."""
-        if self.questions is None:
-            return None
-        return SeveralImages(self.questions, refuse=not self.job.join_anywhere)
 
     @property
     def todo(self) -> list[Unit]:

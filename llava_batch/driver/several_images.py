@@ -7,10 +7,11 @@ stands, since its rows are what they would be with `--join-anywhere` too. An ima
 by its bytes is one image wherever it lies.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from hashlib import blake2b
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -25,10 +26,21 @@ _WHAT_TO_DO = "name the image as UNIT/KEY in the file, or give --join-anywhere i
 
 class SeveralImages:
     """For each question of the file the image that it joined first, as a 64-bit hash, and whether it
-    joined another: 13 bytes a question, however many images there are."""
+    joined another: 14 bytes a question, however many images there are."""
 
-    def __init__(self, questions: Questions, *, refuse: bool) -> None:
+    def __init__(
+        self,
+        questions: Questions,
+        *,
+        refuse: bool,
+        before: npt.NDArray[np.bool_] | None = None,
+        retried: Set[str] = frozenset(),
+    ) -> None:
+        """`before` are the questions, bool `[questions]`, that joined an image of a unit that earlier
+        runs answered; `retried` the units of those of which some images come once more."""
         self._questions, self._refuse = questions, refuse
+        self._before = np.zeros(len(questions), bool) if before is None else before
+        self._retried = retried
         self._first = np.zeros(len(questions), np.uint64)
         self._several = np.zeros(len(questions), bool)
         self._unit_of = np.zeros(len(questions), np.int32)
@@ -61,25 +73,30 @@ class SeveralImages:
     def add(self, image: str, unit: str, key: str, sha256: str | None = None) -> str | None:
         """Take in an image, perhaps again; returns what is to be said where a question of it joined
         another image before."""
-        number = self._units.setdefault(unit, len(self._units))
+        self._units.setdefault(unit, len(self._units))
         said = None
         for question in self._questions.of(unit=unit, key=key, sha256=sha256):
-            row, mark = question.row, _mark(image)
-            if brings_its_bytes(self._name(question)):
-                continue
-            if not self._first[row]:
-                self._first[row], self._unit_of[row] = mark, number
-            elif self._first[row] != mark:
-                self._several[row] = True
-                said = said or self._joins_two(question, image)
+            other = self._joined_before(question, image, unit)
+            if other:
+                self._several[question.row] = True
+                said = said or (
+                    f"question {question.question_id} (of {self._name(question)}) joins {image} and "
+                    f"an image {other}"
+                )
         return said
 
-    def _joins_two(self, question: Question, image: str) -> str:
-        other = list(self._units)[self._unit_of[question.row]]
-        return (
-            f"question {question.question_id} (of {self._name(question)}) joins {image} and an image "
-            f"of unit {other}"
-        )
+    def _joined_before(self, question: Question, image: str, unit: str) -> str | None:
+        """Which other image the question joined before this one, in words; this one is written down
+        where it is the run's first."""
+        row, mark = question.row, _mark(image)
+        if brings_its_bytes(self._name(question)):
+            return None
+        if self._first[row]:
+            other = list(self._units)[self._unit_of[row]]
+            return f"of unit {other}" if self._first[row] != mark else None
+        self._first[row], self._unit_of[row] = mark, self._units[unit]
+        before = self._before[row] and unit not in self._retried
+        return "that an earlier run answered" if before else None
 
     def _name(self, question: Question) -> str:
         """The image as the question names it."""

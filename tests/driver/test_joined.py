@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +94,37 @@ def test_a_side_file_that_says_nothing_counts_for_nothing(questions, data) -> No
     run(store, questions, {"a": [0, 1]})
     store.objects["out/_manifest/_joined.json"] = data
     assert run(store, questions, {"b": [2]}) == 6
+
+
+def before(store: Store, questions: Questions, *anew: str) -> set[str]:
+    """The images whose questions have one in the folder before a run that answers `anew`."""
+    ledger = ledger_at(Ledger(Location(store.fs, "out", "o"), "parquet"), **SETTINGS)
+    known = Joined(questions, ledger).begin(set(anew))
+    return set(questions.table.filter(pa.array(known))["question_id"].to_pylist())
+
+
+def test_a_run_begins_with_what_the_ones_before_it_joined(questions) -> None:
+    store = Store()
+    run(store, questions, {"a": [0, 1], "b": [2]})
+    run(store, questions, {"c": [3]}, killed=True)
+    store.opened.clear()
+    assert before(store, questions) == {"0", "1", "2", "3"}
+    assert [path for path in store.opened if path.endswith(".parquet")] == ["out/c.parquet"]
+    assert before(store, questions, "a") == {"2", "3"}  # what `a` held is answered anew
+    assert before(store, questions, "c", "d") == {"0", "1", "2"}
+
+
+def test_what_was_known_at_the_beginning_is_not_read_at_the_end(questions) -> None:
+    store = Store()
+    run(store, questions, {"a": [0, 1]})
+    run(store, questions, {"b": [2]}, killed=True)
+    ledger = ledger_at(Ledger(Location(store.fs, "out", "o"), "parquet"), **SETTINGS)
+    ledger.begin([], EMPTY)
+    joined = Joined(questions, ledger)
+    joined.begin(set())
+    store.opened.clear()
+    assert joined.count_unjoined() == 6
+    assert [path for path in store.opened if path.endswith(".parquet")] == []
 
 
 def test_a_retry_leaves_the_other_units_unread(questions) -> None:

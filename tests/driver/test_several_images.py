@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -85,6 +86,19 @@ def test_a_name_with_its_unit_is_one_image(tmp_path: Path) -> None:
     watched = SeveralImages(questions_of(tmp_path, "00000/000000.jpg"), refuse=True)
     watched.check(rows("00000/000000#1", "00001/000000"))
     assert watched.count == 0
+
+
+def test_an_image_of_an_earlier_run_counts_too(tmp_path: Path) -> None:
+    # A lake grows night by night: the second night's 000000 is another image.
+    questions = questions_of(tmp_path, "000000.jpg", "1.jpg")
+    before = np.array([questions.of(unit="00000", key="000000")[0].row == row for row in range(2)])
+    watched = SeveralImages(questions, refuse=True, before=before, retried={"00000"})
+    watched.check(rows("00000/000000#1", "00001/000001#2"))  # the earlier run's image, tried again
+    with pytest.raises(RunFailed, match="joins 00001/000000 and an image of unit 00000"):
+        watched.check(rows("00001/000000#1"))
+    watched = SeveralImages(questions, refuse=True, before=before)
+    with pytest.raises(RunFailed, match="joins 00001/000000 and an image that an earlier run"):
+        watched.check(rows("00001/000000#1"))
 
 
 def test_an_image_that_the_question_brings_is_one_wherever_it_lies(tmp_path: Path) -> None:

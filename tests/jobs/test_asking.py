@@ -73,23 +73,26 @@ def test_a_questions_file_is_joined_by_file_name_and_what_joins_nothing_is_count
 
 def test_a_name_that_is_in_two_shards_is_refused_unless_it_is_meant_or_said_exactly(tmp_path):
     # Once it was asked in every shard, without a word.
-    for name in ("first", "second"):
-        write_tar(tmp_path / "in" / f"{name}.tar", scenes()[:3])
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps({"question_id": 1, "image": "000001.png", "text": "Is it red?"}))
-    out = tmp_path / "out"
-    job = Job(input=(str(tmp_path / "in"),), output=str(out), questions=str(path), quiet=True,
-              max_new_tokens=4)  # fmt: skip
-    with pytest.raises(
-        RunFailed, match=r"question 1 \(of 000001.png\) joins (first|second)/000001 "
-    ):
-        run(job)
-    said = json.loads((out / "_run.json").read_text())
+    job = Job(input=(str(tmp_path / "in"),), questions=str(path), quiet=True, max_new_tokens=4)
+    night = job.but(output=str(tmp_path / "nightly"))
+    write_tar(tmp_path / "in" / "first.tar", scenes()[:3])
+    assert run(night).run["questions_with_several_images"] == 0
+    write_tar(tmp_path / "in" / "second.tar", scenes()[:3])
+    with pytest.raises(RunFailed, match="joins second/000001 and an image that an earlier run"):
+        run(night)
+    with pytest.raises(RunFailed, match=r"joins (first|second)/000001 and an image of unit"):
+        run(job.but(output=str(tmp_path / "at once")))
+    said = json.loads((tmp_path / "nightly" / "_run.json").read_text())
     assert (said["status"], said["run"]["questions_with_several_images"]) == ("stopped", 1)
-    assert said["totals"]["units"] <= 1
-    both = run(job.but(join_anywhere=True))  # goes on: what was committed stands
-    assert both.run["questions_with_several_images"] <= 1
-    assert [row["id"] for row in answers(out)] == ["first/000001#1", "second/000001#1"]
+    assert said["totals"]["units"] == 1
+    both = run(night.but(join_anywhere=True))  # goes on: what was committed stands
+    assert (both.run["units_done_before"], both.run["questions_with_several_images"]) == (1, 1)
+    assert [row["id"] for row in answers(tmp_path / "nightly")] == [
+        "first/000001#1",
+        "second/000001#1",
+    ]
     path.write_text(json.dumps({"question_id": 1, "image": "second/000001.png", "text": "Red?"}))
     exact = run(job.but(output=str(tmp_path / "exact")))
     assert exact.run["questions_with_several_images"] == 0
