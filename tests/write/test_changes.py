@@ -252,6 +252,19 @@ def test_a_file_that_grew_until_it_is_split_is_a_change_as_any_other(tmp_path, m
     assert "a.parquet" not in tables(out) and len(answers(out)) == 8
 
 
+def test_what_vanished_is_not_left_beside_answers_to_another_prompt(tmp_path, monkeypatch):
+    monkeypatch.setattr(finding, "FILES_PER_UNIT", 5)
+    out, photos = tmp_path / "out", ten(tmp_path / "photos")
+    paths = [shard(tmp_path / "lake" / f"{n}.tar", "a") for n in range(2)]
+    night(out, photos, tmp_path / "lake")
+    for path in (*(photos / f"i{n}.png" for n in range(6)), paths[0]):
+        path.unlink()
+    night(out, photos, tmp_path / "lake", prompt="y", overwrite=True)
+    assert sorted(answers(out)) == ["1/0", *(f"photos-00001/i{n}.png" for n in range(6, 10))]
+    night(out, photos, tmp_path / "lake", prompt="y", overwrite=True)
+    assert night(out, photos, tmp_path / "lake", prompt="y").todo == []
+
+
 # Folders of older versions, and kills
 
 
