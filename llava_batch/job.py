@@ -48,7 +48,11 @@ class Job:
         answers=True,
     )  # fmt: skip
     keep: tuple[str, ...] = _flag(
-        (), "Input column carried through to the answers; repeatable.", "Data", answers=True
+        (),
+        "Input column carried through to the answers, as NAME or NAME:TYPE (an Arrow type); "
+        "repeatable.",
+        "Data",
+        answers=True,
     )
     format: str = _flag("parquet", "Format of the answers: parquet or arrow.", "Data")
     limit: int | None = _flag(None, "Answer only the first N images.", "Data")

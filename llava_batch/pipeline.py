@@ -12,6 +12,7 @@ from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress, tell_left_out
+from llava_batch.driver.recast import recast
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.signals import Stop
 from llava_batch.driver.summary import Summary, provenance, summarise
@@ -73,9 +74,16 @@ def run_settled(settled: Settled) -> Summary:
 
 def _nothing_to_do(plan: Plan) -> Summary:
     """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
-    if not plan.ledger.is_tidy:
-        plan.ledger.begin([], plan.ledger.keep or pa.schema([]))
+    if plan.recast or not plan.ledger.is_tidy:
+        _begin(plan)
     return summarise(plan, None, None, [], 0.0, status="complete")
+
+
+def _begin(plan: Plan) -> None:
+    """The first writes: what the run is, and the kept columns' new types."""
+    plan.ledger.begin(plan.todo, plan.reading.keep, recasting=plan.recast)
+    if plan.recast:
+        recast(plan.ledger, plan.reading.keep)
 
 
 @contextmanager
@@ -101,7 +109,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     from llava_batch.workers import shared_state
     from llava_batch.workers.prometheus import RunMetrics
 
-    plan.ledger.begin(plan.todo, plan.reading.keep)
+    _begin(plan)
     shared = shared_state.start()
     joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
     several = plan.several_images()

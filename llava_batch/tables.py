@@ -6,6 +6,7 @@ One of the files, `run.json`, is of no table: the JSON Schema of `_run.json`.
 """
 
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -17,15 +18,24 @@ import pyarrow as pa
 from llava_batch.errors import UsageError
 
 _SCALARS: dict[str, pa.DataType] = {
-    "bool": pa.bool_(),
-    "string": pa.string(),
-    "int32": pa.int32(),
-    "int64": pa.int64(),
-    "float32": pa.float32(),
-    "float64": pa.float64(),
-    "binary": pa.binary(),
-    "large_binary": pa.large_binary(),
-}
+    **{str(kind): kind for kind in (
+        pa.bool_(), pa.string(), pa.large_string(), pa.binary(), pa.large_binary(),
+        pa.int8(), pa.int16(), pa.int32(), pa.int64(),
+        pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64(),
+        pa.float16(), pa.float32(), pa.float64(), pa.date32(), pa.date64(),
+    )},
+    "float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64(),
+    "date32": pa.date32(), "date64": pa.date64(), "timestamp": pa.timestamp("us"),
+}  # fmt: skip
+_WITH_UNIT = re.compile(r"(timestamp|time32|time64|duration)\[(s|ms|us|ns)(?:, ?tz=([^\]]+))?\]")
+_DECIMAL = re.compile(r"(decimal128|decimal256)\((\d+), ?(\d+)\)")
+
+TYPE_NAMES = (
+    "bool, string, int8 … int64, uint8 … uint64, float, double, binary, date32, timestamp[s|ms|us|ns], "
+    "timestamp[us, tz=UTC], time32[s|ms], time64[us|ns], duration[s|ms|us|ns], decimal128(p, s), "
+    "list<TYPE>, struct<name: TYPE, …>"
+)
+"""What `parse_type` knows, for a person who gave something else."""
 
 RUN = "run"
 """The name of the one contract that is of no table."""
@@ -113,23 +123,33 @@ def load_schema(name: str) -> pa.Schema:
 
 
 def parse_type(text: str) -> pa.DataType:
-    """An Arrow type from its name, such as `int32`, `list<string>` or `struct<a: int32, b: string>`."""
+    """An Arrow type from its name, such as `int32`, `list<string>` or `struct<a: int32, b: string>`,
+    also as pyarrow prints it (`list<item: string>`, `timestamp[us, tz=UTC]`).
+
+    Raises:
+        ValueError: there is no such type here (`TYPE_NAMES` are).
+    """
     text = text.strip()
     if text in _SCALARS:
         return _SCALARS[text]
+    if match := _WITH_UNIT.fullmatch(text):
+        name, unit, zone = match.groups()
+        return pa.timestamp(unit, zone) if name == "timestamp" else getattr(pa, name)(unit)
+    if match := _DECIMAL.fullmatch(text):
+        return getattr(pa, match[1])(int(match[2]), int(match[3]))
     if text.startswith("list<") and text.endswith(">"):
-        return pa.list_(parse_type(text[5:-1]))
+        return pa.list_(parse_type(text[5:-1].removeprefix("item: ")))
     if text.startswith("struct<") and text.endswith(">"):
         pairs = (part.split(":", 1) for part in _split_top_level(text[7:-1]))
         return pa.struct([pa.field(name.strip(), parse_type(kind)) for name, kind in pairs])
-    raise ValueError(f"unknown Arrow type {text!r} in a schema file")
+    raise ValueError(f"unknown Arrow type {text!r}")
 
 
 def _split_top_level(text: str) -> list[str]:
-    """Split at the commas that stand outside angle brackets."""
+    """Split at the commas that stand outside brackets."""
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
-        depth += (char == "<") - (char == ">")
+        depth += (char in "<[(") - (char in ">])")
         if char == "," and depth == 0:
             parts.append(text[start:i])
             start = i + 1

@@ -87,7 +87,10 @@ def test_generated_rows_have_the_answers_columns_and_the_bookkeeping_and_what_is
     assert generated_schema([kept]).names == [*names, *BOOKKEEPING.names, "keep:caption"]
 
 
-_scalars = st.sampled_from(sorted(tables._SCALARS))
+_scalars = st.sampled_from(
+    [*sorted(tables._SCALARS), "timestamp[ns]", "timestamp[us, tz=UTC]", "timestamp[ms, tz=+02:00]",
+     "time32[s]", "time64[ns]", "duration[ms]", "decimal128(9, 2)", "decimal256(40,3)"]
+)  # fmt: skip
 _types = st.recursive(
     _scalars,
     lambda inner: st.one_of(
@@ -103,11 +106,10 @@ _types = st.recursive(
 @given(_types)
 @settings(deadline=None)
 def test_every_type_that_can_be_written_is_read_as_arrow_prints_it(text: str) -> None:
-    printed = str(parse_type(text)).replace("list<item: ", "list<")
-    arrow_names = {"float": "float32", "double": "float64"}
-    for arrow, ours in arrow_names.items():
-        printed = printed.replace(f"{arrow}>", f"{ours}>").replace(f"{arrow},", f"{ours},")
-    assert arrow_names.get(printed, printed) == text
+    kind = parse_type(text)
+    assert parse_type(str(kind)) == kind
+    if "struct" not in text and "list" not in text:
+        assert str(kind).replace(" ", "") in (text.replace(" ", ""), str(tables._SCALARS.get(text)))
 
 
 @pytest.mark.parametrize("text", ["strnig", "list<int32", "", "list<>", "map<string, int32>"])

@@ -149,7 +149,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def _where_to_look(output: str, totals: dict[str, Any]) -> list[str]:
-    """The last lines, where there is anything: where the report is, how the rows in error are seen."""
+    """The last lines: where the report is, and how the rows in error are seen; none where no row is."""
     if not totals["rows"]:
         return []
     folder = shlex.quote(output)

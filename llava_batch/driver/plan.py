@@ -15,6 +15,7 @@ import pyarrow as pa
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
+from llava_batch.driver.recast import needs_recast
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
 from llava_batch.driver.several_images import SeveralImages, refuse_shared_names
@@ -24,7 +25,7 @@ from llava_batch.patience import BRIEF, Patience
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
-from llava_batch.read.columns import keep_schema, require_columns
+from llava_batch.read.columns import keep_schema, kept_names, require_columns
 from llava_batch.read.find import Inputs, find
 from llava_batch.read.kinds import first_row, refuse_without_images
 from llava_batch.read.reading import Reading
@@ -48,6 +49,8 @@ class Plan:
     work: Work
     reading: Reading
     questions: Questions | None = None
+    recast: bool = False
+    """Whether committed tables get the kept columns' new types first."""
     card: Card | None = None
     """The least card of the cluster; None without one, or where none could be looked at."""
 
@@ -127,12 +130,13 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
         limit=job.limit,
         retry_errors=job.retry_errors,
     )
-    keep = _keep(settled, ledger, inputs.units) if work.todo else pa.schema([])
+    recorded = ledger.keep or pa.schema([])
+    keep = _keep(settled, ledger, inputs.units) if work.todo or job.keep else recorded
     reading = Reading.of(job, settled.columns, keep)
     refuse_without_images(work.todo, reading)
-    asked = bool(job.questions and work.todo)
-    questions = _read_questions(job, ledger, inputs.units) if asked else None
+    questions = None
     if work.todo:
+        questions = _read_questions(job, ledger, inputs.units) if job.questions else None
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)
         choices_of(job, checkpoint)
         load_image_processor(checkpoint)
@@ -144,6 +148,7 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
         work=work,
         reading=reading,
         questions=questions,
+        recast=needs_recast(ledger, keep, overwrite=job.overwrite),
     )
 
 
@@ -194,11 +199,13 @@ def _questions_of(
 def _keep(settled: Settled, ledger: Ledger, units: list[Unit]) -> pa.Schema:
     """The kept columns' types, as an earlier run fixed them or as the first unit has them."""
     job, columns = settled.job, settled.columns
-    if not units or not (job.keep or columns):
+    if not units:  # what is recorded stands, be there nothing to read today
+        return ledger.keep or pa.schema([])
+    if not (job.keep or columns):
         return pa.schema([])
-    nothing_kept = Reading.of(job, [*columns, *job.keep], pa.schema([]))
+    nothing_kept = Reading.of(job, [*columns, *kept_names(job.keep)], pa.schema([]))
     # The first units may be damaged: the first that has columns speaks for all.
     firsts = ((unit, first_row(unit, nothing_kept)) for unit in units[:_FIRST_UNITS])
     unit, row = next((first for first in firsts if first[1]), (units[0], {}))
     require_columns(columns, "--question-column" if job.question_column else "--prompt", unit, row)
-    return keep_schema(job.keep, unit, row) if ledger.keep is None else ledger.keep
+    return keep_schema(job.keep, unit, row, ledger.keep)

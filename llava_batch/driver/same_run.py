@@ -20,6 +20,7 @@ from llava_batch.driver.model_hash import first_bytes_hash, model_hash
 from llava_batch.driver.settle import Settled
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.job import Job, fingerprint, flag_name
+from llava_batch.read.columns import kept_names
 from llava_batch.storage import locate, read_bytes
 from llava_batch.write.ledger import Held, Ledger
 
@@ -34,6 +35,7 @@ def answer_settings(
     settings = job.answer_settings()
     del settings["revision"]
     settings["model_name"] = job.model
+    settings["keep"] = kept_names(job.keep)  # their types stand in the ledger
     if version == 1:
         settings["model"] = checkpoint.commit or first_bytes_hash(checkpoint.folder)
     else:

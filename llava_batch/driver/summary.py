@@ -96,7 +96,8 @@ def summarise(
     outlook = plan.outlook()
     if sizing is not None:
         machine |= asdict(sizing)
-        outlook["weights_bytes"] = plan.weights_bytes
+    if status == "dry run":
+        outlook["weights_bytes"] = plan.weights_bytes  # loads torch
     summary = Summary(
         status=status,
         output=plan.ledger.out.shown,

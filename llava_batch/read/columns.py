@@ -1,10 +1,11 @@
 """The columns that travel beside an image: those that prompts ask for, and those that are kept.
 
 Prompt columns travel as one JSON object of text; kept columns as Arrow columns `keep.<name>`, typed
-as in the first unit, later units cast to that type or refused by name.
+by the person or as in the first unit; every unit's values are that type exactly, or it is refused.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,8 +13,9 @@ import pyarrow as pa
 
 from llava_batch.errors import UsageError
 from llava_batch.ids import printable
+from llava_batch.read.exact import Inexact, exact
 from llava_batch.read.kinds import KINDS
-from llava_batch.tables import KEEP, load_schema
+from llava_batch.tables import KEEP, TYPE_NAMES, load_schema, parse_type
 from llava_batch.unit import Unit
 
 
@@ -23,19 +25,39 @@ def image_schema(keep: pa.Schema) -> pa.Schema:
     return pa.schema([*load_schema("images"), *kept])
 
 
-def keep_schema(names: Sequence[str], unit: Unit, first_row: dict[str, Any]) -> pa.Schema:
-    """The types of the kept columns, as `unit` has them; `first_row` is its first row's columns.
+def kept_names(keep: Sequence[str]) -> list[str]:
+    """The columns' names of `--keep NAME` and `--keep NAME:TYPE`, in order.
+
+    Raises:
+        UsageError: a TYPE that there is not, or a name that is given twice.
+    """
+    names = [_name_and_type(text)[0] for text in keep]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--keep {name}: given twice; give each column once")
+    return names
+
+
+def keep_schema(
+    keep: Sequence[str], unit: Unit, first_row: dict[str, Any], held: pa.Schema | None = None
+) -> pa.Schema:
+    """The types of the kept columns: as `--keep NAME:TYPE` says, else as `held` (an earlier run's) has
+    them, else as `unit` has them; `first_row` is its first row's columns.
 
     Raises:
         UsageError: a name that is a column of the answers already, or that the unit does not have.
     """
-    for name in names:
+    for name in kept_names(keep):
         if name in load_schema("answers").names:
             raise UsageError(f"--keep {name}: the answers have a column of that name; rename it")
-        if name not in first_row:
+        if name not in first_row and held is None:
             raise UsageError(f"--keep {name}: {_no_such(name, unit, first_row)}")
-    typed = _types(unit)
-    return pa.schema([(n, typed[n] if n in typed else _type_of(first_row[n])) for n in names])
+    typed = _types(unit) if held is None else {}
+    before = {field.name: field.type for field in held or ()}
+    return pa.schema(
+        (name, given or before.get(name) or typed.get(name) or _type_of(first_row.get(name)))
+        for name, given in map(_name_and_type, keep)
+    )
 
 
 def require_columns(names: Sequence[str], flag: str, unit: Unit, first_row: dict[str, Any]) -> None:
@@ -52,19 +74,18 @@ def as_json(columns: dict[str, Any], names: Sequence[str]) -> str | None:
     return json.dumps({name: _text(columns.get(name)) for name in names}, ensure_ascii=False)
 
 
-def cast_kept(values: list[Any], kind: pa.DataType, name: str, unit: str) -> pa.Array:
-    """`values` as `kind`.
+def cast_kept(values: Sequence[Any], kind: pa.DataType, name: str, unit: str) -> pa.Array:
+    """`values` as `kind`, each exactly.
 
     Raises:
-        UsageError: they cannot be, naming the unit and the column.
+        UsageError: one cannot be, naming the column, the unit and the value.
     """
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        values = [_text(json.dumps(v, default=str) if isinstance(v, list) else v) for v in values]
     try:
-        return pa.array(values, kind)
-    except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        return exact(values, kind)
+    except Inexact as error:
         raise UsageError(
-            f"--keep {name}: unit {unit} has values that are no {kind} ({error})"
+            f"--keep {name}: unit {unit} has {error}, which {kind} does not hold exactly; name a type "
+            f"that holds all of the column's values, such as --keep {name}:{_type_for(error.value)}"
         ) from None
 
 
@@ -78,12 +99,35 @@ def _text(value: Any) -> Any:
     return printable(json.dumps(value, ensure_ascii=False, default=str))
 
 
+def _name_and_type(text: str) -> tuple[str, pa.DataType | None]:
+    """`NAME` or `NAME:TYPE`; the colons within a type's brackets are its own."""
+    outside = re.sub(r"[<\[(].*[>\])]", lambda match: "x" * len(match[0]), text)
+    name, colon, _ = outside.rpartition(":")
+    if not colon:
+        return text, None
+    try:
+        return text[: len(name)], parse_type(text[len(name) + 1 :])
+    except ValueError:
+        raise UsageError(
+            f"--keep {text}: {text[len(name) + 1 :]} is no type; give one of {TYPE_NAMES} (a column "
+            f"whose name has a colon needs its type too: {text}:string)"
+        ) from None
+
+
 def _type_of(value: Any) -> pa.DataType:
+    """JSON knows one kind of number: the next row may have a fraction."""
     if isinstance(value, bool):
         return pa.bool_()
-    if isinstance(value, int):
-        return pa.int64()
-    return pa.float64() if isinstance(value, float) else pa.string()
+    return pa.float64() if isinstance(value, int | float) else pa.string()
+
+
+def _type_for(value: Any) -> str:
+    """A type that holds `value`, for a person who is to name one."""
+    if isinstance(value, pa.Scalar):
+        return str(value.type).replace(" ", "")
+    if isinstance(value, int) and not isinstance(value, bool):
+        return "int64" if -(2**63) <= value < 2**63 else "string"
+    return "double" if isinstance(value, float) else "string"
 
 
 def _types(unit: Unit) -> dict[str, pa.DataType]:

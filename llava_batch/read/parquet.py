@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import RowError, UsageError
 from llava_batch.ids import name_in_unit
+from llava_batch.read.exact import rows_of
 from llava_batch.read.image_column import find_image_column, find_key_column
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Keys, Row, damaged, missing
@@ -242,8 +243,7 @@ class _Table:
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
     """Each row's values, or what is wrong with a row of which one cannot be read."""
     try:
-        rows: list[dict[str, Any] | str] = batch.to_pylist()
-        return rows
+        return [*rows_of(batch)]
     except _UNREADABLE as error:
         if not is_damage(error):
             raise
@@ -252,8 +252,7 @@ def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
 
 def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
     try:
-        values: dict[str, Any] = row.to_pylist()[0]
-        return values
+        return rows_of(row)[0]
     except _UNREADABLE as error:
         if not is_damage(error):
             raise

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
@@ -35,7 +34,7 @@ from llava_batch.storage import (
 )
 from llava_batch.unit import Stamp, Unit
 from llava_batch.write.membership import Membership
-from llava_batch.write.unit_table import decoded, encoded
+from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
@@ -80,15 +79,19 @@ class Held:
     version: int
     """Of the rules that the settings were written down by; see `driver.same_run`."""
     keep: pa.Schema
+    recasting: bool = False
+    """Whether a run was killed while it gave kept columns other types."""
 
     def to_json(self) -> bytes:
-        said = {
+        said: dict[str, Any] = {
             "fingerprint": self.fingerprint,
             "format": self.format,
             "keep": base64.b64encode(self.keep.serialize().to_pybytes()).decode(),
             "settings": self.settings,
             "settings_version": self.version,
         }
+        if self.recasting:
+            said["recasting"] = True
         return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
 
     @classmethod
@@ -100,6 +103,7 @@ class Held:
             settings=said["settings"],
             version=said.get("settings_version", 1),
             keep=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"]))),
+            recasting=said.get("recasting", False),
         )
 
 
@@ -116,6 +120,7 @@ class Ledger:
         self.fingerprint = ""
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
+        self.recasting = False
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
@@ -126,6 +131,7 @@ class Ledger:
         self._retired: list[Record] = []
         self._noted: list[Unit] = []
         self._limited: list[str] = []
+        self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
 
     def load(self, *, overwrite: bool = False) -> None:
@@ -174,7 +180,9 @@ class Ledger:
         """Count what was answered under `fingerprint` as answered; `as_before` where it is the one
         that the folder held, whose types of kept columns then stand."""
         self.settings, self.fingerprint, self.version = settings, fingerprint, version
-        self.keep = self.held.keep if as_before and self.held is not None else None
+        before = self.held if as_before else None
+        self.keep = None if before is None else before.keep
+        self.recasting = before is not None and before.recasting
 
     def _take_in(self, name: str, data: bytes | None) -> None:
         if name.endswith(".members"):
@@ -202,15 +210,15 @@ class Ledger:
         record = self._adopted.get(name) or self.records.get(name)
         stands = (
             record is not None
-            and self._counts(name)
             and self.is_of_this_run(record)
             and record.table_bytes == self._sizes.get(record.table)
+            and self._counts(record.table)
         )
         return record if stands else None
 
-    def _counts(self, name: str) -> bool:
-        """Whether a unit's table is no older than what `--overwrite` replaces."""
-        return self._written.get(self.table_name(name), 0) >= self._counts_since
+    def _counts(self, table: str) -> bool:
+        """Whether a table is not one that `--overwrite` is to replace."""
+        return self._written.get(table, 0) >= self._counts_since
 
     def is_of_this_run(self, record: Record) -> bool:
         """Whether it has this run's settings and format."""
@@ -241,8 +249,8 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        waiting = self._leftovers or self._retired or self._limited or self._adopted
-        return not (waiting or self._is_given_up)
+        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        return not (any(left) or self._is_given_up)
 
     @property
     def _is_given_up(self) -> bool:
@@ -254,8 +262,9 @@ class Ledger:
         record = self.records.get(unit.name)
         return unit if record is None else replace(unit, rules=record.rules)
 
-    def begin(self, units: Iterable[Unit], keep: pa.Schema) -> None:
-        """Write down the job and the members of loose units, before anything is answered.
+    def begin(self, units: Iterable[Unit], keep: pa.Schema, *, recasting: bool = False) -> None:
+        """Write down the job and the members of loose units, before anything is answered; `recasting`
+        stands there until `end_recasting`.
 
         Raises:
             OutputConflict: another run began here after this one looked.
@@ -264,16 +273,8 @@ class Ledger:
             raise OutputConflict(
                 f"--output {self.out.shown}: another run began to write there; run this again"
             )
-        self.keep = keep
-        said = Held(
-            format=self.format,
-            fingerprint=self.fingerprint,
-            settings=self.settings,
-            version=self.version,
-            keep=keep,
-        ).to_json()
-        if said != self._job:
-            self._write("_job.json", said)
+        self.keep, self.recasting = keep, recasting
+        self._write_job(keep)
         if self._counts_since == _NEVER:
             self._write(_OVERWRITING, b"{}\n")
         elif self._is_given_up:
@@ -290,6 +291,24 @@ class Ledger:
         opened = (u for u in units if u.members and self.answered(u.name) is None)
         for unit in (*opened, *self._noted):
             self.remember(unit)
+
+    def of_this_run(self) -> list[Record]:
+        """Records of this run's settings that stay, also where a kill kept one from knowing its table's
+        size."""
+        retired = {record.unit for record in self._retired}
+        ours = (r for n, r in sorted(self.records.items()) if n not in retired)
+        return [r for r in ours if r.fingerprint == self.fingerprint]
+
+    def replace(self, record: Record, table: pa.Table) -> None:
+        """Put `table` in the place of the unit's, which says the same."""
+        self._write_table(record.unit, table)
+        self.commit(replace(record, table_bytes=self.table_size(record.unit)))
+
+    def end_recasting(self) -> None:
+        """All tables have the types of `keep`."""
+        self.recasting = False
+        if self.keep is not None:
+            self._write_job(self.keep)
 
     def finish(self) -> None:
         """Everything was answered: the next `--overwrite` is another one."""
@@ -318,7 +337,10 @@ class Ledger:
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
-        name, data = self.table_name(unit.name), encoded(table, self.format)
+        self._write_table(unit.name, table)
+
+    def _write_table(self, unit: str, table: pa.Table) -> None:
+        name, data = self.table_name(unit), encoded(table, self.format)
         write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
 
@@ -341,11 +363,13 @@ class Ledger:
     def _adopt(self, unit: Unit) -> Record | None:
         """The record of a whole table of this run's settings, where a kill between table and record
         left none, or an older one; whatever its input was."""
-        there = self.table_name(unit.name) in self._sizes and self._counts(unit.name)
+        name = self.table_name(unit.name)
+        there = name in self._sizes and self._counts(name) and unit.name not in self._looked_into
+        self._looked_into.add(unit.name)
         table = self.read_table(unit.name) if there else None
         if table is None:
             return None
-        found = _metadata(table.schema)
+        found = origin(table.schema)
         before = self.answered(unit.name)
         fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
         if not fits or (before is not None and before.source == found["source"]):
@@ -371,23 +395,27 @@ class Ledger:
             r.table for r in self.records.values() if r.table_bytes == self._sizes.get(r.table)
         }
         tables = (n for n in self._sizes.keys() - committed if n.endswith((".parquet", ".arrow")))
-        return [n for n in sorted(tables) if self._footer(n).get("complete") == "false"]
-
-    def _footer(self, name: str) -> dict[str, str]:
-        """What a table says of its origin; nothing where it is not one of ours that reads."""
-        try:
-            with self.out.fs.open_input_file(f"{self.out.path}/{name}") as file:
-                if name.endswith(".arrow"):
-                    return _metadata(pa.ipc.open_file(file).schema)
-                return _metadata(pq.read_schema(file))
-        except (OSError, ValueError, pa.ArrowException):
-            return {}
+        found = ((n, origin_of(self.out.fs, f"{self.out.path}/{n}")) for n in sorted(tables))
+        return [name for name, said in found if said.get("complete") == "false"]
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
         self._delete(f"{self.out.path}/{record.table}")
         self._delete(self._path(f"{record.unit}.json"))
         self.records.pop(record.unit, None)
+
+    def _write_job(self, keep: pa.Schema) -> None:
+        said = Held(
+            format=self.format,
+            fingerprint=self.fingerprint,
+            settings=self.settings,
+            version=self.version,
+            keep=keep,
+            recasting=self.recasting,
+        ).to_json()
+        if said != self._job:
+            self._write("_job.json", said)
+            self._job = said
 
     def _path(self, name: str) -> str:
         return f"{self.out.path}/_manifest/{name}"
@@ -404,13 +432,6 @@ class Ledger:
 
 def _is_side_file(name: str) -> bool:
     return name.rpartition("/")[2].startswith("_")
-
-
-def _metadata(schema: pa.Schema) -> dict[str, str]:
-    """A table's own entries in its schema's metadata, by their short names."""
-    prefix = b"llava_batch."
-    found = (schema.metadata or {}).items()
-    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:

@@ -1,14 +1,23 @@
 """A run's end waits a while for the workers' shared state, and loses figures and nothing else."""
 
+import sys
 import time
+from pathlib import Path
 
+import pyarrow.dataset as ds
 import pytest
-import ray
+import ray.cloudpickle
 
+from llava_batch import pipeline
 from llava_batch.driver.heard import hear
+from llava_batch.job import Job
+from llava_batch.prepare import actor as prepare_actor
+from llava_batch.prepare.actor import Prepare
 from llava_batch.workers import shared_state
+from tests.shards import picture, put, tar_bytes
 
 pytestmark = pytest.mark.usefixtures("local_ray")
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
 
 
 def test_what_the_workers_left_word_of_is_heard() -> None:
@@ -25,6 +34,9 @@ def test_a_shared_state_that_began_anew_is_told() -> None:
     shared = shared_state.start()
     ray.get(shared.report.remote("read", "w", {"rows": 3, "busy_s": 1.0}))
     ray.kill(shared, no_restart=False)
+    deadline = time.monotonic() + 60  # the kill arrives when it does
+    while not ray.get(shared.began_anew.remote()) and time.monotonic() < deadline:
+        time.sleep(0.01)
     heard = hear(shared)
     assert heard.stages == {}
     assert "was lost on the way and began anew" in (heard.missing or "")
@@ -46,4 +58,24 @@ class Hanging(shared_state.SharedState):
         time.sleep(10**6)
 
 
-ray.cloudpickle.register_pickle_by_value(__import__("sys").modules[__name__])
+class KillsSharedState(Prepare):
+    """Ends the shared state's process in the middle of its work."""
+
+    def _put_pixels(self, images, out):
+        if out["key"] == "040":
+            ray.kill(self._guard.shared, no_restart=False)
+        return super()._put_pixels(images, out)
+
+
+def test_a_shared_state_lost_in_the_middle_costs_no_row_and_the_summary_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = {f"{n:03}.png": picture(n) for n in range(80)}
+    tar = put(tmp_path / "a.tar", tar_bytes(members))
+    monkeypatch.setattr(prepare_actor, "Prepare", KillsSharedState)
+    out = tmp_path / "out"
+    summary = pipeline.run(Job(input=(str(tar),), output=str(out), max_new_tokens=2, quiet=True))
+    rows = ds.dataset(out).to_table(columns=["key", "status"]).to_pylist()
+    assert [r["key"] for r in rows] == [f"{n:03}" for n in range(80)]
+    assert {r["status"] for r in rows} == {"ok"}
+    assert any("began anew" in note for note in summary.notes)

@@ -164,7 +164,7 @@ def test_a_shard_name_used_again_replaces_its_answers_only_where_that_is_meant(t
     before = answers(out)
     shard(path, "c", "d", "e")
     with pytest.raises(
-        UsageError, match=r"2 of 2 answered rows would be answered again, .* 0 first"
+        UsageError, match=r"2 of 2 answered rows would be answered again: .* 0 first"
     ):
         night(out, path)
     with pytest.raises(UsageError, match="--on-change refuse: the input of 1 unit"):
