@@ -62,6 +62,7 @@ def run_settled(settled: Settled) -> Summary:
         if owner is not None and not plan.todo:
             return _nothing_to_do(plan)
         with cluster.connected():
+            stop.take_back()
             cluster.refuse_local_paths(job)
             sizing = cluster.size_up(job)
             card = gpus.look() if sizing.on_gpu else None

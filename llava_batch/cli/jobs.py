@@ -180,7 +180,7 @@ def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
     """Run `app`; an error is one line on stderr that says what, the value, and what to do."""
     try:
         status = app(args, prog_name=prog, standalone_mode=False) or 0
-        # typer makes an exit status of Ctrl-C before it gets here.
+        # typer itself turns Ctrl-C into an exit status.
         return _stopped(prog) if status == _INTERRUPTED else status
     except TyperException as error:
         message = _message(error)

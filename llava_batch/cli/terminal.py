@@ -72,13 +72,13 @@ def refuse_mixing(output: str, *, instruct: bool) -> None:
         UsageError: that, or a storage that cannot be looked into.
     """
     from llava_batch.answers.folder import ANSWERS, holds_answers
-    from llava_batch.storage import locate
+    from llava_batch.storage import advice, locate
 
     folder = locate(output)
     try:
         own, below = holds_answers(folder), holds_answers(folder.child(ANSWERS))
     except OSError as error:
-        raise UsageError(f"--output {folder.shown}: {first_line(error)}") from None
+        raise UsageError(f"--output {folder.shown}: {first_line(error)}; {advice(error)}") from None
     if own != below and own == instruct:
         held = "the answers of caption or vqa" if instruct else "what instruct made"
         raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
@@ -97,7 +97,9 @@ def _tell_where_to_look(job: Job) -> None:
     """After a run that failed, which returns no summary: by what it wrote."""
     from llava_batch.answers.folder import open_answers
 
-    with suppress(UsageError, OSError):  # nothing is there, and the failure itself is said
+    with suppress(
+        UsageError, OSError
+    ):  # no tables or no _run.json to name; the failure is printed all the same
         totals = open_answers(job.output).run().get("totals")
         if totals and not job.quiet:
             print("\n".join(_where_to_look(job.output, totals)), file=sys.stderr)

@@ -75,7 +75,7 @@ class Counts:
 
     def _add_logprobs(self, values: list[float | None]) -> None:
         known = np.array([v for v in values if v is not None and not math.isnan(v)], np.float64)
-        known = np.clip(known, _LOWEST, 0.0)  # choices can be at minus infinity
+        known = np.clip(known, _LOWEST, 0.0)  # a choice's log-probability may be minus infinity
         bins = np.round((known - _LOWEST) / _FINE).astype(np.int64)
         self._logprobs += np.bincount(bins, minlength=len(self._logprobs))
 

@@ -85,7 +85,7 @@ def _render(sides: list[Side]) -> str:
         seed=SEED,
         version=__version__,
         data=data,
-        style=Markup(style),  # our own files, and what the policy's hashes are made of
+        style=Markup(style),  # our own files; their hashes stand in the policy
         script=Markup(script),
         policy=_policy(style, script),
     )

@@ -47,7 +47,7 @@ def read_items(benchmark: str, path: str) -> list[Item]:
     try:
         items = list(_READERS[benchmark](location))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        # A wrong file shows itself by whatever it lacks first; the form is what the user must fix.
+        # A reader fails at the first field that a file of another form lacks; the user has to fix the form.
         raise UsageError(
             f"--annotations {path}: not in the form of {benchmark}'s annotations "
             f"({type(error).__name__}: {error})"

@@ -36,7 +36,7 @@ def _apostrophes_left_out(words: str) -> dict[str, str]:
         for i, char in enumerate(word)
         if char == "'"
     }
-    return table | {"somebody'd": "somebodyd"}  # the official entry stands the wrong way round
+    return table | {"somebody'd": "somebodyd"}  # the official entry takes the apostrophe away
 
 
 _APOSTROPHES = _apostrophes_left_out(_CONTRACTIONS)
