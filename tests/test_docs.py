@@ -64,6 +64,18 @@ def test_every_path_of_ours_that_is_named_is_there(path: Path) -> None:
     assert [n for n in named_paths(text) if not list(ROOT.glob(n.rstrip("/")))] == []
 
 
+def test_what_the_recipes_say_stands_in_a_file_stands_there() -> None:
+    text = " ".join(CONTRIBUTING.read_text(encoding="utf-8").split())
+    told = re.findall(r"`(\w+)`(?: \([^)]*\))? (?:in|of) `([\w/.]+\.py)`", text)
+    told += [(name, path) for path, name in re.findall(r"`([\w/.]+\.py)`: `(\w+)`", text)]
+    assert len(told) >= 12
+    assert [
+        (name, path)
+        for name, path in told
+        if not re.search(rf"\b{name}\b", (ROOT / path).read_text(encoding="utf-8"))
+    ] == []
+
+
 def test_every_document_and_example_is_linked_from_the_readme() -> None:
     linked = {(ROOT / target).resolve() for target in links((ROOT / "README.md").read_text())}
     wanted = {*(ROOT / "examples").glob("*.py"), *(ROOT / "docs").glob("*.md"), CONTRIBUTING}
