@@ -116,9 +116,9 @@ def result_lines(summary: "Summary") -> list[str]:
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
     rate = summary.throughput.get("images_per_s", 0.0)
+    speed = f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
     lines.append(
-        f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
-        f"{summary.output} holds {counted(totals['rows'], 'answer')} in "
+        f"{speed if run['images'] else ''}{summary.output} holds {counted(totals['rows'], 'answer')} in "
         f"{counted(totals['units'], 'unit')}, {totals['rows'] - totals['ok']:,} of them in error"
         + (f" ({errors})." if errors else ".")
     )
