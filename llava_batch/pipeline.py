@@ -63,6 +63,7 @@ def run_settled(settled: Settled) -> Summary:
         if owner is not None and not plan.todo:
             return _nothing_to_do(plan)
         with cluster.connected():
+            stop.take_back()
             cluster.refuse_local_paths(job)
             sizing = cluster.size_up(job)
             card = gpus.look() if sizing.on_gpu else None
@@ -77,6 +78,7 @@ def _nothing_to_do(plan: Plan) -> Summary:
     """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
     if plan.recast or not plan.ledger.is_tidy:
         _begin(plan)
+    plan.ledger.finish()
     return summarise(plan, None, None, [], 0.0, status="complete")
 
 

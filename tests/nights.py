@@ -27,9 +27,9 @@ def text_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:8]
 
 
-def night(out: Path, *inputs: Path, **how: Any) -> Work:
+def night(out: Path, *inputs: Path, prompt: str = "x", **how: Any) -> Work:
     """One run over `inputs`, to its end; `how` is what `compare` takes."""
-    ledger = ledger_of(out)
+    ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
     found = find(map(str, inputs), ledger.members, output=locate(str(out)))
     work = compare(ledger, found.units, **how)
     ledger.begin(work.todo, EMPTY)
@@ -37,6 +37,7 @@ def night(out: Path, *inputs: Path, **how: Any) -> Work:
     for block in _blocks(work.todo):
         committer.add(_answered(block))
     committer.close()
+    ledger.finish()
     assert committer.tally.failed_units == {}
     return work
 

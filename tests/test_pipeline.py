@@ -9,9 +9,15 @@ import pytest
 from llava_batch import pipeline
 from llava_batch.driver import cluster
 from llava_batch.driver.cluster import Sizing
+from llava_batch.driver.plan import make_plan
+from llava_batch.driver.settle import settle
 from llava_batch.errors import OutputConflict, RunFailed, UsageError
 from llava_batch.job import Job
+from llava_batch.patience import BRIEF
 from llava_batch.pipeline import run
+from llava_batch.write.committer import Committer
+from tests.outputs import EMPTY, RUN, answer, end, table
+from tests.shards import picture, put, tar_bytes
 
 
 @pytest.fixture(autouse=True)
@@ -104,3 +110,17 @@ def test_a_storage_that_refuses_ends_the_run_with_what_to_look_at(
     with pytest.raises(told, match=advice) as error:
         run(job(tmp_path))
     assert "ACCESS_DENIED" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_overwrite_that_was_killed_at_its_very_end_is_over_when_it_is_run_again(
+    tmp_path: Path,
+) -> None:
+    # Its mark stayed for ever, and every later --overwrite took itself for the rest of that one.
+    put(tmp_path / "in" / "a.tar", tar_bytes({"0.png": picture()}))
+    again = Job(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), overwrite=True)
+    plan = make_plan(settle(again), BRIEF)
+    plan.ledger.begin(plan.todo, EMPTY)
+    made = Committer(plan.ledger, plan.todo, EMPTY, RUN)
+    assert made.add(table(answer("a", 0), end("a", 1))) == ["a"]
+    assert run(again.but(quiet=True)).run["units_done_before"] == 1
+    assert [unit.name for unit in make_plan(settle(again), BRIEF).todo] == ["a"]

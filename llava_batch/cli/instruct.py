@@ -19,7 +19,7 @@ from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
-from llava_batch.read.find import find_units
+from llava_batch.read.find import find
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
 
@@ -81,7 +81,8 @@ def _export(
 
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    units = [ledger.as_answered(u) for u in find_units(job.input, ledger.members)]
+    found = find(job.input, ledger.members, output=ledger.out)
+    units = [ledger.as_answered(unit) for unit in found.units]
     images = images_of(
         units,
         image_column=job.image_column,

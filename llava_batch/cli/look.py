@@ -56,8 +56,11 @@ def inspect(
     from llava_batch.cli.inspect_inputs import inspect as inspect_inputs
     from llava_batch.cli.inspect_inputs import told
 
-    for found in inspect_inputs(inputs, sample):
+    kinds = inspect_inputs(inputs, sample)
+    for found in kinds:
         print("\n".join(told(found)))
+    if not kinds:
+        print("nothing there to read: an empty folder")
 
 
 @app.command()

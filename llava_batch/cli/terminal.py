@@ -72,13 +72,13 @@ def refuse_mixing(output: str, *, instruct: bool) -> None:
         UsageError: that, or a storage that cannot be looked into.
     """
     from llava_batch.answers.folder import ANSWERS, holds_answers
-    from llava_batch.storage import locate
+    from llava_batch.storage import advice, locate
 
     folder = locate(output)
     try:
         own, below = holds_answers(folder), holds_answers(folder.child(ANSWERS))
     except OSError as error:
-        raise UsageError(f"--output {folder.shown}: {first_line(error)}") from None
+        raise UsageError(f"--output {folder.shown}: {first_line(error)}; {advice(error)}") from None
     if own != below and own == instruct:
         held = "the answers of caption or vqa" if instruct else f"answers below it, in {ANSWERS}/"
         raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
@@ -116,9 +116,9 @@ def result_lines(summary: "Summary") -> list[str]:
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
     rate = summary.throughput.get("images_per_s", 0.0)
+    speed = f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
     lines.append(
-        f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
-        f"{summary.output} holds {counted(totals['rows'], 'answer')} in "
+        f"{speed if run['images'] else ''}{summary.output} holds {counted(totals['rows'], 'answer')} in "
         f"{counted(totals['units'], 'unit')}, {totals['rows'] - totals['ok']:,} of them in error"
         + (f" ({errors})." if errors else ".")
     )
@@ -151,7 +151,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def _where_to_look(output: str, totals: dict[str, Any]) -> list[str]:
-    """The last lines, where there is anything: where the report is, how the rows in error are seen."""
+    """The last lines: where the report is, and how the rows in error are seen; none where no row is."""
     if not totals["rows"]:
         return []
     folder = shlex.quote(output)

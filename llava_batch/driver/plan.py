@@ -128,9 +128,9 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     keep = _keep(settled, ledger, inputs.units) if work.todo or job.keep else recorded
     reading = Reading.of(job, settled.columns, keep)
     refuse_without_images(work.todo, reading)
-    asked = bool(job.questions and work.todo)
-    questions = _read_questions(job, ledger, inputs.units) if asked else None
+    questions = None
     if work.todo:
+        questions = _read_questions(job, ledger, inputs.units) if job.questions else None
         checkpoint.renderer(job.template)(["<image>\nq"], job.system)
         choices_of(job, checkpoint)
         load_image_processor(checkpoint)

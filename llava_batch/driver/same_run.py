@@ -22,7 +22,8 @@ from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.job import Job, fingerprint, flag_name
 from llava_batch.read.columns import kept_names
 from llava_batch.storage import locate, read_bytes
-from llava_batch.write.ledger import Held, Ledger
+from llava_batch.write.ledger import Ledger
+from llava_batch.write.record import Held
 
 VERSION = 2
 

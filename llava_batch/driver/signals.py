@@ -27,11 +27,15 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         try:
-            for number in _SIGNALS:
-                self._before[number] = signal.signal(number, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in _SIGNALS}
         except ValueError:  # not in the main thread
             self._before = {}
         return self
+
+    def take_back(self) -> None:
+        """Heed signals again: starting Ray puts a handler of its own in the place of this one."""
+        for number in self._before:
+            signal.signal(number, self._note)
 
     def __exit__(self, *exc: object) -> None:
         for number, handler in self._before.items():

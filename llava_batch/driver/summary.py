@@ -96,7 +96,7 @@ def summarise(
     outlook = plan.outlook()
     if sizing is not None:
         machine |= asdict(sizing)
-    if status == "dry run":
+    if committer is None and sizing is not None:
         outlook["weights_bytes"] = plan.weights_bytes  # loads torch
     summary = Summary(
         status=status,

@@ -120,8 +120,8 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
     done, outage, short = 0, Outage(reading.patience), 0
     while True:
         try:
-            for row in islice(_wanted(unit, reading), done, unit.limit):
-                outage.over()
+            rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
+            for row in islice(_wanted(rows, unit, outage), done, unit.limit):
                 yield row
                 done += 1
             return
@@ -135,10 +135,12 @@ def _persistently(unit: Unit, reading: Reading) -> Iterator[Row]:
             time.sleep(2 ** (short - 1))
 
 
-def _wanted(unit: Unit, reading: Reading) -> Iterator[Row]:
-    """The unit's rows, or those that it is read again for."""
-    rows = _watched(read_rows(unit, reading), reading.stall_timeout_s)
-    return rows if unit.retry is None else (row for row in rows if row.name in unit.retry)
+def _wanted(rows: Iterator[Row], unit: Unit, outage: Outage) -> Iterator[Row]:
+    """The rows that the unit is read for: all, or those that are answered again."""
+    for row in rows:
+        outage.over()
+        if unit.retry is None or row.name in unit.retry:
+            yield row
 
 
 def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Table:

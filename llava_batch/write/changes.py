@@ -2,10 +2,8 @@
 
 A unit is committed, open, or was answered from an input that has changed since: a shard is then
 answered again whole, of loose files only those that changed, and what vanished keeps its answers.
-`--on-change` says otherwise: keep, or refuse. Where it is not given and more than a tenth of the
-answered rows would be answered again, nothing is: that is more often a copied lake than a new one.
-A `--limit` run leaves changed units as they are, since it might have less of them than there is.
-Runs in the driver only; writes nothing.
+`--on-change` says otherwise (`refuse_changes`). A `--limit` run leaves changed units as they are:
+it might have less of them than there is. Runs in the driver only; writes nothing.
 """
 
 from collections.abc import Sequence
@@ -13,13 +11,17 @@ from dataclasses import dataclass, replace
 
 import pyarrow.compute as pc
 
-from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.ids import name_in_unit, name_of
 from llava_batch.unit import Stamp, Unit, source_of
-from llava_batch.write.ledger import Ledger, Record
-
-MOST_AGAIN = 0.1
-"""The share of the answered rows over which they are not answered again unasked."""
+from llava_batch.write.ledger import Ledger
+from llava_batch.write.record import Record
+from llava_batch.write.refuse_changes import (
+    Compared,
+    refuse_another_folder,
+    refuse_another_place,
+    refuse_any,
+    refuse_too_much,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,28 +35,6 @@ class Work:
     """Units answered before from an input that has changed since, which are answered again."""
     num_kept: int
     """Such units that keep their answers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Compared:
-    """One unit as it is to be answered; with a record, it was answered before."""
-
-    unit: Unit
-    record: Record | None = None
-    is_changed: bool = False
-    gone: frozenset[str] = frozenset()
-    """Names of its loose files that are not there any more."""
-
-    @property
-    def is_open(self) -> bool:
-        return self.record is None
-
-    @property
-    def rows_again(self) -> int:
-        """How many answered rows would be replaced; where only some files changed, in proportion."""
-        if self.record is None or self.unit.retry is None:
-            return self.record.rows if self.record else 0
-        return -(-self.record.rows * len(self.unit.retry) // max(self.record.images, 1))
 
 
 def compare(
@@ -75,24 +55,24 @@ def compare(
         OutputConflict: a unit that was answered from another place, and has other content there.
         UsageError: an input that changed, or too much of it, as `on_change` says.
     """
-    _refuse_another_folder(ledger, units)
+    refuse_another_folder(ledger, units)
     compared = [c for c in (_compared(ledger, unit) for unit in units) if c is not None]
     changed = [c for c in compared if c.is_changed]
     others = _records_of_other_units(ledger, units)
     stay = on_change == "keep" or limit is not None
     if on_change is None and not overwrite:
-        _refuse_another_place(ledger, changed)
+        refuse_another_place(ledger, changed)
         if not stay:
-            _refuse_too_much(ledger, changed, others)
+            refuse_too_much(ledger, changed, others)
     if on_change == "refuse":
-        _refuse_any(changed, others)
+        refuse_any(changed, others)
     if stay:
         answered = {record.input for record in others}
         compared = [_kept(c) for c in compared if not (c.is_open and c.unit.input in answered)]
     else:
         ledger.retire(others)
     if overwrite:
-        ledger.retire(_records_of_another_run(ledger, units))
+        ledger.retire(_records_of_another_run(ledger, {c.unit.name for c in compared}))
     for one in compared:
         if one.unit.members and not (one.is_open or one.is_changed):
             ledger.note(one.unit)
@@ -105,7 +85,7 @@ def compare(
     )
 
 
-def _todo(ledger: Ledger, compared: list[_Compared], *, retry_errors: bool) -> list[Unit]:
+def _todo(ledger: Ledger, compared: list[Compared], *, retry_errors: bool) -> list[Unit]:
     if retry_errors:
         compared = [_with_errors(ledger, c) for c in compared]
     first = [c for c in compared if c.is_open or c.is_changed]
@@ -127,7 +107,7 @@ def _limited(units: list[Unit], limit: int | None) -> list[Unit]:
     return limited
 
 
-def _compared(ledger: Ledger, unit: Unit) -> _Compared | None:
+def _compared(ledger: Ledger, unit: Unit) -> Compared | None:
     """The unit as the folder knows it; None for an open one of which no file is there any more."""
     gone = frozenset(
         name_in_unit(member, None)
@@ -135,13 +115,13 @@ def _compared(ledger: Ledger, unit: Unit) -> _Compared | None:
         if stamp is None
     )
     if ledger.is_committed(unit):
-        return _Compared(unit=unit, record=ledger.answered(unit.name), gone=gone)
+        return Compared(unit=unit, record=ledger.answered(unit.name), gone=gone)
     record = ledger.answered(unit.name)
     if record is None:
         left = _without_gone(unit)
-        return _Compared(unit=left) if left.members or not unit.members else None
+        return Compared(unit=left) if left.members or not unit.members else None
     if not unit.members:
-        return _Compared(unit=unit, record=record, is_changed=True)
+        return Compared(unit=unit, record=record, is_changed=True)
     return _compared_files(ledger, unit, record, gone)
 
 
@@ -153,12 +133,12 @@ def _without_gone(unit: Unit) -> Unit:
     return _stamped(replace(unit, members=tuple(there)), tuple(there.values()))
 
 
-def _compared_files(ledger: Ledger, unit: Unit, record: Record, gone: frozenset[str]) -> _Compared:
+def _compared_files(ledger: Ledger, unit: Unit, record: Record, gone: frozenset[str]) -> Compared:
     """A unit of loose files, some of which vanished or changed since it was answered."""
     before = ledger.stamps(unit)
     at_rest = _stamped(unit, tuple(now or b for now, b in zip(unit.stamps, before, strict=True)))
     if ledger.is_committed(at_rest):
-        return _Compared(unit=at_rest, record=ledger.answered(unit.name), gone=gone)
+        return Compared(unit=at_rest, record=ledger.answered(unit.name), gone=gone)
     # What a kill, or an older version, left apart from its record says nothing of what changed.
     known = source_of(unit.members, before) == record.source
     changed = frozenset(
@@ -167,17 +147,17 @@ def _compared_files(ledger: Ledger, unit: Unit, record: Record, gone: frozenset[
         if now is not None and not (known and now == was)
     )
     if not changed:
-        return _Compared(unit=replace(unit, source=record.source), record=record, gone=gone)
+        return Compared(unit=replace(unit, source=record.source), record=record, gone=gone)
     if len(changed) < len(unit.members):
-        unit = replace(at_rest, retry=changed, changed=changed)
-    return _Compared(unit=unit, record=record, is_changed=True, gone=gone)
+        unit = replace(ledger.as_answered(at_rest), retry=changed, changed=changed)
+    return Compared(unit=unit, record=record, is_changed=True, gone=gone)
 
 
 def _stamped(unit: Unit, stamps: tuple[Stamp | None, ...]) -> Unit:
     return replace(unit, stamps=stamps, source=source_of(unit.members, stamps))
 
 
-def _kept(compared: _Compared) -> _Compared:
+def _kept(compared: Compared) -> Compared:
     """A changed unit as what it was answered from."""
     if not compared.is_changed or compared.record is None:
         return compared
@@ -185,7 +165,7 @@ def _kept(compared: _Compared) -> _Compared:
     return replace(compared, unit=unit, is_changed=False)
 
 
-def _with_errors(ledger: Ledger, compared: _Compared) -> _Compared:
+def _with_errors(ledger: Ledger, compared: Compared) -> Compared:
     """The unit set to read the images of its rows in error too, unless all of it is read anyway."""
     unit, record = compared.unit, compared.record
     answered_whole = record is None or (compared.is_changed and unit.retry is None)
@@ -206,62 +186,7 @@ def _records_of_other_units(ledger: Ledger, units: Sequence[Unit]) -> list[Recor
     return [r for r in ledger.records.values() if r.unit not in names and r.input in inputs]
 
 
-def _records_of_another_run(ledger: Ledger, units: Sequence[Unit]) -> list[Record]:
+def _records_of_another_run(ledger: Ledger, names: set[str]) -> list[Record]:
     """Of units that this run does not answer, with other settings or in another format."""
-    names = {unit.name for unit in units}
-    return [
-        r for r in ledger.records.values() if r.unit not in names and not ledger.is_of_this_run(r)
-    ]
-
-
-def _refuse_another_folder(ledger: Ledger, units: Sequence[Unit]) -> None:
-    """Refuse loose files of a folder that has nothing of one of that name answered before."""
-    there: dict[str, bool] = {}
-    other: dict[str, Unit] = {}
-    for unit in units:
-        record = ledger.answered(unit.name)
-        if not unit.members or record is None:
-            continue
-        same = record.input == unit.input or any(unit.stamps)
-        there[unit.input] = there.get(unit.input, False) or same
-        other.setdefault(unit.input, unit)
-    for place, unit in other.items():
-        if not there[place]:
-            raise OutputConflict(
-                f"--input {unit.shown}: none of the files that the output's unit {unit.name} was "
-                "made of is there; give another --output for another folder of that name"
-            )
-
-
-def _refuse_another_place(ledger: Ledger, changed: list[_Compared]) -> None:
-    for one in changed:
-        if one.record is not None and one.unit.input != one.record.input:
-            raise OutputConflict(
-                f"--input {one.unit.shown}: {ledger.out.shown} holds unit {one.unit.name} answered "
-                f"from {one.record.input.partition(':')[2]}; give another --output, --on-change keep "
-                "if they are the same, or --on-change answer to replace it"
-            )
-
-
-def _refuse_any(changed: list[_Compared], others: list[Record]) -> None:
-    names = [*(c.unit.name for c in changed), *(r.unit for r in others)]
-    if names:
-        raise UsageError(
-            f"--on-change refuse: the input of {len(names)} unit(s) changed since they were answered, "
-            f"{names[0]} first; give --on-change answer to answer it again, or keep"
-        )
-
-
-def _refuse_too_much(ledger: Ledger, changed: list[_Compared], others: list[Record]) -> None:
-    """Refuse to answer much of what is answered again, unasked."""
-    standing = [ledger.answered(name) for name in ledger.records]
-    total = sum(record.rows for record in standing if record is not None)
-    lost = [record for record in others if ledger.answered(record.unit) is not None]
-    again = sum(c.rows_again for c in changed) + sum(record.rows for record in lost)
-    if again > MOST_AGAIN * total:
-        names = [*(c.unit.name for c in changed), *(r.unit for r in lost)]
-        raise UsageError(
-            f"--on-change: {again} of {total} answered rows would be answered again, for the input of "
-            f"{len(names)} unit(s) changed, {names[0]} first; give --on-change answer if that is "
-            "meant, or keep"
-        )
+    records = ledger.records.values()
+    return [r for r in records if r.unit not in names and not ledger.is_of_this_run(r)]

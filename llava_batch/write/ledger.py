@@ -13,15 +13,12 @@ size, counts for nothing. Reading a ledger changes nothing in the folder; `begin
 Runs in the driver only.
 """
 
-import base64
-import json
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
@@ -35,77 +32,12 @@ from llava_batch.storage import (
 )
 from llava_batch.unit import Stamp, Unit
 from llava_batch.write.membership import Membership
-from llava_batch.write.unit_table import decoded, encoded
+from llava_batch.write.record import Held, Record
+from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
 _NEVER = 2**63 - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """One committed unit, as `_manifest/<unit>.json` says it."""
-
-    unit: str
-    table: str
-    table_bytes: int
-    fingerprint: str
-    input: str
-    source: str
-    rows: int
-    images: int
-    errors: dict[str, int] = field(default_factory=dict)
-    rules: int = 1
-    """By which rules its rows were told apart and named; see `Unit.rules`. 0.1.0 wrote none down."""
-
-    def to_json(self) -> bytes:
-        return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, data: bytes | None) -> "Record | None":
-        """The record in `data`, or None where there is none that this version knows."""
-        try:
-            return cls(**json.loads(data or b"null"))
-        except (ValueError, TypeError):
-            return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Held:
-    """What `_manifest/_job.json` says: how all tables of the folder were answered."""
-
-    format: str
-    fingerprint: str
-    settings: dict[str, Any]
-    version: int
-    """Of the rules that the settings were written down by; see `driver.same_run`."""
-    keep: pa.Schema
-    recasting: bool = False
-    """Whether a run was killed while it gave kept columns other types."""
-
-    def to_json(self) -> bytes:
-        said: dict[str, Any] = {
-            "fingerprint": self.fingerprint,
-            "format": self.format,
-            "keep": base64.b64encode(self.keep.serialize().to_pybytes()).decode(),
-            "settings": self.settings,
-            "settings_version": self.version,
-        }
-        if self.recasting:
-            said["recasting"] = True
-        return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "Held":
-        said = json.loads(data)
-        return cls(
-            format=said["format"],
-            fingerprint=said["fingerprint"],
-            settings=said["settings"],
-            version=said.get("settings_version", 1),
-            keep=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"]))),
-            recasting=said.get("recasting", False),
-        )
 
 
 class Ledger:
@@ -132,6 +64,7 @@ class Ledger:
         self._retired: list[Record] = []
         self._noted: list[Unit] = []
         self._limited: list[str] = []
+        self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
 
     def load(self, *, overwrite: bool = False) -> None:
@@ -210,15 +143,15 @@ class Ledger:
         record = self._adopted.get(name) or self.records.get(name)
         stands = (
             record is not None
-            and self._counts(name)
             and self.is_of_this_run(record)
             and record.table_bytes == self._sizes.get(record.table)
+            and self._counts(record.table)
         )
         return record if stands else None
 
-    def _counts(self, name: str) -> bool:
-        """Whether a unit's table is no older than what `--overwrite` replaces."""
-        return self._written.get(self.table_name(name), 0) >= self._counts_since
+    def _counts(self, table: str) -> bool:
+        """Whether a table is not one that `--overwrite` is to replace."""
+        return self._written.get(table, 0) >= self._counts_since
 
     def is_of_this_run(self, record: Record) -> bool:
         """Whether it has this run's settings and format."""
@@ -249,8 +182,8 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        waiting = self._leftovers or self._retired or self._limited or self._adopted
-        return not (waiting or self._is_given_up)
+        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        return not (any(left) or self._is_given_up)
 
     @property
     def _is_given_up(self) -> bool:
@@ -363,11 +296,13 @@ class Ledger:
     def _adopt(self, unit: Unit) -> Record | None:
         """The record of a whole table of this run's settings, where a kill between table and record
         left none, or an older one; whatever its input was."""
-        there = self.table_name(unit.name) in self._sizes and self._counts(unit.name)
+        name = self.table_name(unit.name)
+        there = name in self._sizes and self._counts(name) and unit.name not in self._looked_into
+        self._looked_into.add(unit.name)
         table = self.read_table(unit.name) if there else None
         if table is None:
             return None
-        found = _metadata(table.schema)
+        found = origin(table.schema)
         before = self.answered(unit.name)
         fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
         if not fits or (before is not None and before.source == found["source"]):
@@ -393,17 +328,8 @@ class Ledger:
             r.table for r in self.records.values() if r.table_bytes == self._sizes.get(r.table)
         }
         tables = (n for n in self._sizes.keys() - committed if n.endswith((".parquet", ".arrow")))
-        return [n for n in sorted(tables) if self._footer(n).get("complete") == "false"]
-
-    def _footer(self, name: str) -> dict[str, str]:
-        """What a table says of its origin; nothing where it is not one of ours that reads."""
-        try:
-            with self.out.fs.open_input_file(f"{self.out.path}/{name}") as file:
-                if name.endswith(".arrow"):
-                    return _metadata(pa.ipc.open_file(file).schema)
-                return _metadata(pq.read_schema(file))
-        except (OSError, ValueError, pa.ArrowException):
-            return {}
+        found = ((n, origin_of(self.out.fs, f"{self.out.path}/{n}")) for n in sorted(tables))
+        return [name for name, said in found if said.get("complete") == "false"]
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""
@@ -439,13 +365,6 @@ class Ledger:
 
 def _is_side_file(name: str) -> bool:
     return name.rpartition("/")[2].startswith("_")
-
-
-def _metadata(schema: pa.Schema) -> dict[str, str]:
-    """A table's own entries in its schema's metadata, by their short names."""
-    prefix = b"llava_batch."
-    found = (schema.metadata or {}).items()
-    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
 
 
 def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:

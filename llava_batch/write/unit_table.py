@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from llava_batch.ids import name_in_unit, name_of
@@ -40,22 +41,28 @@ def gathered(parts: Sequence[pa.Table], order: np.ndarray) -> pa.Table:
 def retried(old: pa.Table, new: pa.Table, unit: Unit) -> pa.Table:
     """`old` with its rows in error replaced by `new`'s rows of the same id, and all rows of an image
     that changed by all of its new ones; any other row as it was."""
-    ids = [*old["id"].to_pylist(), *new["id"].to_pylist()]
-    place = {ident: old.num_rows + i for i, ident in enumerate(ids[old.num_rows :])}
+    place = {ident: old.num_rows + i for i, ident in enumerate(new["id"].to_pylist())}
     order = [
-        place.get(ids[i], i) if status == "error" else i
-        for i, status in enumerate(old["status"].to_pylist())
+        place.get(ident, i) if status == "error" else i
+        for i, (ident, status) in enumerate(
+            zip(old["id"].to_pylist(), old["status"].to_pylist(), strict=True)
+        )
     ]
     if unit.changed:
-        names = [name_of(ident, unit.name) for ident in ids]
-        order = [i for i in order if names[i] not in unit.changed]
-        order += [i for i in place.values() if names[i] in unit.changed]
-        rank = {name_in_unit(member, None): n for n, member in enumerate(unit.members)}
-        order.sort(key=lambda i: rank[names[i]])
+        order = _with_changed(order, [*old["id"].to_pylist(), *place], old.num_rows, unit)
     parts = [
         pa.Table.from_batches([b]) for t in (old, new.cast(old.schema)) for b in t.to_batches()
     ]
     return gathered(parts, np.array(order, np.int64)) if parts else old
+
+
+def _with_changed(order: list[int], ids: list[str], num_old: int, unit: Unit) -> list[int]:
+    """`order` with all new rows of the images that changed for all old ones, by the unit's members."""
+    names = [name_of(ident, unit.name) for ident in ids]
+    kept = [i for i in order if names[i] not in unit.changed]
+    fresh = [i for i in range(num_old, len(ids)) if names[i] in unit.changed]
+    rank = {name_in_unit(member, None): n for n, member in enumerate(unit.members)}
+    return sorted([*kept, *fresh], key=lambda i: rank[names[i]])
 
 
 def encoded(table: pa.Table, format: str) -> pa.Buffer:
@@ -80,3 +87,21 @@ def decoded(data: bytes, format: str) -> pa.Table | None:
         return pq.read_table(pa.BufferReader(data))
     except (OSError, ValueError, pa.ArrowException):
         return None
+
+
+def origin(schema: pa.Schema) -> dict[str, str]:
+    """What a table's schema metadata says of its origin, by the short names."""
+    prefix = b"llava_batch."
+    found = (schema.metadata or {}).items()
+    return {k.removeprefix(prefix).decode(): v.decode() for k, v in found if k.startswith(prefix)}
+
+
+def origin_of(fs: pafs.FileSystem, path: str) -> dict[str, str]:
+    """`origin` of a file, its footer alone read; nothing where that is none of ours, or does not read."""
+    try:
+        with fs.open_input_file(path) as file:
+            if path.endswith(".arrow"):
+                return origin(pa.ipc.open_file(file).schema)
+            return origin(pq.read_schema(file))
+    except (OSError, ValueError, pa.ArrowException):
+        return {}

@@ -48,6 +48,7 @@ def test_nothing_heavy_is_loaded_and_nothing_is_written(folder: Path) -> None:
     ran = again(folder)
     assert ran.stdout.split() == ["0"], ran.stdout
     assert "4 units were answered before and stand as they are." in ran.stderr
+    assert "0 images" not in ran.stderr, "a speed of nothing"
     assert contents(folder / "captions") == before
 
 

@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,8 @@ from llava_batch.driver.run_schema import keys, run_schema
 from llava_batch.driver.summary import Summary
 from llava_batch.errors import UsageError
 from llava_batch.tables import contract_names, load_schema, schema_names
+
+ROOT = Path(__file__).parents[2]
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
@@ -61,6 +64,14 @@ def test_the_schema_is_one_and_every_key_has_a_type_and_a_sentence() -> None:
     assert [n for n, inner in named.items() if inner["description"][-1] != "."] == []
 
 
+def test_no_key_of_the_file_stands_twice() -> None:
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        assert len({name for name, _ in pairs}) == len(pairs), [name for name, _ in pairs]
+        return dict(pairs)
+
+    json.loads((ROOT / "schemas" / "run.json").read_text("utf-8"), object_pairs_hook=once)
+
+
 def test_it_is_published_beside_the_tables_and_is_none_of_them() -> None:
     assert "run" in contract_names() and "run" not in schema_names()
     with pytest.raises(UsageError, match="no table called run; there are answers, images"):
@@ -95,5 +106,5 @@ def test_a_key_too_many_one_too_few_and_another_type_are_found(
 def test_a_run_that_was_stopped_before_its_first_answer_fits_too(said: dict[str, Any]) -> None:
     told = copy.deepcopy(said) | {"status": "stopped"}
     told["throughput"] |= {"stages": {}, "slot_occupancy": None, "bottleneck": None}
-    del told["run"]["questions_without_image"]
+    told["run"]["questions_without_image"] = None
     Draft202012Validator(closed(run_schema())).validate(told)

@@ -40,3 +40,12 @@ def test_nothing_is_waited_for_once_a_signal_has_come(monkeypatch: pytest.Monkey
         with pytest.raises(KeyboardInterrupt):
             stop.sleep(1)
     assert slept == []
+
+
+def test_a_signal_is_heeded_after_another_library_took_its_handler_and_it_was_taken_back() -> None:
+    # Ray's start put its own in place: a run that was stopped died by SIGABRT, with nothing said.
+    with Stop() as stop:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        stop.take_back()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)

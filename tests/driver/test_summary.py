@@ -1,62 +1,43 @@
-"""What a run's end asks for, and what it leaves undone where it was stopped."""
-
-import json
-import time
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+"""When a run has failed: by a rate that was given, else only one of many rows without a good one."""
 
 import pytest
 
-from llava_batch.driver import summary
-from llava_batch.driver.cluster import Sizing
-from llava_batch.driver.heard import Heard
-from llava_batch.job import Job
-from llava_batch.read.find import Inputs
-from llava_batch.write.changes import Work
-from llava_batch.write.committer import Committer
-from tests.outputs import EMPTY, RUN, answer, end, ledger_of, table, unit
-
-SIZING = Sizing(workers=1, prepare_workers=1, gpus_per_worker=0.0, threads_per_worker=1)
+from llava_batch.driver.summary import Summary
 
 
-def ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str, **job: Any
-) -> tuple[dict[str, Any], float]:
-    """What `_run.json` says at the end of a run, and how long its shared state was waited for."""
-    waits: list[float] = []
-
-    def hear(shared: Any, *, wait_s: float) -> Heard:
-        waits.append(wait_s)
-        return Heard(missing="some figures")
-
-    monkeypatch.setattr(summary, "hear", hear)
-    ledger = ledger_of(tmp_path)
-    ledger.begin([unit("a")], EMPTY)
-    made = Committer(ledger, [unit("a")], EMPTY, RUN)
-    made.add(table(answer("a", 0), end("a", 1)))
-    plan: Any = SimpleNamespace(ledger=ledger, job=Job(output=str(tmp_path), **job),
-                                outlook=dict, work=Work(todo=[], num_done=0, num_changed=0, num_kept=0),
-                                inputs=Inputs(units=[], left_out={}, skipped={}))  # fmt: skip
-    joined: Any = SimpleNamespace(count_unjoined=lambda: 7)
-    summary.summarise(plan, SIZING, made, [], time.time(), status=status, joined=joined)
-    return json.loads((tmp_path / "_run.json").read_text()), waits[0]
+def ended(rows: int, errors: int) -> Summary:
+    run = {
+        "units_failed": {},
+        "rows": rows,
+        "ok": rows - errors,
+        "errors": {"image_missing": errors},
+    }
+    return Summary(
+        status="complete", output="out", started_at="", finished_at="", wall_s=1.0, model="demo",
+        fingerprint="", settings={}, run=run, totals={},
+    )  # fmt: skip
 
 
-def test_a_stopped_run_reads_nothing_and_waits_a_second(tmp_path, monkeypatch) -> None:
-    # It read all of the output again, within the three seconds that it had to live.
-    said, waited_s = ended(tmp_path, monkeypatch, "stopped")
-    assert said["run"]["questions_without_image"] is None
-    assert waited_s <= 1
+@pytest.mark.parametrize(("rows", "errors"), [(0, 0), (1, 1), (99, 99), (100, 99), (1000, 999)])
+def test_a_few_bad_images_or_one_good_one_are_no_failure_by_default(rows, errors):
+    # One bad image of one ended a night with exit status 3.
+    assert ended(rows, errors).problem(None) is None
 
 
-def test_a_complete_run_counts_and_tells_what_its_figures_lack(tmp_path, monkeypatch) -> None:
-    said, waited_s = ended(tmp_path, monkeypatch, "complete")
-    assert said["run"]["questions_without_image"] == 7
-    assert said["notes"] == ["some figures"]
-    assert waited_s == 30
+def test_many_rows_without_a_good_one_are():
+    said = ended(100, 100).problem(None)
+    assert said is not None and said.startswith("all 100 rows are in error (100 image_missing)")
 
 
-def test_a_limited_run_does_not_say_which_questions_lack_an_image(tmp_path, monkeypatch) -> None:
-    said, _ = ended(tmp_path, monkeypatch, "complete", limit=1)
-    assert said["run"]["questions_without_image"] is None
+@pytest.mark.parametrize(
+    ("rows", "errors", "rate", "fails"),
+    [(1, 1, 0.5, True), (2, 1, 0.5, False), (3, 2, 0.5, True), (9, 9, 1.0, False), (9, 1, 0.0, True),
+     (0, 0, 0.0, False), (500, 500, 1.0, False)],
+)  # fmt: skip
+def test_a_rate_that_is_given_is_always_judged_by(rows, errors, rate, fails):
+    said = ended(rows, errors).problem(rate)
+    assert bool(said) == fails
+    if said:
+        assert (
+            f"{errors} of {rows} rows are in error" in said and f"--max-error-rate {rate:g}" in said
+        )

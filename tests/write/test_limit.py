@@ -67,14 +67,15 @@ def test_no_image_is_read_before_the_run_starts(tmp_path, monkeypatch):
 def test_rows_in_error_that_are_tried_again_under_a_limit_leave_their_unit_committed(tmp_path):
     # The unit was written as incomplete over its record: it was open again.
     out = tmp_path / "out"
-    path = put(tmp_path / "a.tar", tar_bytes({f"{n}.png": b"bad %d" % n for n in range(5)}))
-    shard(tmp_path / "b.tar", 2)
-    night(out, tmp_path / "b.tar", path)
+    folder = tmp_path / "in"
+    path = put(folder / "a.tar", tar_bytes({f"{n}.png": b"bad %d" % n for n in range(5)}))
+    shard(folder / "b.tar", 2)
+    night(out, folder)
     before = answers(out)
-    work = night(out, tmp_path, limit=2, retry_errors=True)
+    work = night(out, folder, limit=2, retry_errors=True)
     assert read_again(work) == {"a": 5}
     assert ledger_of(out).is_committed(find_units([str(path)])[0])
-    assert night(out, tmp_path).todo == []
+    assert night(out, folder).todo == []
     assert answers(out) == before
 
 

@@ -1,0 +1,77 @@
+"""What `_manifest/` says in JSON: `Record`, of one committed unit; `Held`, of how all were answered.
+
+Data and its two directions, nothing more; `ledger.py` knows when they are written and what they mean.
+"""
+
+import base64
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One committed unit, as `_manifest/<unit>.json` says it."""
+
+    unit: str
+    table: str
+    table_bytes: int
+    fingerprint: str
+    input: str
+    source: str
+    rows: int
+    images: int
+    errors: dict[str, int] = field(default_factory=dict)
+    rules: int = 1
+    """By which rules its rows were told apart and named; see `Unit.rules`. 0.1.0 wrote none down."""
+
+    def to_json(self) -> bytes:
+        return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes | None) -> "Record | None":
+        """The record in `data`, or None where there is none that this version knows."""
+        try:
+            return cls(**json.loads(data or b"null"))
+        except (ValueError, TypeError):
+            return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """What `_manifest/_job.json` says: how all tables of the folder were answered."""
+
+    format: str
+    fingerprint: str
+    settings: dict[str, Any]
+    version: int
+    """Of the rules that the settings were written down by; see `driver.same_run`."""
+    keep: pa.Schema
+    recasting: bool = False
+    """Whether a run was killed while it gave kept columns other types."""
+
+    def to_json(self) -> bytes:
+        said: dict[str, Any] = {
+            "fingerprint": self.fingerprint,
+            "format": self.format,
+            "keep": base64.b64encode(self.keep.serialize().to_pybytes()).decode(),
+            "settings": self.settings,
+            "settings_version": self.version,
+        }
+        if self.recasting:
+            said["recasting"] = True
+        return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> "Held":
+        said = json.loads(data)
+        return cls(
+            format=said["format"],
+            fingerprint=said["fingerprint"],
+            settings=said["settings"],
+            version=said.get("settings_version", 1),
+            keep=pa.ipc.read_schema(pa.py_buffer(base64.b64decode(said["keep"]))),
+            recasting=said.get("recasting", False),
+        )
