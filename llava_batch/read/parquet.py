@@ -9,31 +9,22 @@ memory that is short.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from llava_batch.errors import RowError, UsageError
-from llava_batch.ids import name_in_unit
-from llava_batch.read.exact import rows_of
+from llava_batch.errors import UsageError
 from llava_batch.read.image_column import find_image_column, find_key_column
 from llava_batch.read.reading import Kind, Reading
-from llava_batch.read.row import Keys, Row, damaged, missing
+from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
+from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
 from llava_batch.unit import Unit
 
 SPLIT_BYTES = 256 * 2**20
 """A Parquet file over this size is split into units of whole row groups of about this size."""
 
-_ROW = "%row"
-"""The mark of a row that is damaged: it goes by its number, for its key cannot be read."""
-
 _ROWS_AT_ONCE = 64
-_UNREADABLE = (OSError, ValueError, OverflowError, MemoryError, pa.ArrowException)
-"""What pyarrow raises for damage: bad pages, bad text, sizes and dates out of all bounds. Not only for
-damage: see `is_damage`."""
 
 
 class Parquet(Kind):
@@ -76,7 +67,7 @@ class Parquet(Kind):
         metadata = _metadata(unit)
         try:
             return metadata.schema.to_arrow_schema() if metadata else pa.schema([])
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if not is_damage(error):
                 raise
             return pa.schema([])  # its rows will say so
@@ -99,7 +90,7 @@ def _metadata(unit: Unit) -> pq.FileMetaData | None:
     with unit.fs.open_input_file(unit.path) as file:
         try:
             return pq.read_metadata(stored(file))
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if not is_damage(error):
                 raise
             return None
@@ -142,7 +133,7 @@ def read_parquet(
         reader = pq.ParquetFile(stored(file), page_checksum_verification=True)
         schema = reader.schema_arrow
         counts = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if not is_damage(error):
             raise
         yield damaged("", "%damaged-1", f"no Parquet file can be read here: {error}")
@@ -160,9 +151,7 @@ def read_parquet(
     table = _Table(
         reader=reader,
         columns=[name for name in asked if name is not None and name in schema.names],
-        image=image,
-        names=_Names(key, retry),
-        max_image_bytes=max_image_bytes,
+        rows_of=TableRows(image=image, names=Names(key, retry), max_image_bytes=max_image_bytes),
     )
     for group in groups:
         start, done = sum(counts[:group]), 0
@@ -170,12 +159,12 @@ def read_parquet(
             for row in table.rows(group, start):
                 yield row
                 done += 1
-        except _UNREADABLE as error:
+        except UNREADABLE as error:
             if not is_damage(error):
                 raise
             what = f"row group {group} cannot be read: {error}"
             for number in _numbers(start + done, counts[group] - done, size):
-                yield damaged(str(number), _ROW, what)
+                yield damaged(str(number), UNKEYED, what)
 
 
 def _numbers(start: int, count: int, file_bytes: int) -> range:
@@ -184,76 +173,18 @@ def _numbers(start: int, count: int, file_bytes: int) -> range:
     return range(start, start + (count if count <= file_bytes else 1))
 
 
-class _Names:
-    """What tells a row from all others: its key and mark, or its number in the file."""
-
-    def __init__(self, column: str | None, retry: frozenset[str]) -> None:
-        self._column = column
-        self._retry = retry
-        self._keys = Keys()
-
-    def of(self, number: int, values: dict[str, Any]) -> tuple[str, str]:
-        """Key and mark; those of before for a row that was damaged, whose key could not be read."""
-        if name_in_unit(str(number), _ROW) in self._retry:
-            return str(number), _ROW
-        value = None if self._column is None else values.get(self._column)
-        if isinstance(value, bytes):
-            value = value.decode("utf-8", "surrogateescape")
-        key = str(number if value is None else value)
-        return key, self._keys.mark(key)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Table:
     """An open file, and what is read of it."""
 
     reader: pq.ParquetFile
     columns: list[str]
-    image: str
-    names: _Names
-    max_image_bytes: int
+    rows_of: TableRows
 
     def rows(self, group: int, start: int) -> Iterator[Row]:
-        """The rows of one row group, `start` its first's number; raises `_UNREADABLE` where it stops
-        reading."""
+        """The rows of one row group, `start` its first's number; raises what `is_damage` tells where it
+        stops reading."""
         batches = self.reader.iter_batches(_ROWS_AT_ONCE, [group], self.columns, use_threads=False)
-        for number, values in enumerate(chain.from_iterable(map(_values, batches)), start):
-            if isinstance(values, str):
-                yield damaged(str(number), _ROW, values)
-            else:
-                yield self._row(*self.names.of(number, values), values)
-
-    def _row(self, key: str, mark: str, values: dict[str, Any]) -> Row:
-        cell = values.pop(self.image)
-        cells = cell if isinstance(cell, list) else [cell]
-        images: tuple[bytes, ...] = tuple(
-            (c.get("bytes") if isinstance(c, dict) else c) or b"" for c in cells
-        )
-        if not images or not all(images):
-            said = values.get("error_message")
-            what = f"null or empty {self.image}" + (f": {said}" if said else "")
-            return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_MISSING, what))
-        largest = max(map(len, images))
-        if largest > self.max_image_bytes:
-            what = f"{largest} bytes, the limit is {self.max_image_bytes} (--max-image-bytes)"
-            return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
-        return Row(key=key, mark=mark, images=images, columns=values)
-
-
-def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:
-    """Each row's values, or what is wrong with a row of which one cannot be read."""
-    try:
-        return [*rows_of(batch)]
-    except _UNREADABLE as error:
-        if not is_damage(error):
-            raise
-        return [_values_of_row(batch.slice(i, 1)) for i in range(batch.num_rows)]
-
-
-def _values_of_row(row: pa.RecordBatch) -> dict[str, Any] | str:
-    try:
-        return rows_of(row)[0]
-    except _UNREADABLE as error:
-        if not is_damage(error):
-            raise
-        return f"a value of this row cannot be read: {error}"
+        for batch in batches:
+            yield from self.rows_of.batch(batch, start)
+            start += batch.num_rows
