@@ -133,6 +133,23 @@ def delete_file(fs: pafs.FileSystem, path: str) -> None:
         fs.delete_file(path)
 
 
+def uri_of(fs: pafs.FileSystem, path: str) -> str:
+    """The URI of a path on `fs`, without credentials; of a local one, the path itself."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        return path
+    protocol = fs.handler.fs.protocol if fs.type_name.startswith("py::fsspec") else fs.type_name
+    scheme = protocol if isinstance(protocol, str) else protocol[0]
+    return f"{'gs' if scheme == 'gcs' else scheme}://{path.lstrip('/')}"
+
+
+def root_uri(text: str) -> str:
+    """What a flag's `text` names, as `uri_of` has it; of the web, which is no storage, the text."""
+    if text.lower().startswith(("http://", "https://")):
+        return text
+    at = locate(text)
+    return uri_of(at.fs, at.path)
+
+
 def without_credentials(text: str) -> str:
     """`text` as a person may see it: a URI without its user, password and query."""
     if not _SCHEME.match(text):
