@@ -166,6 +166,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare
+    from llava_batch.prepare.stores import Stores
     from llava_batch.read.source import UnitSource
 
     job = plan.job
@@ -175,7 +176,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe),
+        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe, Stores.of(job)),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,
