@@ -62,6 +62,7 @@ class Generate:
         self._counters = Counters(shared, "generate")
         self._gate = Gate()
         process.freeze_heap()
+        self._counters.ready()
 
     def _load(self) -> Engine:
         import torch
@@ -84,7 +85,7 @@ class Generate:
             for i, row in enumerate(rows)
         ]
         answered = await self._answers(rows, pixels)
-        self._report(len(rows))
+        self._report(sum(not row["end"] for row in rows))
         flat = []
         for row, answers in zip(rows, answered, strict=True):
             beside = {field.name: row[field.name] for field in kept}
