@@ -1,5 +1,6 @@
 """Start-up is shown apart: no speed, no stage's idleness and no time left is reckoned with it."""
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -78,7 +79,7 @@ def test_the_report_says_start_up_and_speed_apart(tmp_path: Path) -> None:
 def watched(monkeypatch: pytest.MonkeyPatch, *units: Any, now: float, **tally: Any) -> Progress:
     """The progress of a run over `units` that is `now` seconds old, the first half of it start-up."""
     clock = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     plan: Any = SimpleNamespace(todo=list(units), job=Job(), num_units=len(units),
                                 work=SimpleNamespace(num_done=0))  # fmt: skip
     made = Progress(plan, SimpleNamespace(tally=Tally(**tally)), None)  # type: ignore[arg-type]
