@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from llava_batch.errors import first_line
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
+from llava_batch.write.came import Came
 from llava_batch.write.ledger import Ledger, record_of
 from llava_batch.write.parts import Parts, is_kept
 from llava_batch.write.record import Record
@@ -72,14 +73,11 @@ class _Open:
     """Rows that are kept safe."""
     fresh: list[pa.Table] = field(default_factory=list)
     num_images: int | None = None
-    seen: set[tuple[int, int]] = field(default_factory=set)
-    siblings: dict[int, int] = field(default_factory=dict)
+    came: Came = field(default_factory=Came)
 
     @property
     def is_whole(self) -> bool:
-        if self.num_images is None or len(self.siblings) < self.num_images:
-            return False
-        return len(self.seen) == sum(max(n, 1) for n in self.siblings.values())
+        return self.num_images is not None and self.came.num_whole >= self.num_images
 
 
 class Committer:
@@ -119,7 +117,7 @@ class Committer:
                 self._is_fresh(name, *place)
             self.tally.count(rows)
             self._open[name].parts.append(rows)
-            answered = frozenset(self._open[name].siblings)
+            answered = frozenset(rows["ordinal"].to_pylist())
             self._units[name] = replace(self._units[name], answered=answered)
         return [*self._units.values()], [*taken.values()]
 
@@ -159,12 +157,10 @@ class Committer:
         if not self._is_awaited(name):
             return False
         opened = self._open.setdefault(name, _Open())
-        if (ordinal, position) in opened.seen:
-            return False
-        opened.seen.add((ordinal, position))
-        self.tally.images += ordinal not in opened.siblings
-        opened.siblings[ordinal] = siblings
-        return True
+        images = opened.came.num_images
+        fresh = opened.came.take(ordinal, position, siblings)
+        self.tally.images += opened.came.num_images - images
+        return fresh
 
     def _hold(self, rows: pa.Table) -> None:
         """Count rows that have not come before, and keep them."""
@@ -226,7 +222,7 @@ class Committer:
             opened = self._open.pop(name, _Open())
             end = "its end" if opened.num_images is None else f"{opened.num_images}"
             self.tally.failed_units[name] = (
-                f"rows of {len(opened.siblings)} images came back and not {end}; they were lost on "
+                f"rows of {opened.came.num_images} images came back and not {end}; they were lost on "
                 "the way, which is a defect of llava-batch"
             )
 
@@ -257,7 +253,7 @@ class Committer:
         else:
             self.limited.append(record)
         self.tally.units += 1
-        self.tally.images_of_units += len(opened.siblings)
+        self.tally.images_of_units += opened.came.num_images
         return table
 
     def _table(self, opened: _Open) -> pa.Table:

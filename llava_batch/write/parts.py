@@ -53,16 +53,13 @@ class Parts:
             for name in live:
                 found.setdefault(name, []).append(rows.filter(pc.equal(rows["unit"], name)))
         whole = {name: _whole_images(pa.concat_tables(rows)) for name, rows in found.items()}
-        return {name: rows for name, rows in whole.items() if rows.num_rows}
+        return {name: _mapped(_stream(rows)) for name, rows in whole.items() if rows.num_rows}
 
     def put(self, rows: pa.Table, sources: Mapping[str, str]) -> pa.Table:
         """Write a part of rows of these units; returns the rows, which lie in memory no more."""
         said = {_FINGERPRINT: self._ledger.fingerprint, _SOURCES: json.dumps(sources)}
         rows = rows.replace_schema_metadata(said)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, rows.schema) as writer:
-            writer.write_table(rows)
-        data = sink.getvalue()
+        data = _stream(rows)
         path = f"{self._ledger.out.path}/{PARTS}{secrets.token_hex(8)}.part"
         write_whole(self._ledger.out.fs, path, data, self._ledger.patience)
         self._units[path] = set(sources)
@@ -103,6 +100,13 @@ class Parts:
 def is_kept(unit: Unit) -> bool:
     """Whether a unit's rows are kept in parts: not where it is answered in part only."""
     return unit.limit is None and unit.retry is None
+
+
+def _stream(rows: pa.Table) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema) as writer:
+        writer.write_table(rows)
+    return sink.getvalue()
 
 
 def _mapped(data: pa.Buffer) -> pa.Table:

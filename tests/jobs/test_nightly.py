@@ -82,7 +82,9 @@ class Lake:
     def joined(self) -> dict[str, tuple[str, str]]:
         command = [sys.executable, str(NIGHTLY / "join.py"), str(self.photos), str(self.answers)]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        return {row["key"]: (row["status"], row["answer"]) for row in csv.DictReader(text.splitlines())}
+        return {
+            row["key"]: (row["status"], row["answer"]) for row in csv.DictReader(text.splitlines())
+        }
 
     def published(self) -> pa.Table:
         return pa.table(deltalake.DeltaTable(self.answers).to_pyarrow_table())
