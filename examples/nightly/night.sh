@@ -18,4 +18,4 @@ images=${1:?the table with the images} out=${2:?the folder to work in} answers=$
 shift 3
 
 llava-batch caption --input "$images" --key-column key --output "$out" --publish "$answers" "$@"
-llava-batch forget "$out" --input "$images" --publish "$answers" --yes
+llava-batch forget "$out" --input "$images" --publish "$answers" --delete

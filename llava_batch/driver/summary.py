@@ -230,7 +230,6 @@ def _throughput(
     history: list[tuple[float, int]],
     stages: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
-    seconds = max(wall_s, 1e-9)
     startup_s = _startup_s(stages, started, next((t for t, n in history if n), wall_s))
     working_s = max(wall_s - (startup_s or 0.0), 1e-9)
     for counters in stages.values():
@@ -240,9 +239,9 @@ def _throughput(
     slot_steps = generate.get("slot_steps", 0)
     return {
         "startup_s": startup_s,
-        "images_per_s": tally.images / seconds,
-        "answers_per_s": tally.rows / seconds,
-        "answer_tokens_per_s": tally.answer_tokens / seconds,
+        "images_per_s": tally.speed_of("images", wall_s),
+        "answers_per_s": tally.speed_of("rows", wall_s),
+        "answer_tokens_per_s": tally.speed_of("answer_tokens", wall_s),
         "stages": stages,
         "slot_occupancy": generate["occupied_slot_steps"] / slot_steps if slot_steps else None,
         "bottleneck": max(stages, key=lambda s: _busy_s(stages[s])) if stages else None,
