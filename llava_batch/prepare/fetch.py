@@ -2,7 +2,7 @@
 
 At once: `AT_ONCE` images, and `HELD_BYTES` that wait to be decoded (the one that is next may be larger).
 Tried again: what may pass (`patience.is_passing`: broken connections, timeouts, HTTP 408, 429 and 5xx), `TRIES`
-times within `IMAGE_S`, ever longer apart; then the image is `image_unreachable`. What is refused (not
+times, the last begun within `TRIES_S`, ever longer apart; then the image is `image_unreachable`. What is refused (not
 there, no permission, not a file) is `image_missing` at once.
 
 Two things can be away. One image, while its storage answers otherwise: that costs its row some seconds,
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32
 HELD_BYTES = 256 * 2**20
-TRIES, WEB_TRIES = 5, 3
-IMAGE_S = 60.0
-HUNG_S = 3 * IMAGE_S
-_FIRST_WAIT_S = 0.5
+TRIES, WEB_TRIES = 6, 3
+TRIES_S = 15.0
+WEB_S = 60.0
+"""For one try of an image of the web, whole."""
+HUNG_S = 180.0
+_FIRST_WAIT_S = 0.25
 _ROUNDS = 3
 """How often an image is tried anew because its storage was away."""
 _MOST_HUNG = 64
@@ -149,7 +151,7 @@ class Fetch:
             if isinstance(tried, bytes):
                 return tried
             number += 1
-            late = self._patience.clock() - began > IMAGE_S
+            late = self._patience.clock() - began > TRIES_S
             if late or number >= self._tries(tried.place):
                 raise tried
             wait_s = _FIRST_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)
@@ -192,7 +194,7 @@ class Fetch:
 
     def _read(self, place: Place, flight: Flight) -> bytes:
         if place.fs is None:
-            data = self._on_the_web().get(place.uri, IMAGE_S, lambda n: self._may_grow(n, flight))
+            data = self._on_the_web().get(place.uri, WEB_S, lambda n: self._may_grow(n, flight))
         elif place.is_local:
             with open(open_local(place.path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size

@@ -4,6 +4,7 @@ import os
 import pickle
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -297,10 +298,7 @@ def test_an_input_with_credentials_serves_its_bucket_and_no_other(s3):
 @needs_a_server
 def test_keys_of_the_drivers_environment_go_along_to_workers_that_have_none(s3, monkeypatch):
     put_s3(s3, "lake/img/1.png", picture())
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.gateway)
+    set_keys(monkeypatch, s3.gateway)
     sent = pickle.dumps(Stores.of(Job()))
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
@@ -335,13 +333,21 @@ def fault(path: str, number: int) -> str | None:
     return kind if "/img-" in path and number < count else None
 
 
-def fetch_behind_faults(s3: Any, count: int, at_once: int) -> None:
+def set_keys(monkeypatch: pytest.MonkeyPatch, gateway: str) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", gateway)
+
+
+def fetch_behind_faults(
+    s3: Any, stores_of: Callable[[str], Stores], count: int, at_once: int
+) -> None:
     names = [f"lake/img-{count}/{n}.png" for n in range(count)]
     with ThreadPoolExecutor(8) as pool:
         [*pool.map(lambda n: put_s3(s3, names[n], picture(n % 50)), range(count))]
     server = FaultyServer(s3.gateway, fault)
-    stores = Stores.of(Job(input=(of_s3(server.address),)))
-    fetch = Fetch(stores, max_image_bytes=10**6, patience=Patience(600.0))
+    fetch = Fetch(stores_of(server.address), max_image_bytes=10**6, patience=Patience(600.0))
     got: list[Fetched] = []
     for start in range(0, count, at_once):
         rows = [[f"s3://{name}"] for name in names[start : start + at_once]]
@@ -365,12 +371,19 @@ def put_s3(s3: Any, path: str, data: bytes) -> None:
 
 
 @needs_a_server
-def test_three_hundred_uris_of_a_store_that_fails_are_all_accounted_for(s3):
-    fetch_behind_faults(s3, 300, 300)
+def test_three_hundred_uris_of_a_store_that_fails_are_all_accounted_for(s3, monkeypatch):
+    def stores(gateway: str) -> Stores:
+        set_keys(monkeypatch, gateway)
+        return Stores.of(Job())
+
+    fetch_behind_faults(s3, stores, 300, 300)
 
 
 @needs_a_server
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ten_thousand_uris_of_a_store_that_fails_are_all_accounted_for(s3):
-    fetch_behind_faults(s3, 10_000, 1000)
+    def stores(gateway: str) -> Stores:
+        return Stores.of(Job(input=(of_s3(gateway),)))
+
+    fetch_behind_faults(s3, stores, 10_000, 1000)
