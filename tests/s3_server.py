@@ -55,7 +55,7 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     command = [str(WEED), "server", "-s3", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
                f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
                f"-s3.port={gateway}", f"-s3.config={folder}/keys.json", "-volume.max=20",
-               "-master.volumeSizeLimitMB=64"]  # fmt: skip
+               "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0", "-s3.port.lance=0"]  # fmt: skip
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
     try:

@@ -18,12 +18,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from llava_batch.errors import RowError
+from llava_batch.job import Job
 from llava_batch.patience import Outage, Patience, is_passing
 from llava_batch.prepare.in_flight import Flight, Held
 from llava_batch.prepare.pixels import BadImage
@@ -69,6 +70,20 @@ class Fetch:
         self._web: Web | None = None
         self._web_lock = threading.Lock()
         self._hung = 0
+
+    @classmethod
+    def of(cls, job: Job, stores: Stores | None = None) -> Self:
+        """The fetcher of a job; `stores` as the driver has them, else as this process does."""
+        return cls(
+            stores or Stores.of(job),
+            max_image_bytes=job.max_image_bytes,
+            patience=Patience(job.storage_patience),
+        )
+
+    def images(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        """The image of each URI; None for one that cannot be had."""
+        for (image,) in self.rows([[uri] for uri in uris]):
+            yield image if isinstance(image, bytes) else None
 
     def rows(self, rows: Sequence[Sequence[str]]) -> Generator[list[Fetched]]:
         """The images of each row's absolute paths and URIs, row by row, in order. What is yielded counts
