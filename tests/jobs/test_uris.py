@@ -69,12 +69,12 @@ def test_each_row_of_a_table_of_paths_and_addresses_stands_with_its_image_or_its
     tmp_path, site
 ):
     for n in range(30):
-        put(tmp_path / "in" / "images" / f"{n}.png", picture(n))
+        put(tmp_path / "images" / f"{n}.png", picture(n))
     put(tmp_path / "broken.png", b"<html>")
     cells = [
         *(f"images/{n}.png" for n in range(30)),
         f"{site}/a.png?{HIDDEN}",
-        f"file://{tmp_path}/in/images/1.png",
+        f"file://{tmp_path}/images/1.png",
         "images/later.png",
         "../broken.png",
         str(tmp_path / "broken.png"),
@@ -87,12 +87,7 @@ def test_each_row_of_a_table_of_paths_and_addresses_stands_with_its_image_or_its
     ]
     columns = {"image_path": cells, "caption": [f"c{n}" for n in range(len(cells))]}
     put_parquet(tmp_path / "in" / "t.parquet", columns)
-    (tmp_path / "in" / "images").rename(
-        tmp_path / "aside"
-    )  # or its files would be rows of their own
-    (tmp_path / "in" / "_images").mkdir()
-    (tmp_path / "aside").rename(tmp_path / "in" / "_images" / "images")
-    job(tmp_path, image_root=str(tmp_path / "in" / "_images"), allow_http=True)
+    job(tmp_path, image_root=str(tmp_path), allow_http=True)
     found = rows(tmp_path)
     assert len(found) == len(cells)
     codes = [found[f"t/{n}"]["error_code"] for n in range(len(cells))]
@@ -109,8 +104,8 @@ def test_each_row_of_a_table_of_paths_and_addresses_stands_with_its_image_or_its
     assert HIDDEN not in text_of(tmp_path / "out")
 
     before = {ident: row["answer"] for ident, row in found.items() if row["status"] == "ok"}
-    put(tmp_path / "in" / "_images" / "images" / "later.png", picture(40))
-    job(tmp_path, image_root=str(tmp_path / "in" / "_images"), allow_http=True, retry_errors=True)
+    put(tmp_path / "images" / "later.png", picture(40))
+    job(tmp_path, image_root=str(tmp_path), allow_http=True, retry_errors=True)
     again = rows(tmp_path)
     assert again["t/32"]["status"] == "ok" and again["t/32"]["caption"] == "c32"
     assert {i: again[i]["answer"] for i in before} == before and len(again) == len(cells)
