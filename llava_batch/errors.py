@@ -41,6 +41,7 @@ class RowError(StrEnum):
     IMAGE_TOO_LARGE = "image_too_large"
     BAD_PROMPT = "bad_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"
+    ANSWER_CUT_OFF = "answer_cut_off"
     SHARD_DAMAGED = "shard_damaged"
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_DIED = "worker_died"
@@ -63,6 +64,8 @@ _SENTENCES = {
     RowError.BAD_PROMPT: "The prompt cannot be made for this row: a null column, no question, "
     "or another number of `<image>` marks than images.",
     RowError.PROMPT_TOO_LONG: "Prompt and answer do not fit the model's context or a slot.",
+    RowError.ANSWER_CUT_OFF: "`--max-new-tokens` ended the answer before its JSON did (`--json-schema`); "
+    "the message ends with what was said.",
     RowError.SHARD_DAMAGED: "This part of the shard could not be read; the good rows around it were.",
     RowError.OUT_OF_MEMORY: "The row alone does not fit the device's memory.",
     RowError.WORKER_DIED: "The worker died every time it had this row, `--max-tries` times.",

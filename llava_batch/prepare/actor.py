@@ -79,7 +79,7 @@ class Prepare:
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
         rows = columns.to_pylist()
-        with self._counters.busy(len(rows)):
+        with self._counters.busy(sum(not row["end"] for row in rows)):
             made = self._rows(rows)
             self._thumbnails.hand_in()
         prepared = pa.Table.from_pylist(made, schema=PREPARED)
