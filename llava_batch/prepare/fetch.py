@@ -11,7 +11,7 @@ fails too, all images wait for it, for `--storage-patience` once; after that eac
 answers again. A host of the web is no storage: it is not waited for, and one that no connection
 could be made to has one try an image, until it answers.
 
-A read that never returns is left to its thread after `HUNG_S`.
+A read that never returns is left to its thread after `HUNG_S`; after some of them no more are begun there.
 """
 
 import os
@@ -46,6 +46,7 @@ _ROUNDS = 3
 """How often an image is tried anew because its storage was away."""
 _MOST_HUNG = 64
 _MOST_KNOWN = 10_000
+"""Hosts of the web may be any number."""
 
 Fetched = bytes | BadImage
 
@@ -56,6 +57,8 @@ class _Health:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     given_up: bool = False
+    hung: int = 0
+    """Reads that never returned, each with its thread."""
     back_at: float = float("-inf")
 
 
@@ -69,7 +72,6 @@ class Fetch:
         self._pool = ThreadPoolExecutor(AT_ONCE, "fetch")
         self._web: Web | None = None
         self._web_lock = threading.Lock()
-        self._hung = 0
 
     @classmethod
     def of(cls, job: Job, stores: Stores | None = None) -> Self:
@@ -95,6 +97,7 @@ class Fetch:
             for number, row in enumerate(started):
                 self.held.turn(number)
                 yield [self._result(flight, future) for flight, future in row]
+                row.clear()  # or its bytes would stay with its futures
                 for flight in flights[number]:
                     self._leave(flight)
         finally:
@@ -113,7 +116,8 @@ class Fetch:
             if future.cancelled():  # it was queued behind one that never returned
                 future = self._pool.submit(self._fetched, flight)
             elif flight.since is not None and time.monotonic() - flight.since > HUNG_S:
-                self._hung += 1
+                assert flight.bucket is not None  # its storage was called
+                self._health(flight.bucket).hung += 1
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = ThreadPoolExecutor(AT_ONCE, "fetch")
                 return _unreachable(flight.uri, f"reading it did not end in {HUNG_S:.0f} s")
@@ -125,8 +129,6 @@ class Fetch:
 
     def _fetched(self, flight: Flight) -> Fetched:
         try:
-            if self._hung >= _MOST_HUNG:
-                return _unreachable(flight.uri, f"{self._hung} reads before it did not end")
             return self._persistently(flight)
         except BadImage as error:
             return BadImage(error.code, f"{shown(flight.uri)}: {error}")
@@ -173,7 +175,7 @@ class Fetch:
             self._patience.sleep(wait_s)
 
     def _tries(self, place: Place | None) -> int:
-        if place is not None and self._health(place).given_up:
+        if place is not None and self._health(place.bucket).given_up:
             return 1
         return WEB_TRIES if place is not None and place.fs is None else TRIES
 
@@ -185,8 +187,11 @@ class Fetch:
         """
         place = None
         try:
-            flight.since = time.monotonic()
             place = self._stores.place(flight.uri)
+            flight.bucket, flight.since = place.bucket, time.monotonic()
+            hung = self._health(place.bucket).hung
+            if hung >= _MOST_HUNG:
+                raise BadImage(RowError.IMAGE_UNREACHABLE, f"{hung} reads there did not end")
             data = self._read(place, flight)
         except MemoryError:
             self.held.give_back(flight)
@@ -205,7 +210,7 @@ class Fetch:
 
     def _answered(self, place: Place | None) -> None:
         if place is not None:
-            self._health(place).given_up = False
+            self._health(place.bucket).given_up = False
 
     def _read(self, place: Place, flight: Flight) -> bytes:
         if place.fs is None:
@@ -247,15 +252,15 @@ class Fetch:
                 self._web = Web(max_bytes=self._max_bytes)
             return self._web
 
-    def _health(self, place: Place) -> _Health:
-        if len(self._known) > _MOST_KNOWN:  # hosts of the web
+    def _health(self, bucket: Bucket) -> _Health:
+        if len(self._known) > _MOST_KNOWN:
             self._known = {}
-        return self._known.setdefault(place.bucket, _Health())
+        return self._known.setdefault(bucket, _Health())
 
     def _came_back(self, place: Place, *, silent: bool) -> bool:
         """Whether the image's storage was away, and is there again; it is waited for. `silent`: no
         connection could be made."""
-        health, failed_at = self._health(place), self._patience.clock()
+        health, failed_at = self._health(place.bucket), self._patience.clock()
         if place.fs is None:
             health.given_up |= silent
             return False

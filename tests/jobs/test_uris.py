@@ -54,6 +54,12 @@ def site(tmp_path: Path) -> Iterator[str]:
     put(tmp_path / "web" / "a.png", picture(1))
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if "busy" in self.path and not (tmp_path / "web" / "busy.png").exists():
+                self.send_error(503)
+            else:
+                super().do_GET()
+
         def log_message(self, format: str, *args: Any) -> None:
             pass
 
@@ -111,15 +117,24 @@ def test_each_row_of_a_table_of_paths_and_addresses_stands_with_its_image_or_its
     assert {i: again[i]["answer"] for i in before} == before and len(again) == len(cells)
 
 
-def test_web_addresses_that_were_refused_are_fetched_once_they_are_allowed(tmp_path, site):
+def test_web_addresses_that_were_refused_or_did_not_answer_are_fetched_by_retry_errors(
+    tmp_path, site
+):
     put(tmp_path / "a.png", picture())
-    cells = [str(tmp_path / "a.png"), f"{site}/a.png"]
-    put_parquet(tmp_path / "in" / "t.parquet", {"url": cells, "caption": ["a", "b"]})
+    cells = [str(tmp_path / "a.png"), f"{site}/a.png", f"{site}/busy.png"]
+    put_parquet(tmp_path / "in" / "t.parquet", {"url": cells, "caption": ["a", "b", "c"]})
     job(tmp_path)
     assert rows(tmp_path)["t/1"]["error_code"] == "image_missing"
     assert "--allow-http" in rows(tmp_path)["t/1"]["error_message"]
     job(tmp_path, allow_http=True, retry_errors=True)
-    assert [row["status"] for row in rows(tmp_path).values()] == ["ok", "ok"]
+    assert [row["error_code"] for row in rows(tmp_path).values()] == [
+        None,
+        None,
+        "image_unreachable",
+    ]
+    put(tmp_path / "web" / "busy.png", picture())
+    job(tmp_path, allow_http=True, retry_errors=True)
+    assert [row["status"] for row in rows(tmp_path).values()] == ["ok"] * 3
 
 
 @needs_a_server

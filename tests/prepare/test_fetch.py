@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -228,11 +229,27 @@ def test_a_read_that_never_returns_costs_its_row_and_none_behind_it(tmp_path, mo
     store = Hangs()
     store.objects = {"b/a": picture()}
     uris = ["away://b/hangs1", "away://b/hangs2", "away://b/a", "away://b/hangs3", "away://b/a"]
+    fetch = Fetch(in_memory(store), max_image_bytes=10**6, patience=NOW)
     try:
-        got = fetched_by(in_memory(store), *uris, patience=NOW)
+        got = [image for (image,) in fetch.rows([[uri] for uri in uris])]
+        assert codes(got) == ["image_unreachable"] * 2 + ["ok", "image_unreachable", "ok"]
+        monkeypatch.setattr(fetch_module, "_MOST_HUNG", 3)
+        ((no_more,),) = fetch.rows([["away://b/hangs4"]])
+        assert "3 reads there did not end" in told(no_more)[1]
     finally:
         forever.set()
-    assert codes(got) == ["image_unreachable"] * 2 + ["ok", "image_unreachable", "ok"]
+        fetch.close()
+
+
+def test_what_was_decoded_is_kept_nowhere(tmp_path):
+    paths = [str(put(tmp_path / f"{n}", b"x" * 1000)) for n in range(3)]
+    fetch = Fetch(Stores.of(Job()), max_image_bytes=10**6, patience=NOW)
+    rows = fetch.rows([[path] for path in paths])
+    (first,) = next(rows)
+    next(rows)
+    assert sys.getrefcount(first) == 2  # this name, and the call's
+    rows.close()
+    fetch.close()
 
 
 def test_bytes_that_wait_to_be_decoded_are_bounded_but_for_the_row_whose_turn_it_is():
