@@ -79,6 +79,8 @@ _LASTING = {
     errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EROFS,
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
 }  # fmt: skip
+_LASTING_KINDS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+"""Raised by some of fsspec's storages without a number."""
 _LASTING_TEXT = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_|SIGNATURE_|NO_SUCH_|MISSING_|MALFORMED|VALIDATION|"
     r"UNRECOGNIZED_CLIENT|OPT_IN_REQUIRED)|Expired ?Token|HTTP status 40[0134]|is a directory",
@@ -90,6 +92,8 @@ _LASTING_TEXT = re.compile(
 def is_passing(error: BaseException) -> bool:
     """Whether time may mend what failed: a connection, a server, a mount, and not a refusal."""
     if isinstance(error, OSError) and error.errno in _LASTING:
+        return False
+    if isinstance(error, _LASTING_KINDS):
         return False
     if _LASTING_TEXT.search(str(error)):
         return False

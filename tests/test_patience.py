@@ -33,6 +33,7 @@ def test_what_may_pass_is_tried_again(error: OSError) -> None:
     "error",
     [
         FileNotFoundError(errno.ENOENT, "no such file"),
+        FileNotFoundError("without a number"),
         PermissionError(errno.EACCES, "no"),
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EROFS, "Read-only file system"),

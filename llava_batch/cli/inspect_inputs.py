@@ -1,11 +1,13 @@
 """Inspect: what is in the inputs, from a bounded sample of them, without a run.
 
 Says of each kind of shard how many there are, their columns, rows (where a footer or a listing
-tells), and of the first rows of some shards the image sizes and what could not be decoded.
+tells), and of the first rows of some shards the image sizes and what could not be decoded, or fetched
+where a table only names it.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import median
@@ -15,16 +17,21 @@ import pyarrow as pa
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
+from llava_batch.patience import BRIEF
+from llava_batch.prepare.fetch import Fetch, Fetched
 from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
+from llava_batch.prepare.stores import Stores
 from llava_batch.read.find import find_units
 from llava_batch.read.kinds import KINDS, read_rows
 from llava_batch.read.reading import Reading
+from llava_batch.read.row import Row
 from llava_batch.unit import Unit
 
 SAMPLE = 200
 """Images decoded in all, unless told otherwise."""
 _SAMPLED_UNITS = 8
 _EXAMPLES = 5
+_ROWS_AT_ONCE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,13 +67,18 @@ def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
         raise UsageError("no input was given; name a shard, a folder, a glob or a URI")
     units = find_units(inputs)
     kinds = list(dict.fromkeys(unit.kind for unit in units))
+    limits = Job(input=tuple(inputs))
+    made = Fetch(Stores.of(limits), max_image_bytes=limits.max_image_bytes, patience=BRIEF)
     try:
-        return [_look(kind, [u for u in units if u.kind == kind], sample) for kind in kinds]
+        with closing(made) as fetch:
+            return [
+                _look(kind, [u for u in units if u.kind == kind], sample, fetch) for kind in kinds
+            ]
     except OSError as error:
         raise UsageError(f"{', '.join(inputs)}: cannot be read ({error})") from None
 
 
-def _look(kind: str, units: list[Unit], sample: int) -> Found:
+def _look(kind: str, units: list[Unit], sample: int, fetch: Fetch) -> Found:
     """One kind's units, the sample spread evenly over some of them."""
     limits = Job()
     configure_pillow(max_pixels=limits.max_pixels, allow_truncated=limits.allow_truncated)
@@ -77,7 +89,7 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
     examples: list[tuple[str, str]] = []
     for unit in chosen:
         columns = _columns(unit) | columns
-        for tried in _try_rows(unit, sample // len(chosen), limits):
+        for tried in _try_rows(unit, sample // len(chosen), limits, fetch):
             columns = {n: _kind(v) for n, v in tried.columns.items()} | columns
             if tried.size:
                 sizes.append(tried.size)
@@ -107,22 +119,33 @@ class _Tried:
     message: str = ""
 
 
-def _try_rows(unit: Unit, most: int, limits: Job) -> Iterator[_Tried]:
+def _try_rows(unit: Unit, most: int, limits: Job, fetch: Fetch) -> Iterator[_Tried]:
     """The unit's first rows, each decoded."""
     # Where only rows tell the columns: any name, then side files are read.
     wanted = ("*",) if KINDS[unit.kind].columns(unit) is None else ()
     reading = Reading.of(limits, wanted, pa.schema([]))
-    for row in islice(read_rows(unit, reading), most):
-        name = f"{unit.name}/{row.name}"
+    rows = islice(read_rows(unit, reading), most)
+    while batch := [*islice(rows, _ROWS_AT_ONCE)]:
+        for row, image in _with_images(batch, fetch):
+            name = f"{unit.name}/{row.name}"
+            try:
+                if isinstance(image, BadImage):
+                    raise image
+                size = decode(image, limits.max_pixels).size
+                yield _Tried(id=name, columns=row.columns, size=size)
+            except BadImage as error:
+                code = error.code.value
+                yield _Tried(id=name, columns=row.columns, code=code, message=str(error))
+
+
+def _with_images(rows: list[Row], fetch: Fetch) -> Iterator[tuple[Row, Fetched]]:
+    """Each row with its first image, or what is wrong with it; fetched where the row only names it."""
+    fetched = fetch.rows([row.uris[:1] if row.uris and row.uris[0] else () for row in rows])
+    for row, got in zip(rows, fetched, strict=True):
         if row.error:
-            code, message = row.error
-            yield _Tried(id=name, columns=row.columns, code=code.value, message=message)
-            continue
-        try:
-            image = decode(row.images[0], limits.max_pixels)
-            yield _Tried(id=name, columns=row.columns, size=image.size)
-        except BadImage as error:
-            yield _Tried(id=name, columns=row.columns, code=error.code.value, message=str(error))
+            yield row, BadImage(*row.error)
+        else:
+            yield row, got[0] if got else row.images[0]
 
 
 def _columns(unit: Unit) -> dict[str, str]:

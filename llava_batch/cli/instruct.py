@@ -12,6 +12,7 @@ takes OUT itself for its answers.
 
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 
 from llava_batch.answers.folder import ANSWERS
 from llava_batch.cli.terminal import counted, placed, refuse_mixing, run_and_tell
@@ -19,6 +20,7 @@ from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
+from llava_batch.prepare.fetch import Fetch
 from llava_batch.read.find import find
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
@@ -71,6 +73,13 @@ def _export(
     job: Job, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
 ) -> list[str]:
     """Write what is asked for; a line on each, which says where it is."""
+    with closing(Fetch.of(job)) as fetch:
+        return _export_with(fetch, job, out, exports, counts, title=title)
+
+
+def _export_with(
+    fetch: Fetch, job: Job, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
+) -> list[str]:
     from llava_batch.instruct.exports import (
         Pairs,
         export_hugging_face,
@@ -87,7 +96,9 @@ def _export(
         units,
         image_column=job.image_column,
         key_column=job.key_column,
+        image_root=job.image_root,
         max_image_bytes=job.max_image_bytes,
+        fetch=fetch.images,
     )
     pairs = Pairs.open(f"{out}/instructions", images)
     lines = []

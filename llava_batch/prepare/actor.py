@@ -27,7 +27,6 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError, UsageError
 from llava_batch.ids import image_id, printable
 from llava_batch.job import Job
-from llava_batch.patience import Patience
 from llava_batch.prepare.fetch import Fetch, Fetched
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prepare.pixels import (
@@ -118,11 +117,7 @@ class Prepare:
 
     @cached_property
     def _fetch(self) -> Fetch:
-        return Fetch(
-            self._stores or Stores.of(self._job),
-            max_image_bytes=self._job.max_image_bytes,
-            patience=Patience(self._job.storage_patience),
-        )
+        return Fetch.of(self._job, self._stores)
 
     def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
         with process.watchdog(self._job.stall_timeout_s):

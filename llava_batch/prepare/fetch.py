@@ -2,7 +2,7 @@
 
 At once: `AT_ONCE` images, and `HELD_BYTES` that wait to be decoded (the one that is next may be larger).
 Tried again: what may pass (`patience.is_passing`: broken connections, timeouts, HTTP 408, 429 and 5xx), `TRIES`
-times within `IMAGE_S`, ever longer apart; then the image is `image_unreachable`. What is refused (not
+times, the last begun within `TRIES_S`, ever longer apart; then the image is `image_unreachable`. What is refused (not
 there, no permission, not a file) is `image_missing` at once.
 
 Two things can be away. One image, while its storage answers otherwise: that costs its row some seconds,
@@ -11,19 +11,20 @@ fails too, all images wait for it, for `--storage-patience` once; after that eac
 answers again. A host of the web is no storage: it is not waited for, and one that no connection
 could be made to has one try an image, until it answers.
 
-A read that never returns is left to its thread after `HUNG_S`.
+A read that never returns is left to its thread after `HUNG_S`; after some of them no more are begun there.
 """
 
 import os
 import random
 import threading
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from llava_batch.errors import RowError
+from llava_batch.job import Job
 from llava_batch.patience import Outage, Patience, is_passing
 from llava_batch.prepare.in_flight import Flight, Held
 from llava_batch.prepare.pixels import BadImage
@@ -35,14 +36,17 @@ if TYPE_CHECKING:
 
 AT_ONCE = 32
 HELD_BYTES = 256 * 2**20
-TRIES, WEB_TRIES = 5, 3
-IMAGE_S = 60.0
-HUNG_S = 3 * IMAGE_S
-_FIRST_WAIT_S = 0.5
+TRIES, WEB_TRIES = 6, 3
+TRIES_S = 15.0
+WEB_S = 60.0
+"""For one try of an image of the web, whole."""
+HUNG_S = 180.0
+_FIRST_WAIT_S = 0.25
 _ROUNDS = 3
 """How often an image is tried anew because its storage was away."""
 _MOST_HUNG = 64
 _MOST_KNOWN = 10_000
+"""Hosts of the web may be any number."""
 
 Fetched = bytes | BadImage
 
@@ -53,6 +57,8 @@ class _Health:
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     given_up: bool = False
+    hung: int = 0
+    """Reads that never returned, each with its thread."""
     back_at: float = float("-inf")
 
 
@@ -66,7 +72,20 @@ class Fetch:
         self._pool = ThreadPoolExecutor(AT_ONCE, "fetch")
         self._web: Web | None = None
         self._web_lock = threading.Lock()
-        self._hung = 0
+
+    @classmethod
+    def of(cls, job: Job, stores: Stores | None = None) -> Self:
+        """The fetcher of a job; `stores` as the driver has them, else as this process does."""
+        return cls(
+            stores or Stores.of(job),
+            max_image_bytes=job.max_image_bytes,
+            patience=Patience(job.storage_patience),
+        )
+
+    def images(self, uris: Sequence[str]) -> Iterator[bytes | None]:
+        """The image of each URI; None for one that cannot be had."""
+        for (image,) in self.rows([[uri] for uri in uris]):
+            yield image if isinstance(image, bytes) else None
 
     def rows(self, rows: Sequence[Sequence[str]]) -> Generator[list[Fetched]]:
         """The images of each row's absolute paths and URIs, row by row, in order. What is yielded counts
@@ -78,6 +97,7 @@ class Fetch:
             for number, row in enumerate(started):
                 self.held.turn(number)
                 yield [self._result(flight, future) for flight, future in row]
+                row.clear()  # or its bytes would stay with its futures
                 for flight in flights[number]:
                     self._leave(flight)
         finally:
@@ -96,7 +116,8 @@ class Fetch:
             if future.cancelled():  # it was queued behind one that never returned
                 future = self._pool.submit(self._fetched, flight)
             elif flight.since is not None and time.monotonic() - flight.since > HUNG_S:
-                self._hung += 1
+                assert flight.bucket is not None  # its storage was called
+                self._health(flight.bucket).hung += 1
                 self._pool.shutdown(wait=False, cancel_futures=True)
                 self._pool = ThreadPoolExecutor(AT_ONCE, "fetch")
                 return _unreachable(flight.uri, f"reading it did not end in {HUNG_S:.0f} s")
@@ -108,8 +129,6 @@ class Fetch:
 
     def _fetched(self, flight: Flight) -> Fetched:
         try:
-            if self._hung >= _MOST_HUNG:
-                return _unreachable(flight.uri, f"{self._hung} reads before it did not end")
             return self._persistently(flight)
         except BadImage as error:
             return BadImage(error.code, f"{shown(flight.uri)}: {error}")
@@ -149,14 +168,14 @@ class Fetch:
             if isinstance(tried, bytes):
                 return tried
             number += 1
-            late = self._patience.clock() - began > IMAGE_S
+            late = self._patience.clock() - began > TRIES_S
             if late or number >= self._tries(tried.place):
                 raise tried
             wait_s = _FIRST_WAIT_S * 2 ** (number - 1) * random.uniform(0.5, 1.5)
             self._patience.sleep(wait_s)
 
     def _tries(self, place: Place | None) -> int:
-        if place is not None and self._health(place).given_up:
+        if place is not None and self._health(place.bucket).given_up:
             return 1
         return WEB_TRIES if place is not None and place.fs is None else TRIES
 
@@ -168,8 +187,11 @@ class Fetch:
         """
         place = None
         try:
-            flight.since = time.monotonic()
             place = self._stores.place(flight.uri)
+            flight.bucket, flight.since = place.bucket, time.monotonic()
+            hung = self._health(place.bucket).hung
+            if hung >= _MOST_HUNG:
+                raise BadImage(RowError.IMAGE_UNREACHABLE, f"{hung} reads there did not end")
             data = self._read(place, flight)
         except MemoryError:
             self.held.give_back(flight)
@@ -188,11 +210,11 @@ class Fetch:
 
     def _answered(self, place: Place | None) -> None:
         if place is not None:
-            self._health(place).given_up = False
+            self._health(place.bucket).given_up = False
 
     def _read(self, place: Place, flight: Flight) -> bytes:
         if place.fs is None:
-            data = self._on_the_web().get(place.uri, IMAGE_S, lambda n: self._may_grow(n, flight))
+            data = self._on_the_web().get(place.uri, WEB_S, lambda n: self._may_grow(n, flight))
         elif place.is_local:
             with open(open_local(place.path), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -230,15 +252,15 @@ class Fetch:
                 self._web = Web(max_bytes=self._max_bytes)
             return self._web
 
-    def _health(self, place: Place) -> _Health:
-        if len(self._known) > _MOST_KNOWN:  # hosts of the web
+    def _health(self, bucket: Bucket) -> _Health:
+        if len(self._known) > _MOST_KNOWN:
             self._known = {}
-        return self._known.setdefault(place.bucket, _Health())
+        return self._known.setdefault(bucket, _Health())
 
     def _came_back(self, place: Place, *, silent: bool) -> bool:
         """Whether the image's storage was away, and is there again; it is waited for. `silent`: no
         connection could be made."""
-        health, failed_at = self._health(place), self._patience.clock()
+        health, failed_at = self._health(place.bucket), self._patience.clock()
         if place.fs is None:
             health.given_up |= silent
             return False

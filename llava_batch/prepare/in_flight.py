@@ -11,6 +11,8 @@ class Flight:
     uri: str
     row: int
     """Its row's number in the batch: rows are decoded in that order."""
+    bucket: tuple[str, str] | None = None
+    """Where it lies, once that is known (`stores.Bucket`)."""
     since: float | None = None
     """When the call to the storage that is under way began; None while it waits for anything else."""
     held: int = 0

@@ -86,9 +86,10 @@ class Stores:
             if "://" in text and scheme not in WEB | {"file"}:
                 at = locate(text)
                 bucket = _bucket_of(uri_of(at.fs, at.path))
-                given[bucket] = at.fs, f"/{bucket[1]}" if at.path.startswith("/") else bucket[1]
-                if at.path.startswith("/"):  # a file system of one host, not a store of buckets
+                rooted = at.path.startswith("/")
+                if rooted:  # a file system of one host, not a store of buckets
                     given[_bucket_of(at.shown)] = at.fs, ""
+                given[bucket] = at.fs, f"/{bucket[1]}" if rooted else bucket[1]
         return cls(given, s3_of_environment(), job.allow_http)
 
     def __reduce__(self) -> tuple[type, tuple[object, ...]]:

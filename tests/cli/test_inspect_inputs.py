@@ -93,3 +93,13 @@ def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "00000.tar", {"a.jpg": jpeg()})
     with pytest.raises(UsageError, match="--sample 0"):
         inspect([tar], 0)
+
+
+def test_a_table_of_paths_tells_which_images_can_be_fetched_in_a_sample(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg(size=(40, 30)))
+    paths = ["a.jpg", "none.jpg", "../b.jpg", "http://h/c.jpg?key=hidden", None]
+    pq.write_table(pa.table({"image_path": paths}), tmp_path / "x.parquet")
+    (found,) = inspect([str(tmp_path / "x.parquet")])
+    assert found.sizes == ((40, 30),) and found.columns == {"image_path": "string"}
+    assert found.bad == {"image_missing": 4} and found.sampled == 5
+    assert "hidden" not in "\n".join(told(found))

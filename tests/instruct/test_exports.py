@@ -210,6 +210,24 @@ def test_exported_tars_are_input_again(tmp_path: Path) -> None:
         list(again("00009"))
 
 
+def test_images_that_a_table_only_names_are_fetched_for_an_export(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from llava_batch.job import Job
+    from llava_batch.prepare.fetch import Fetch
+    from llava_batch.read.find import find_units
+
+    (tmp_path / "a.png").write_bytes(b"an image")
+    pq.write_table(pa.table({"path": ["a.png", "none.png", None, "a.png"]}), tmp_path / "t.parquet")
+    units = find_units([str(tmp_path / "t.parquet")])
+    fetch = Fetch.of(Job())
+    got = [*images_of(units, fetch=fetch.images)("t")]
+    assert got == [("t/0", b"an image"), ("t/3", b"an image")]
+    with pytest.raises(UsageError, match="only names"):
+        [*images_of(units)("t")]
+    fetch.close()
+
+
 def test_the_datasets_library_sees_the_images(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
     datasets = pytest.importorskip("datasets")

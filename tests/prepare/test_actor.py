@@ -1,8 +1,10 @@
 """Prepare: every row comes out, in its place, good or with what was wrong with it."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from PIL import Image, ImageFile
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.job import Job
 from llava_batch.prepare.actor import Prepare
+from llava_batch.prepare.fetch import Fetch
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.read.columns import image_schema
 from llava_batch.read.find import find_units
 from llava_batch.read.reading import Reading
 from llava_batch.read.source import read_blocks
 from llava_batch.tables import PREPARED
+from llava_batch.workers import process
 from tests.without_ray import LocalState, go_without_ray
 
 CHECKPOINT = Checkpoint.find(Job())
@@ -346,3 +350,79 @@ def test_a_row_that_killed_its_worker_too_often_is_given_up_and_its_neighbours_a
     assert "3 times" in out[1]["error_message"]
     assert tried == [0]
     assert [a["question_id"] for a in out[1]["asks"]] == [None]
+
+
+# Images that a table only names
+
+
+def named(*uris: str, number: int = 0, **change: Any) -> dict:
+    return row(number=number, uris=list(uris), **change)
+
+
+def test_a_named_image_is_prepared_as_one_that_is_there(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    there, fetched = prepared(preparer(), row(picture()), named(str(tmp_path / "a.png"), number=1))
+    same = {"ordinal", "key"}
+    assert {n: v for n, v in fetched.items() if n not in same} == {
+        n: v for n, v in there.items() if n not in same
+    }
+    assert fetched["image_sha256"] == hashlib.sha256(picture()).hexdigest()
+
+
+def test_an_image_that_cannot_be_had_costs_its_own_row_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "b.png").write_bytes(b"<html>")
+    (tmp_path / "c.png").write_bytes(picture() + b"x" * 5000)
+    good = str(tmp_path / "a.png")
+    rows = [
+        named(good),
+        named(str(tmp_path / "none.png"), number=1),
+        named(str(tmp_path / "b.png"), number=2),
+        named(str(tmp_path / "c.png"), number=3),
+        row(picture(), number=4),
+        row(number=5, error_code="image_missing", error_message="null"),
+        named(good, str(tmp_path / "none.png"), number=6),
+        named("", good, images=[picture(), b""], number=7),
+        end_row(8),
+    ]
+    out = prepared(preparer(max_image_bytes=4000, prompt="<image><image>What?"), *rows)
+    assert [r["error_code"] for r in out] == [
+        None, "image_missing", "image_unreadable", "image_too_large", None, "image_missing",
+        "image_missing", None, None,
+    ]  # fmt: skip
+    assert [r["num_images"] for r in out] == [1, 1, 1, 1, 1, 0, 2, 2, 0]
+    assert out[6]["image_sha256"] == out[0]["image_sha256"] and out[1]["image_sha256"] is None
+    assert all(r["asks"] for r in out[:-1])  # a row in error stands with what was asked
+
+
+def test_a_worker_that_waits_for_a_storage_is_not_taken_for_hung(tmp_path, monkeypatch) -> None:
+    watched = []
+
+    @contextmanager
+    def watchdog(seconds: float) -> Iterator[None]:
+        watched.append(seconds)
+        yield
+        watched.pop()
+
+    def away(self: Any, flight: Any) -> bytes:
+        assert not watched
+        return picture()
+
+    monkeypatch.setattr(process, "watchdog", watchdog)
+    monkeypatch.setattr(Fetch, "_try", away)
+    prepare = preparer(LocalState())
+    out = prepared(prepare, named("s3://b/1"), named("s3://b/2", number=1))
+    assert [r["error_code"] for r in out] == [None, None]
+
+
+def test_a_row_that_was_in_hand_when_a_worker_died_is_fetched_by_itself(tmp_path) -> None:
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for path in paths:
+        path.write_bytes(picture())
+    rows = [named(str(path), number=n) for n, path in enumerate(paths)]
+    state = LocalState()
+    state.state.begin([("prepare", "u", 0), ("prepare", "u", 1)])
+    for _ in range(3):
+        state.state.begin([("prepare", "u", 1)])
+    out = prepared(preparer(state), *rows)
+    assert [r["error_code"] for r in out] == [None, "worker_died", None]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -12,12 +13,17 @@ from llava_batch.ids import escaped, image_id, image_of
 from llava_batch.instruct.conversations import conversation
 
 if TYPE_CHECKING:
+    from llava_batch.read.row import Row
     from llava_batch.unit import Unit
 
 Images = Callable[[str], Iterable[tuple[str, bytes]]]
 """unit name -> (image id, encoded bytes) of its images, in its order. The image id is what all ids of
 answers about it begin with: `<unit>/<key>`, as in the answers table."""
 
+Fetching = Callable[[Sequence[str]], Iterable[bytes | None]]
+"""URIs -> their images in order, None for one that cannot be had."""
+
+_ROWS_AT_ONCE = 32
 _SIGNATURES = {
     b"\xff\xd8\xff": "jpg",
     b"\x89PNG": "png",
@@ -111,23 +117,46 @@ def _said(row: dict[str, Any]) -> Said:
     return Said(id=row["id"], conversations=turns, answer=turns[-1]["value"])
 
 
-def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
-              key_column: str | None = None, max_image_bytes: int = 256 * 2**20) -> Images:  # fmt: skip
+def images_of(
+    units: Sequence["Unit"],
+    *,
+    image_column: str | None = None,
+    key_column: str | None = None,
+    image_root: str | None = None,
+    max_image_bytes: int = 256 * 2**20,
+    fetch: Fetching | None = None,
+) -> Images:
     """The images of a run's units, read again from its input. Of several images in one row the
-    first is given."""
+    first is given; where a table only names it, as `fetch` has it."""
     from llava_batch.job import Job
     from llava_batch.read.kinds import read_rows
     from llava_batch.read.reading import Reading
 
-    job = Job(image_column=image_column, key_column=key_column, max_image_bytes=max_image_bytes)
+    job = Job(image_column=image_column, key_column=key_column, image_root=image_root,
+              max_image_bytes=max_image_bytes)  # fmt: skip
     reading = Reading.of(job, (), pa.schema([]))
     by_name = {unit.name: unit for unit in units}
 
     def images(name: str) -> Iterator[tuple[str, bytes]]:
         if name not in by_name:
             raise UsageError(f"--input: has no unit {name}, of which there are answers")
-        for row in read_rows(by_name[name], reading):
-            if row.images:
-                yield image_id(name, row.key, row.mark), row.images[0]
+        rows = read_rows(by_name[name], reading)
+        while batch := [*islice(rows, _ROWS_AT_ONCE)]:
+            for row, image in _first_images(batch, fetch):
+                yield image_id(name, row.key, row.mark), image
 
     return images
+
+
+def _first_images(rows: Sequence["Row"], fetch: Fetching | None) -> Iterator[tuple["Row", bytes]]:
+    """Each row's first image, of those that have one."""
+    named = [row.uris[0] for row in rows if row.uris and row.uris[0]]
+    if named and fetch is None:
+        raise UsageError(
+            f"row {rows[0].name}: its input only names its image, and nothing fetches it"
+        )
+    coming = iter(fetch(named)) if fetch is not None and named else iter(())
+    for row in rows:
+        image = next(coming) if row.uris and row.uris[0] else next(iter(row.images), None)
+        if image:
+            yield row, image
