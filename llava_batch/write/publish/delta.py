@@ -109,8 +109,8 @@ class DeltaLake:
             raise Conflict(self._said(error)) from None
         except Exception as error:
             if self._table is None and "already exists" in str(error):
-                raise Conflict(self._said(error)) from None
-            raise PublishFailed(self._said(error)) from None
+                raise Conflict(self._said(error)) from error
+            raise PublishFailed(self._said(error)) from error
 
     def _said(self, error: Exception) -> str:
         line = scrubbed(error, self._given)

@@ -109,9 +109,12 @@ class Iceberg:
     def _change(
         self, transaction: Any, change: Change, rows: pa.RecordBatchReader, said: dict[str, str]
     ) -> None:
-        from pyiceberg.expressions import AlwaysTrue, In
+        from pyiceberg import expressions
 
-        going = AlwaysTrue() if change.whole else In("unit", change.going)
+        going: Any = expressions.AlwaysTrue()
+        if not change.whole:
+            make: Any = expressions.In
+            going = make("unit", change.going)
         if change.whole:
             _set_schema(transaction, self._table.schema().as_arrow(), change.schema)
         if not change.adds:
@@ -139,7 +142,7 @@ class Iceberg:
         except (CommitFailedException, TableAlreadyExistsError, ValidationException) as error:
             raise Conflict(self._said(error)) from None
         except Exception as error:
-            raise PublishFailed(self._said(error)) from None
+            raise PublishFailed(self._said(error)) from error
 
     def _said(self, error: Exception) -> str:
         line = first_line(error)

@@ -10,8 +10,10 @@ is of that publication. Wherever it is not (a kill in between, another writer) i
 import hashlib
 import json
 import secrets
+from collections.abc import Mapping
+from typing import Any
 
-from llava_batch.storage import read_bytes, write_whole
+from llava_batch.storage import list_files, read_bytes, write_whole
 from llava_batch.write.ledger import Ledger
 from llava_batch.write.publish.change import LakeTable
 
@@ -48,11 +50,19 @@ def write_note(ledger: Ledger, table: LakeTable, publication: str, units: Units)
     _write(ledger, _name(table), said)
 
 
+def published_tables(ledger: Ledger) -> set[str]:
+    """The tables that the folder was published into, as `LakeTable.shown`."""
+    out = ledger.out
+    files = ledger.patience.keep_trying(lambda: list_files(out.child("_manifest")))
+    names = [f.base_name for f in files if f.base_name.startswith("_published-")]
+    return {str(said["table"]) for said in (_read(ledger, name) for name in names) if said}
+
+
 def _name(table: LakeTable) -> str:
     return f"_published-{hashlib.sha256(table.place.encode()).hexdigest()[:12]}.json"
 
 
-def _read(ledger: Ledger, name: str) -> dict[str, object] | None:
+def _read(ledger: Ledger, name: str) -> dict[str, Any] | None:
     out = ledger.out
     data = ledger.patience.keep_trying(lambda: read_bytes(out.fs, f"{out.path}/_manifest/{name}"))
     try:
@@ -62,6 +72,6 @@ def _read(ledger: Ledger, name: str) -> dict[str, object] | None:
     return said if isinstance(said, dict) else None
 
 
-def _write(ledger: Ledger, name: str, said: dict[str, object]) -> None:
+def _write(ledger: Ledger, name: str, said: Mapping[str, Any]) -> None:
     path = f"{ledger.out.path}/_manifest/{name}"
     write_whole(ledger.out.fs, path, json.dumps(said).encode(), ledger.patience)

@@ -70,7 +70,7 @@ def publish(
     raise AssertionError
 
 
-def refuse_another_folders(ledger: Ledger, table: LakeTable) -> None:
+def refuse_another_folders(ledger: Ledger, table: LakeTable, *, overwrite: bool = False) -> None:
     """Refuse a table that `publish` would refuse, before anything is answered. Writes nothing.
 
     Raises:
@@ -80,7 +80,7 @@ def refuse_another_folders(ledger: Ledger, table: LakeTable) -> None:
     """
     newest = table.open()
     if newest is not None:
-        _held(ledger, table, newest, folder_id(ledger), overwrite=False)
+        _held(ledger, table, newest, folder_id(ledger), overwrite=overwrite)
 
 
 def _publish(
@@ -104,7 +104,7 @@ def _publish(
     gone = held.keys() - wanted.keys()
     replaced = held.keys() & wanted.keys() - current
     if not other_columns and current == wanted.keys() == held.keys():
-        return Published(table=table.shown, version=newest and newest.version)
+        return Published(table=table.shown, version=None if newest is None else newest.version)
     foreign = any(not v.startswith(f"{folder}-") for versions in held.values() for v in versions)
     many = len(gone | replaced) > MOST_NAMED
     whole = other_columns or foreign or many or not current & held.keys()

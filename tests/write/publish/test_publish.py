@@ -1,5 +1,6 @@
 """Publishing: the table is what stands in the folder, in one commit a run, and nothing is there twice."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,7 @@ def test_a_table_of_another_folder_is_refused_unless_it_is_to_be_overwritten(
     answer_unit(tmp_path / "yours", "a", "yours")
     answer_unit(tmp_path / "yours", "b", "yours")
     bring(tmp_path / "yours", to)
-    with pytest.raises(OutputConflict, match="rows that .*mine did not publish"):
+    with pytest.raises(OutputConflict, match=r"rows that .*mine did not publish"):
         bring(tmp_path / "mine", to)
     with pytest.raises(OutputConflict):
         refuse_another_folders(ledger_of(tmp_path / "mine"), lake_table(to))
@@ -206,7 +207,7 @@ def test_a_commit_that_comes_first_is_looked_at_and_nothing_is_there_twice(
         return commit(self, change, reader)  # type: ignore[arg-type]
 
     monkeypatch.setattr(maker, "commit", late)
-    monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     assert bring(out, to).publication is None
     assert versions(to) == 2
     assert answers(to) == {"a/0": "one", "b/0": "two"}
@@ -221,7 +222,7 @@ def test_commits_that_always_come_first_end_it(
 
     answer_unit(tmp_path / "out", "a", "one")
     monkeypatch.setattr(DeltaLake if kind == "delta" else Iceberg, "commit", conflict)
-    monkeypatch.setattr(publishing.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
     with pytest.raises(Conflict):
         bring(tmp_path / "out", target(kind, lake))
 
@@ -268,9 +269,9 @@ def test_only_two_forms_are_known_and_a_missing_library_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for text in ("lake/answers", "delta:", "s3://lake/t", "hudi:x"):
-        with pytest.raises(UsageError, match="give delta:URI, or iceberg:CATALOG"):
+        with pytest.raises(UsageError, match="give delta:URI, or iceberg"):
             lake_table(text)
-    with pytest.raises(UsageError, match="give iceberg:CATALOG.NAMESPACE.TABLE"):
+    with pytest.raises(UsageError, match="give iceberg:CATALOG"):
         lake_table("iceberg:night.answers")
     monkeypatch.setattr("llava_batch.write.publish.target.find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install 'llava-batch\[lake\]'"):
