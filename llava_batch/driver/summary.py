@@ -18,6 +18,7 @@ from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
 from llava_batch.write.committer import Committer, Tally
+from llava_batch.write.publish.target import lake_table
 
 MANY_ROWS = 100
 """A run of so many rows without a good one has failed, whatever it is; one of fewer may be a night's."""
@@ -47,6 +48,8 @@ class Summary:
     """What was to be done when the run began."""
     notes: list[str] = field(default_factory=list)
     """What is missing from the figures, in sentences."""
+    published: list[dict[str, Any]] = field(default_factory=list)
+    """What came of each `--publish`; none of one that failed, or of a run that did not end."""
 
     def problem(self, max_error_rate: float | None) -> str | None:
         """Why the run failed, in a line, or None; without a rate, one good row is enough, and in a
@@ -82,6 +85,7 @@ def summarise(
     shared: Any = None,
     joined: Joined | None = None,
     several: SeveralImages | None = None,
+    published: list[dict[str, Any]] | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -112,6 +116,7 @@ def summarise(
         versions=versions(),
         machine=machine,
         outlook=outlook,
+        published=published or [],
     )
     if committer is None:
         return summary
@@ -159,7 +164,11 @@ def public_settings(plan: Plan) -> dict[str, Any]:
         for name in ("output", "model", "questions", "template")
         if job[name]
     }
-    return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
+    lists = {
+        "input": [*map(without_credentials, plan.job.input)],
+        "publish": [table.shown for table in map(lake_table, plan.job.publish)],
+    }
+    return job | shown | lists
 
 
 def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
