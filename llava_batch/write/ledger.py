@@ -188,6 +188,12 @@ class Ledger:
         return not (any(left) or self._is_given_up)
 
     @property
+    def was_cut_short(self) -> bool:
+        """Whether a run that was killed left the folder between two states: types of kept columns, or
+        an `--overwrite`, that it was to finish."""
+        return self.recasting or self._is_given_up
+
+    @property
     def _is_given_up(self) -> bool:
         """Whether an `--overwrite` was begun here that nobody goes on with."""
         return self._overwriting is not None and not self._counts_since
@@ -239,6 +245,17 @@ class Ledger:
         self._write_table(record.unit, table)
         size, hashed = self.table_size(record.unit), self.table_hash(record.unit)
         self.commit(replace(record, table_bytes=size, table_hash=hashed))
+
+    def forget(self, record: Record) -> None:
+        """Take a unit out of the folder, with what is written of its files."""
+        self._delete(self._path(f"{record.unit}.members"))
+        self._members.pop(record.unit, None)
+        self._remove(record)
+
+    def tables_without_record(self) -> list[str]:
+        """Tables that a run which was killed, or had a `--limit`, left."""
+        known = {record.table for record in self.records.values()}
+        return sorted(n for n in self._sizes.keys() - known if n.endswith((".parquet", ".arrow")))
 
     def end_recasting(self) -> None:
         """All tables have the types of `keep`."""
