@@ -1,8 +1,10 @@
 """run(job): read → prepare → generate → write, on one screen."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -55,11 +57,9 @@ def run_settled(settled: Settled) -> Summary:
     publishing = Publishing(job)
     with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
         patience = Patience(job.storage_patience, stop.sleep)
+        # The folder is this run's before it is looked into: nobody else commits there meanwhile.
+        owner = None if job.dry_run else held.enter_context(_owned(job, patience))
         with _refusing_the_storage():
-            # The folder is this run's before it is looked into: nobody else commits there meanwhile.
-            owner = None
-            if not job.dry_run:
-                owner = held.enter_context(Ownership(locate(job.output), patience))
             plan = make_plan(settled, patience)
             publishing.refuse(plan)
         tell_left_out(plan)
@@ -108,6 +108,22 @@ def _failing_with_the_storage(job: Job) -> Iterator[None]:
 
 
 @contextmanager
+def _owned(job: Job, patience: Patience) -> Iterator[Ownership]:
+    """The output folder as this run's own: the first thing that is written there."""
+    with ExitStack() as held:
+        out = locate(job.output)
+        try:
+            owner = held.enter_context(Ownership(out, patience))
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else first_line(error)
+            what = "give another folder, or leave to write there" if out.is_local else advice(error)
+            raise UsageError(
+                f"--output {out.shown}: cannot be written to ({why}); {what}"
+            ) from error
+        yield owner
+
+
+@contextmanager
 def _refusing_the_storage() -> Iterator[None]:
     try:
         yield
@@ -134,6 +150,11 @@ def _run(
     with Progress(plan, committer, shared) as progress:
         try:
             several = None if joined is None else _several_images(plan, joined)
+            todo, before = committer.take_up()
+            plan = replace(plan, work=replace(plan.work, todo=todo))
+            if several is not None:
+                for rows in before:
+                    several.check(rows)
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
@@ -146,6 +167,9 @@ def _run(
                 plan.ledger.finish()
             publishing.publish(plan, owner.check)
             status = "complete"
+        except KeyboardInterrupt:
+            committer.keep_safe()
+            raise
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
@@ -176,6 +200,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare
+    from llava_batch.prepare.stores import Stores
     from llava_batch.read.source import UnitSource
 
     job = plan.job
@@ -185,7 +210,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe),
+        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe, Stores.of(job)),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,

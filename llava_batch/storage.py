@@ -133,6 +133,23 @@ def delete_file(fs: pafs.FileSystem, path: str) -> None:
         fs.delete_file(path)
 
 
+def uri_of(fs: pafs.FileSystem, path: str) -> str:
+    """The URI of a path on `fs`, without credentials; of a local one, the path itself."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        return path
+    protocol = fs.handler.fs.protocol if fs.type_name.startswith("py::fsspec") else fs.type_name
+    scheme = protocol if isinstance(protocol, str) else protocol[0]
+    return f"{'gs' if scheme == 'gcs' else scheme}://{path.lstrip('/')}"
+
+
+def root_uri(text: str) -> str:
+    """What a flag's `text` names, as `uri_of` has it; of the web, which is no storage, the text."""
+    if text.lower().startswith(("http://", "https://")):
+        return text
+    at = locate(text)
+    return uri_of(at.fs, at.path)
+
+
 def without_credentials(text: str) -> str:
     """`text` as a person may see it: a URI without its user, password and query."""
     if not _SCHEME.match(text):
@@ -232,12 +249,20 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
     machine's role), which renews what ends.
     """
     parts = urlsplit(text)
-    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if "@" in parts.netloc or parts.query or not (key and secret):
+    own = None if "@" in parts.netloc or parts.query else s3_of_environment()
+    if own is None:
         found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
         return found
+    return own, parts.netloc + parts.path
+
+
+def s3_of_environment() -> pafs.S3FileSystem | None:
+    """S3 with the keys of the usual AWS variables of this process, for any bucket; None without them."""
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not (key and secret):
+        return None
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    fs = pafs.S3FileSystem(
+    return pafs.S3FileSystem(
         access_key=key,
         secret_key=secret,
         session_token=os.environ.get("AWS_SESSION_TOKEN"),
@@ -245,7 +270,6 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
         endpoint_override=endpoint,
         scheme="http" if (endpoint or "").startswith("http://") else "https",
     )
-    return fs, parts.netloc + parts.path
 
 
 def scrubbed(error: BaseException, text: str) -> str:

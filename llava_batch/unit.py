@@ -9,9 +9,10 @@ import pyarrow.fs as pafs
 Stamp = tuple[int, int | None]
 """A file's size in bytes and its modification time in nanoseconds, where the store keeps one."""
 
-ROW_RULES = 2
-"""The newest rules of which rows an input has and what their keys are. By the first, 1, a tar had a
-row for each sample of WebDataset's."""
+ROW_RULES = 3
+"""The newest rules of which units an input makes, which rows they have and what their keys are. By the
+first, 1, a tar had a row for each sample of WebDataset's; until 2 a Parquet file was split by bytes
+alone, however many rows it had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,8 @@ class Unit:
     """Fingerprint of the input: sizes and modification times. Another one: the input has changed."""
     row_groups: tuple[int, int] | None = None
     """Parquet: first and one past the last row group; None is the whole file."""
+    rows: tuple[int, int] | None = None
+    """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
     stamps: tuple[Stamp | None, ...] = ()
@@ -39,6 +42,8 @@ class Unit:
     `--retry-errors`, and those of `changed`."""
     changed: frozenset[str] = frozenset()
     """Names of loose files that changed since they were answered: their good rows are replaced too."""
+    answered: frozenset[int] = frozenset()
+    """Places of images, counted in the unit, whose answers a run before this one kept: not read again."""
     rules: int = ROW_RULES
     """By which rules its rows are made and named: for rows answered before, those of then."""
 

@@ -84,8 +84,8 @@ def forget(
         ledger = reopen(folder)
         found = lost(ledger, inputs)
         _tell(_found_lines(folder, found))
+        delete(ledger, found)
         if found.forgettings:
-            delete(ledger, found)
             _write_report_again(ledger, out)
             _tell([f"Deleted from {folder.shown}."])
         _publish(ledger, targets, owner)

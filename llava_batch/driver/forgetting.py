@@ -23,6 +23,7 @@ from llava_batch.storage import Location, delete_file, locate
 from llava_batch.unit import Unit
 from llava_batch.write.forget import Forgetting, Names, forget, to_forget
 from llava_batch.write.ledger import Ledger
+from llava_batch.write.parts import drop_other_parts
 from llava_batch.write.record import Record
 
 REPORT = "_report.html"
@@ -37,6 +38,8 @@ class Lost:
     """Units whose input is not among those given, and is still there; they keep their answers."""
     unknown: list[str]
     """Units whose shard is damaged, so that nothing is known of its rows."""
+    sources: dict[str, str]
+    """The input's units, with the fingerprint of what each is read from."""
 
     @property
     def rows(self) -> int:
@@ -58,13 +61,22 @@ def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
     units = find(inputs, ledger.members, output=ledger.out).units
     asked = _Asked(ledger, inputs)
     forgettings = to_forget(ledger, units, is_gone=asked.is_gone, names_in=asked.names_in)
-    return Lost(forgettings=forgettings, elsewhere=asked.elsewhere, unknown=asked.unknown)
+    return Lost(
+        forgettings=forgettings,
+        elsewhere=asked.elsewhere,
+        unknown=asked.unknown,
+        sources={unit.name: unit.source for unit in units},
+    )
 
 
 def delete(ledger: Ledger, found: Lost) -> None:
     """Take it all out of the folder: of the pictures and the page first, so that a kill anywhere leaves
-    the rows to be found again by the same call."""
+    the rows to be found again by the same call. Rows of units that a run left open go with them where
+    their input changed; those units are answered anyway."""
     out = ledger.out
+    drop_other_parts(ledger, found.sources)
+    if not found.forgettings:
+        return
 
     def goes(image: str) -> bool:
         return any(forgetting.takes(image) for forgetting in found.forgettings)

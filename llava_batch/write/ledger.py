@@ -6,6 +6,7 @@
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
     OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
     OUT/_manifest/_owner.json        the run that is writing now (owner.py)
+    OUT/_manifest/_parts/            rows of open units (parts.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
 kill prevented is adopted if its footer fits. A record whose table is not there, or has another
@@ -38,6 +39,7 @@ from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
+PARTS = "_manifest/_parts/"
 _NEVER = 2**63 - 1
 
 
@@ -55,6 +57,7 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
         self.recasting = False
+        self.parts: list[str] = []
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
@@ -68,6 +71,7 @@ class Ledger:
         self._limited: list[str] = []
         self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
+        self._by_input: dict[tuple[str, str], int] | None = None
 
     def load(self, *, overwrite: bool = False) -> None:
         """Read what the folder holds; with `overwrite`, all units count as open but those that an
@@ -84,6 +88,8 @@ class Ledger:
             name = info.path[len(self.out.path) + 1 :]
             if name.rpartition("/")[2].startswith(TEMPORARY):
                 self._leftovers.append(info.path)
+            elif name.startswith(PARTS):
+                self.parts.append(info.path)
             elif not name.startswith("_manifest/"):
                 self._sizes[name] = info.size
                 self._written[name] = info.mtime_ns or 0
@@ -132,6 +138,23 @@ class Ledger:
             for unit, membership in sorted(self._members.items())
             if unit.rpartition("-")[0] == base and membership.members
         }
+
+    def split_before(self, whole: Unit) -> int | None:
+        """By which rules the units of a shard were made, where it was answered as it is now: 0 where it
+        was one unit, None where it was not. A table whose record a kill prevented counts too."""
+        held = self.records.get(whole.name)
+        if held is not None and (held.input, held.source) == (whole.input, whole.source):
+            return 0
+        if self._by_input is None:
+            self._by_input = {}
+            for record in self.records.values():
+                key = record.input, record.source
+                self._by_input[key] = min(record.rules, self._by_input.get(key, record.rules))
+        rules = self._by_input.get((whole.input, whole.source))
+        if rules is None and held is None and (name := self.table_name(whole.name)) in self._sizes:
+            said = origin_of(self.out.fs, f"{self.out.path}/{name}")
+            return 0 if said.get("source") == whole.source else None
+        return rules
 
     def stamps(self, unit: Unit) -> tuple[Stamp | None, ...]:
         """What is written of each of a unit's loose files; None where nothing is."""
@@ -184,7 +207,7 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        left = (self._leftovers, self._retired, self._limited, self._adopted, self.parts)
         return not (any(left) or self._is_given_up)
 
     @property
@@ -220,7 +243,8 @@ class Ledger:
             self._write(_OVERWRITING, b"{}\n")
         elif self._is_given_up:
             self._delete(self._path(_OVERWRITING))  # what it did not replace stands
-        for path in self._leftovers:
+        units = [*units]
+        for path in (*self._leftovers, *(() if units else self.parts)):
             self._delete(path)
         for record in self._retired:
             self._remove(record)
@@ -323,6 +347,7 @@ class Ledger:
             "llava_batch.fingerprint": self.fingerprint,
             "llava_batch.source": unit.source,
             "llava_batch.complete": str(complete).lower(),
+            "llava_batch.rules": str(unit.rules),
         }
 
     def _adopt(self, unit: Unit) -> Record | None:
@@ -337,6 +362,8 @@ class Ledger:
         found = origin(table.schema)
         before = self.answered(unit.name)
         fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
+        if unit.row_groups is not None and "rules" not in found:
+            fits = False  # it may hold another run of the file's rows
         if not fits or (before is not None and before.source == found["source"]):
             return None
         record = record_of(self, replace(unit, source=found["source"]), table, int(found["images"]))

@@ -8,6 +8,7 @@ import sys
 from itertools import count
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from llava_batch.answers import thumbnails
@@ -15,6 +16,7 @@ from llava_batch.driver.forgetting import delete, lost
 from llava_batch.errors import UsageError
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
+from llava_batch.write.parts import Parts, drop_other_parts
 from llava_batch.write.reopen import reopen
 from tests.nights import answers, night, read_again, text_of
 from tests.shards import put, put_parquet, tar_bytes
@@ -152,6 +154,18 @@ def test_a_folder_that_a_run_left_open_is_refused(tmp_path):
         lost(opened(out), [str(photos)])
     with pytest.raises(UsageError, match="no run answered into this folder"):
         opened(tmp_path)
+
+
+def test_rows_of_an_open_unit_whose_input_changed_go_and_others_stay(tmp_path):
+    out, photos = tmp_path / "out", lay(tmp_path / "photos", a="1", b="2")
+    night(out, photos)
+    ledger = opened(out)
+    for unit, source in (("t", "1-1"), ("u", "2-2")):
+        Parts(ledger).put(pa.table({"unit": [unit]}), {unit: source})
+    put(out / "_manifest" / "_parts" / "cut.part", b"ARROW")
+    drop_other_parts(opened(out), {"t": "1-1", "u": "changed"})
+    (left,) = (out / "_manifest" / "_parts").iterdir()
+    assert b"1-1" in left.read_bytes()
 
 
 KILLED = """

@@ -31,7 +31,7 @@ def shard(folder: Path, name: str, count: int = 3) -> None:
 
 
 def job(tmp_path: Path, *tables: str, **settings: Any) -> Job:
-    given = {"max_new_tokens": 3, "quiet": True, "publish": tables} | settings
+    given: dict[str, Any] = {"max_new_tokens": 3, "quiet": True, "publish": tables} | settings
     return Job(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), **given)
 
 
@@ -66,9 +66,9 @@ def test_a_night_is_published_into_both_kinds_of_table_and_the_next_one_adds_to_
     assert versions(delta) == versions(iceberg) == 2
     from deltalake import DeltaTable
 
-    said = DeltaTable(delta.partition(":")[2]).history(1)[0]
-    assert said["llava_batch.fingerprint"] == second.fingerprint
-    assert json.loads(said["llava_batch.inputs"]) == [str(tmp_path / "in")]
+    commit = DeltaTable(delta.partition(":")[2]).history(1)[0]
+    assert commit["llava_batch.fingerprint"] == second.fingerprint
+    assert json.loads(commit["llava_batch.inputs"]) == [str(tmp_path / "in")]
 
     third = run(job(tmp_path, delta, iceberg))
     assert [done["publication"] for done in third.published] == [None, None]
