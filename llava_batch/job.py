@@ -60,6 +60,12 @@ class Job:
     )
     format: str = _flag("parquet", "Format of the answers: parquet or arrow.", "Data")
     limit: int | None = _flag(None, "Answer only the first N images.", "Data")
+    publish: tuple[str, ...] = _flag(
+        (),
+        "Table of the lake that gets the answers too, in one commit a run: delta:URI or "
+        "iceberg:CATALOG.NAMESPACE.TABLE; repeatable. Needs the `lake` extra.",
+        "Data",
+    )
 
     model: str = _flag(
         "demo", "`demo`, a local folder, or a hub id such as llava-hf/llava-1.5-7b-hf.", "Model",

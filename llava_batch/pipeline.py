@@ -14,6 +14,7 @@ from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress, tell_left_out
+from llava_batch.driver.publishing import Publishing
 from llava_batch.driver.recast import recast
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.several_images import SeveralImages
@@ -53,15 +54,17 @@ def run_settled(settled: Settled) -> Summary:
     job = settled.job
     require_places(job)
     cluster.refuse_vanishing_output(job)
+    publishing = Publishing(job)
     with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
         patience = Patience(job.storage_patience, stop.sleep)
         # The folder is this run's before it is looked into: nobody else commits there meanwhile.
         owner = None if job.dry_run else held.enter_context(_owned(job, patience))
         with _refusing_the_storage():
             plan = make_plan(settled, patience)
+            publishing.refuse(plan)
         tell_left_out(plan)
         if owner is not None and not plan.todo:
-            return _nothing_to_do(plan)
+            return _nothing_to_do(plan, publishing, owner)
         with cluster.connected():
             stop.take_back()
             cluster.refuse_local_paths(job)
@@ -71,15 +74,19 @@ def run_settled(settled: Settled) -> Summary:
                 plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
             if owner is None:
                 return summarise(plan, sizing, None, [], 0.0, status="dry run")
-            return _run(plan, sizing, stop, owner)
+            return _run(plan, sizing, stop, owner, publishing)
 
 
-def _nothing_to_do(plan: Plan) -> Summary:
-    """All that the input holds is answered: neither Ray nor torch is loaded to say so."""
+def _nothing_to_do(plan: Plan, publishing: Publishing, owner: Ownership) -> Summary:
+    """All that the input holds is answered: neither Ray nor torch is loaded to say so. What is not
+    published yet is."""
     if plan.recast or not plan.ledger.is_tidy:
         _begin(plan)
     plan.ledger.finish()
-    return summarise(plan, None, None, [], 0.0, status="complete")
+    publishing.publish(plan, owner.check)
+    if publishing.problem:
+        raise RunFailed(publishing.problem)
+    return summarise(plan, None, None, [], 0.0, status="complete", published=publishing.done)
 
 
 def _begin(plan: Plan) -> None:
@@ -124,7 +131,9 @@ def _refusing_the_storage() -> Iterator[None]:
         raise UsageError(f"the storage refused: {first_line(error)}; {advice(error)}") from error
 
 
-def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
+def _run(
+    plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership, publishing: Publishing
+) -> Summary:
     from llava_batch.workers import shared_state
     from llava_batch.workers.prometheus import RunMetrics
 
@@ -156,6 +165,7 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             committer.close()
             if not committer.tally.failed_units:
                 plan.ledger.finish()
+            publishing.publish(plan, owner.check)
             status = "complete"
         except KeyboardInterrupt:
             committer.keep_safe()
@@ -163,11 +173,11 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several,
+                joined=joined, several=several, published=publishing.done,
             )  # fmt: skip
-    problem = summary.problem(plan.job.max_error_rate)
-    if problem:
-        raise RunFailed(problem)
+    problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
+    if any(problems):
+        raise RunFailed("; ".join(filter(None, problems)))
     return summary
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -166,6 +166,33 @@ def advice(error: OSError) -> str:
     return "check the paths, the credentials and the endpoint"
 
 
+def storage_options(text: str) -> dict[str, str]:
+    """What a table's own library (deltalake, Lance) needs to open the URI `text` as `locate` does, by the
+    names that those libraries know; `without_credentials(text)` is the URI to give them. Secret: never
+    to be printed. Of another store than S3 nothing: its library reads the usual variables itself.
+    """
+    if not text.startswith("s3://"):
+        return {}
+    parts = urlsplit(text)
+    given = dict(parse_qsl(parts.query))
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if "endpoint_override" in given:
+        host = given["endpoint_override"]
+        endpoint = host if "://" in host else f"{given.get('scheme', 'https')}://{host}"
+    named = {
+        "AWS_ACCESS_KEY_ID": unquote(parts.username or "") or os.environ.get("AWS_ACCESS_KEY_ID"),
+        "AWS_SECRET_ACCESS_KEY": unquote(parts.password or "")
+        or os.environ.get("AWS_SECRET_ACCESS_KEY"),
+        "AWS_SESSION_TOKEN": None if parts.username else os.environ.get("AWS_SESSION_TOKEN"),
+        "AWS_REGION": given.get("region")
+        or os.environ.get("AWS_REGION")
+        or os.environ.get("AWS_DEFAULT_REGION"),
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true" if (endpoint or "").startswith("http://") else None,
+    }
+    return {name: value for name, value in named.items() if value}
+
+
 def _put(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer | mmap.mmap) -> None:
     with fs.open_output_stream(path) as stream:
         stream.write(data)
@@ -253,6 +280,7 @@ def scrubbed(error: BaseException, text: str) -> str:
         parts.netloc.rpartition("@")[0],
         parts.query,
         parts.password or "",
+        unquote(parts.password or ""),
         parts.username or "",
     ):
         line = line.replace(secret, "***") if secret else line

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from llava_batch.storage import whole_file, write_whole
+from llava_batch.storage import storage_options, whole_file, write_whole
 from tests.away import Clock, Store
 
 LOCAL = pafs.LocalFileSystem()
@@ -62,3 +62,34 @@ def test_a_put_that_fails_is_tried_again() -> None:
     write_whole(store.fs, "lake/a.parquet", b"whole", clock.patience(3))
     assert store.objects == {"lake/a.parquet": b"whole"}
     assert clock.slept == [1, 2]
+
+
+@pytest.fixture
+def bare_environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_a_tables_library_gets_the_credentials_that_stand_in_the_uri(
+    bare_environment: pytest.MonkeyPatch,
+) -> None:
+    bare_environment.setenv("AWS_SESSION_TOKEN", "of another key")
+    uri = "s3://AKIA:se%2Fcret@lake/t?endpoint_override=127.0.0.1:9&scheme=http&region=eu-1"
+    assert storage_options(uri) == {
+        "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "se/cret", "AWS_REGION": "eu-1",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ALLOW_HTTP": "true",
+    }  # fmt: skip
+
+
+def test_a_tables_library_gets_the_usual_variables_where_the_uri_says_nothing(
+    bare_environment: pytest.MonkeyPatch,
+) -> None:
+    assert storage_options("s3://lake/t") == {}
+    assert storage_options("/lake/t") == storage_options("gs://lake/t") == {}
+    bare_environment.setenv("AWS_ACCESS_KEY_ID", "AKIA")
+    bare_environment.setenv("AWS_SECRET_ACCESS_KEY", "s")
+    bare_environment.setenv("AWS_ENDPOINT_URL", "https://store")
+    assert storage_options("s3://lake/t") == {
+        "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL": "https://store",
+    }  # fmt: skip

@@ -6,7 +6,7 @@ it a page shows placeholders.
 """
 
 import base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -64,6 +64,20 @@ def save(out: Location, fresh: list[tuple[int, str, bytes]], *, most: int) -> No
     sink = pa.BufferOutputStream()
     pq.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA), sink)
     write_whole(out.fs, path, sink.getvalue())
+
+
+def drop(out: Location, goes: Callable[[str], bool]) -> None:
+    """Take the thumbnails of the images out of the side file whose names `goes` says yes to."""
+    path = f"{out.path}/{FILE_NAME}"
+    held = read_bytes(out.fs, path)
+    if not held:
+        return
+    known = pq.read_table(pa.BufferReader(held))
+    left = known.filter(pa.array([not goes(name or "") for name in known["image"].to_pylist()]))
+    if left.num_rows < known.num_rows:
+        sink = pa.BufferOutputStream()
+        pq.write_table(left, sink)
+        write_whole(out.fs, path, sink.getvalue())
 
 
 @contextmanager

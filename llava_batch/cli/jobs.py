@@ -11,11 +11,12 @@ from typing import Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer import Abort, BadParameter
-from typer.core import TyperCommand
 from typer.exceptions import TyperException
 
+from llava_batch.cli.change import app as change_app
 from llava_batch.cli.look import app as look_app
 from llava_batch.cli.score import app as score_app
+from llava_batch.cli.spread import SpreadLists
 from llava_batch.errors import LlavaBatchError, RunFailed, UsageError
 from llava_batch.job import Job, flag_name, job_fields
 from llava_batch.version import __version__
@@ -98,24 +99,6 @@ _EXPORT = inspect.Parameter(
 )
 
 
-class _SpreadLists(TyperCommand):
-    """Lets a repeatable flag take several values at once: `--input A B` is `--input A --input B`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        several = {
-            flag_name(n) for n, hint in get_type_hints(Job).items() if hint == tuple[str, ...]
-        }
-        spread: list[str] = []
-        flag: str | None = None
-        for arg in args:
-            if arg.startswith("--"):  # one dash begins values: `--question '-5 or 5?'`
-                flag = arg if arg in several else None
-                spread += [] if flag else [arg]
-            else:
-                spread += [flag, arg] if flag else [arg]
-        return super().parse_args(ctx, spread)
-
-
 COMMANDS: dict[str, Callable[..., None]] = {
     "caption": _command("Describe every image of a corpus with one prompt.", _run),
     "vqa": _command("Ask questions of every image of a corpus.", _vqa),
@@ -131,7 +114,7 @@ def _app(names: Sequence[str]) -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     for name in names:
-        made.command(name, cls=_SpreadLists, epilog=_EPILOG)(COMMANDS[name])
+        made.command(name, cls=SpreadLists, epilog=_EPILOG)(COMMANDS[name])
     return made
 
 
@@ -158,6 +141,7 @@ def _console_script(
 
 app.add_typer(score_app)
 app.add_typer(look_app)
+app.add_typer(change_app)
 
 
 def main() -> None:

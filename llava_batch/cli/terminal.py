@@ -31,11 +31,11 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
     try:
         summary = run_settled(settled or settle(job))
     except RunFailed:
-        _write_report(job)
+        write_report_of(job.output)
         _tell_where_to_look(job)
         raise
     if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
-        _write_report(job)
+        write_report_of(job.output)
     if not job.quiet:
         for line in result_lines(summary):
             print(line, file=sys.stderr)
@@ -84,11 +84,12 @@ def refuse_mixing(output: str, *, instruct: bool) -> None:
         raise UsageError(f"--output {folder.shown}: holds {held}; give another folder")
 
 
-def _write_report(job: Job) -> None:
+def write_report_of(output: str) -> None:
+    """Write the report about a folder, or say why there is none."""
     from llava_batch.report import write_report
 
     try:
-        write_report([job.output])
+        write_report([output])
     except UsageError as error:  # nothing was answered yet, so there is nothing to look at
         print(f"no report: {error}", file=sys.stderr)
 
@@ -118,6 +119,9 @@ def result_lines(summary: "Summary") -> list[str]:
     if run["images"]:
         lines.append(f"{counted(run['images'], 'image')} in {_speed(summary)}.")
     lines += _holds(summary.output, totals)
+    lines += [published_line(done) for done in summary.published]
+    if summary.settings.get("limit") and summary.settings.get("publish"):
+        lines.append("Nothing was published: --limit answers a part of the input.")
     return [*lines, *_where_to_look(summary.output, totals)]
 
 
@@ -142,6 +146,16 @@ def _holds(output: str, totals: dict[str, Any]) -> list[str]:
         lines.append(f"{counted(limited, 'unit')} not complete (--limit); a run without it answers "
                      "all again.")  # fmt: skip
     return lines
+
+
+def published_line(done: dict[str, Any]) -> str:
+    """What one publication came to."""
+    if done["publication"] is None:
+        return f"{done['table']}: nothing new to publish."
+    parts = {n: done[f"units_{n}"] for n in ("added", "replaced", "removed")}
+    told = ", ".join(f"{counted(count, 'unit')} {name}" for name, count in parts.items() if count)
+    return (f"{done['table']}: {counted(done['rows_written'], 'row')} written in one commit "
+            f"({told or 'its columns changed'}); it is version {done['version']} now.")  # fmt: skip
 
 
 _COUNTED = (

@@ -182,11 +182,14 @@ def _waiting_line(have: Mapping[str, float], cpus: float, gpus: int) -> str:
 
 def refuse_vanishing_output(job: Job) -> None:
     """Refuse a relative output under `ray job submit`, which starts a job in a temporary folder."""
-    if under_job_submit() and "://" not in job.output and not os.path.isabs(job.output):
-        raise UsageError(
-            f"--output {job.output}: under `ray job submit` a relative path lies in a temporary "
-            "folder that is deleted with the job; give an absolute path or a URI"
-        )
+    places = [("--output ", job.output)]
+    places += [("--publish delta:", p[6:]) for p in job.publish if p.startswith("delta:")]
+    for flag, text in places:
+        if under_job_submit() and "://" not in text and not os.path.isabs(text):
+            raise UsageError(
+                f"{flag}{text}: under `ray job submit` a relative path lies in a temporary "
+                "folder that is deleted with the job; give an absolute path or a URI"
+            )
 
 
 def refuse_local_paths(job: Job) -> None:

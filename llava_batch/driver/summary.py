@@ -19,6 +19,7 @@ from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
 from llava_batch.write.committer import Committer, Tally
+from llava_batch.write.publish.target import lake_table
 from llava_batch.write.record import Record
 
 MANY_ROWS = 100
@@ -49,6 +50,8 @@ class Summary:
     """What was to be done when the run began."""
     notes: list[str] = field(default_factory=list)
     """What is missing from the figures, in sentences."""
+    published: list[dict[str, Any]] = field(default_factory=list)
+    """What came of each `--publish`; none of one that failed, or of a run that did not end."""
 
     def problem(self, max_error_rate: float | None) -> str | None:
         """Why the run failed, in a line, or None; without a rate, one good row is enough, and in a
@@ -84,6 +87,7 @@ def summarise(
     shared: Any = None,
     joined: Joined | None = None,
     several: SeveralImages | None = None,
+    published: list[dict[str, Any]] | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -91,6 +95,7 @@ def summarise(
     Of a stopped run only what is at hand: its process may have three seconds to live.
     """
     summary = _summary(plan, sizing, committer, started, status)
+    summary.published.extend(published or [])
     if committer is None:
         return summary
     heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
@@ -181,7 +186,11 @@ def public_settings(plan: Plan) -> dict[str, Any]:
         for name in ("output", "image_root", "model", "questions", "template")
         if job[name]
     }
-    return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
+    lists = {
+        "input": [*map(without_credentials, plan.job.input)],
+        "publish": [table.shown for table in map(lake_table, plan.job.publish)],
+    }
+    return job | shown | lists
 
 
 def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:

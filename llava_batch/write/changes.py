@@ -116,6 +116,9 @@ def _compared(ledger: Ledger, unit: Unit) -> Compared | None:
     )
     if ledger.is_committed(unit):
         return Compared(unit=unit, record=ledger.answered(unit.name), gone=gone)
+    if unit.members and gone and ledger.is_committed(left := _without_gone(unit)):
+        # A `forget` was killed before it wrote down that these are all.
+        return Compared(unit=left, record=ledger.answered(unit.name))
     record = ledger.answered(unit.name)
     if record is None:
         left = _without_gone(unit)

@@ -17,6 +17,7 @@ Runs in the driver only.
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
@@ -60,6 +61,7 @@ class Ledger:
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
+        self._hashes: dict[str, str] = {}
         self._written: dict[str, int] = {}
         self._overwriting: int | None = None
         self._counts_since = 0
@@ -209,6 +211,12 @@ class Ledger:
         return not (any(left) or self._is_given_up)
 
     @property
+    def was_cut_short(self) -> bool:
+        """Whether a run that was killed left the folder between two states: types of kept columns, or
+        an `--overwrite`, that it was to finish."""
+        return self.recasting or self._is_given_up
+
+    @property
     def _is_given_up(self) -> bool:
         """Whether an `--overwrite` was begun here that nobody goes on with."""
         return self._overwriting is not None and not self._counts_since
@@ -259,7 +267,19 @@ class Ledger:
     def replace(self, record: Record, table: pa.Table) -> None:
         """Put `table` in the place of the unit's, which says the same."""
         self._write_table(record.unit, table)
-        self.commit(replace(record, table_bytes=self.table_size(record.unit)))
+        size, hashed = self.table_size(record.unit), self.table_hash(record.unit)
+        self.commit(replace(record, table_bytes=size, table_hash=hashed))
+
+    def forget(self, record: Record) -> None:
+        """Take a unit out of the folder, with what is written of its files."""
+        self._delete(self._path(f"{record.unit}.members"))
+        self._members.pop(record.unit, None)
+        self._remove(record)
+
+    def tables_without_record(self) -> list[str]:
+        """Tables that a run which was killed, or had a `--limit`, left."""
+        known = {record.table for record in self.records.values()}
+        return sorted(n for n in self._sizes.keys() - known if n.endswith((".parquet", ".arrow")))
 
     def end_recasting(self) -> None:
         """All tables have the types of `keep`."""
@@ -275,8 +295,12 @@ class Ledger:
     def standing(self) -> dict[str, str]:
         """The units whose answers stand in the folder, of this run's input or not, each with the
         fingerprint of the input that they answer."""
-        ours = (r for r in self.records.values() if r.fingerprint == self.fingerprint)
-        return {r.unit: r.source for r in ours if r.table_bytes == self._sizes.get(r.table)}
+        return {record.unit: record.source for record in self.standing_records()}
+
+    def standing_records(self) -> list[Record]:
+        """The records of `standing`, by the names of their units."""
+        ours = (r for _, r in sorted(self.records.items()) if r.fingerprint == self.fingerprint)
+        return [r for r in ours if r.table_bytes == self._sizes.get(r.table)]
 
     def table_name(self, unit: str) -> str:
         return f"{unit}.{self.format}"
@@ -285,12 +309,19 @@ class Ledger:
         """Bytes of the unit's table, as last seen or written."""
         return self._sizes[self.table_name(unit)]
 
+    def table_hash(self, unit: str) -> str:
+        """sha256 of the unit's table, as last read or written."""
+        return self._hashes[self.table_name(unit)]
+
     def read_table(self, unit: str) -> pa.Table | None:
         """The unit's table, or None where there is none that reads."""
         # All bytes first: what the storage does not give is raised, what does not parse is not there.
         path = f"{self.out.path}/{self.table_name(unit)}"
         data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path))
-        return None if data is None else decoded(data, self.format)
+        if data is None:
+            return None
+        self._hashes[self.table_name(unit)] = sha256(data).hexdigest()
+        return decoded(data, self.format)
 
     def write_table(self, unit: Unit, table: pa.Table) -> None:
         """Serialise `table` in memory, then put it in place at once."""
@@ -300,6 +331,7 @@ class Ledger:
         name, data = self.table_name(unit), encoded(table, self.format)
         write_whole(self.out.fs, f"{self.out.path}/{name}", data, self.patience)
         self._sizes[name] = data.size
+        self._hashes[name] = sha256(data).hexdigest()
 
     def commit(self, record: Record) -> None:
         """The unit is answered: from here on it is never read again."""
@@ -404,6 +436,7 @@ def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> R
         unit=unit.name,
         table=ledger.table_name(unit.name),
         table_bytes=ledger.table_size(unit.name),
+        table_hash=ledger.table_hash(unit.name),
         fingerprint=ledger.fingerprint,
         input=unit.input,
         source=unit.source,

@@ -13,6 +13,7 @@ import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -95,6 +96,20 @@ class Parts:
 
     def _delete(self, path: str) -> None:
         self._ledger.patience.keep_trying(lambda: delete_file(self._ledger.out.fs, path))
+
+
+def drop_other_parts(ledger: Ledger, sources: Mapping[str, str]) -> None:
+    """Delete the parts with rows of a unit whose input is not what `sources` says of it: they may be of
+    images that are gone."""
+    for path in ledger.parts:
+        data = ledger.patience.keep_trying(partial(read_bytes, ledger.out.fs, path))
+        try:
+            said = pa.ipc.open_stream(pa.py_buffer(data or b"")).schema.metadata or {}
+            of = json.loads(said[_SOURCES])
+        except (ValueError, KeyError, pa.ArrowException):
+            of = {}
+        if not of or any(sources.get(unit) != source for unit, source in of.items()):
+            ledger.patience.keep_trying(partial(delete_file, ledger.out.fs, path))
 
 
 def is_kept(unit: Unit) -> bool:

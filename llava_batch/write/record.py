@@ -4,6 +4,7 @@ Data and its two directions, nothing more; `ledger.py` knows when they are writt
 """
 
 import base64
+import hashlib
 import json
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +27,14 @@ class Record:
     errors: dict[str, int] = field(default_factory=dict)
     rules: int = 1
     """By which rules its rows were told apart and named; see `Unit.rules`. 0.1.0 wrote none down."""
+    table_hash: str = ""
+    """sha256 of the table's bytes; empty where the version that wrote it kept none."""
+
+    @property
+    def digest(self) -> str:
+        """Another one wherever the unit's rows are others."""
+        said = self.table_hash.encode() or self.to_json()
+        return hashlib.sha256(said).hexdigest()[:16]
 
     def to_json(self) -> bytes:
         return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()

@@ -11,6 +11,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pytest
 
+from llava_batch.storage import without_credentials
 from tests.s3_server import KEY, SECRET, needs_a_server, s3
 from tests.shards import picture, put, put_parquet, tar_bytes
 
@@ -38,13 +39,25 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(source: str, out: str, ray: Path, gateway: str = "", **keys: str) -> subprocess.Popen:
+def start(
+    source: str, out: str, ray: Path, gateway: str = "", publish: str = "", **keys: str
+) -> subprocess.Popen:
     """The job as a user runs it, with credentials by the usual variables."""
     mine = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
             "AWS_ENDPOINT_URL": gateway, "RAY_TMPDIR": str(ray)}  # fmt: skip
     others = {n: v for n, v in os.environ.items() if n != "RAY_ADDRESS"}
     return subprocess.Popen(
-        [sys.executable, str(JOB), "--input", source, "--output", out, "--max-new-tokens", "3"],
+        [
+            sys.executable,
+            str(JOB),
+            "--input",
+            source,
+            "--output",
+            out,
+            "--max-new-tokens",
+            "3",
+            *(["--publish", publish] if publish else []),
+        ],
         env=others | (mine | keys if gateway else {"RAY_TMPDIR": str(ray)}),
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -117,4 +130,36 @@ def test_a_wrong_key_is_refused_in_a_line_before_anything_starts(s3, tmp_path_fa
     _, said = job.communicate(timeout=120)
     assert job.returncode == 2, said
     assert len(said.strip().splitlines()) == 1 and "check the" in said
+    assert "quite-another" not in said and KEY not in said
+
+
+def test_answers_are_published_into_a_delta_table_on_the_store_and_no_key_is_told(
+    s3, corpus, tmp_path_factory
+):
+    from deltalake import DeltaTable
+
+    ray, out = tmp_path_factory.mktemp("r"), tmp_path_factory.mktemp("out")
+    port = s3.gateway.rpartition(":")[2]
+    in_uri = f"s3://{KEY}:{SECRET}@lake/by-uri-table?endpoint_override=127.0.0.1:{port}&scheme=http"
+    options = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_REGION": "us-east-1",
+               "AWS_ENDPOINT_URL": s3.gateway, "AWS_ALLOW_HTTP": "true"}  # fmt: skip
+    said = ""
+    for shard, gateway, uri in (
+        ("0.tar", s3.gateway, "s3://lake/table"),
+        ("1.parquet", "", in_uri),
+    ):
+        table = without_credentials(uri)
+        for source in ("0.tar", shard):  # what is there already, then one more
+            job = start(str(corpus / source), str(out), ray, gateway, publish=f"delta:{uri}")
+            said += "".join(job.communicate(timeout=300))
+            assert job.returncode == 0, said
+        found = DeltaTable(table, storage_options=options).to_pyarrow_table(columns=COLUMNS)
+        assert found.sort_by("id").to_pylist() == rows(str(out))
+        assert KEY not in text_of(s3.fs, table.removeprefix("s3://"))
+    for text in (said, *(p.read_bytes().decode("latin-1") for p in out.rglob("*") if p.is_file())):
+        assert KEY not in text and SECRET not in text
+    refused = start(str(corpus / "0.tar"), str(out), ray, s3.gateway, publish="delta:s3://lake/table",
+                    AWS_SECRET_ACCESS_KEY="quite-another")  # fmt: skip
+    _, said = refused.communicate(timeout=300)
+    assert refused.returncode == 2 and len(said.strip().splitlines()) == 1, said
     assert "quite-another" not in said and KEY not in said

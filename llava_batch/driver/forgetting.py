@@ -1,0 +1,136 @@
+"""Forget, from the input: which answers of a folder are of rows that `--input` no longer has.
+
+A unit whose input is not among those given, and is still where it was, keeps its answers: it was not asked
+about. Of a shard that is as it was when it was answered no row can be gone; one that changed is read
+for its keys, and where it is damaged nothing is known of them, and nothing goes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from llava_batch.answers import thumbnails
+from llava_batch.errors import RowError, UsageError
+from llava_batch.job import Job
+from llava_batch.read.find import find
+from llava_batch.read.kinds import read_rows
+from llava_batch.read.patterns import is_pattern
+from llava_batch.read.reading import Reading
+from llava_batch.read.walk import lies_in, real_path
+from llava_batch.storage import Location, delete_file, locate
+from llava_batch.unit import Unit
+from llava_batch.write.forget import Forgetting, Names, forget, to_forget
+from llava_batch.write.ledger import Ledger
+from llava_batch.write.parts import drop_other_parts
+from llava_batch.write.record import Record
+
+REPORT = "_report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """What a folder holds of rows that the input no longer has; nothing was changed yet."""
+
+    forgettings: list[Forgetting]
+    elsewhere: list[str]
+    """Units whose input is not among those given, and is still there; they keep their answers."""
+    unknown: list[str]
+    """Units whose shard is damaged, so that nothing is known of its rows."""
+    sources: dict[str, str]
+    """The input's units, with the fingerprint of what each is read from."""
+
+    @property
+    def rows(self) -> int:
+        return sum(forgetting.rows for forgetting in self.forgettings)
+
+
+def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
+    """Set what the folder holds against what `inputs` hold now. Changes nothing.
+
+    Raises:
+        UsageError: an input that cannot be read; tables that a run left without their records.
+    """
+    open_tables = ledger.tables_without_record()
+    if open_tables:
+        raise UsageError(
+            f"{ledger.out.shown}: {len(open_tables)} table(s) have no record, {open_tables[0]} first: a "
+            "run was stopped there or had a --limit; run the job to its end first, or delete them"
+        )
+    units = find(inputs, ledger.members, output=ledger.out).units
+    asked = _Asked(ledger, inputs)
+    forgettings = to_forget(ledger, units, is_gone=asked.is_gone, names_in=asked.names_in)
+    return Lost(
+        forgettings=forgettings,
+        elsewhere=asked.elsewhere,
+        unknown=asked.unknown,
+        sources={unit.name: unit.source for unit in units},
+    )
+
+
+def delete(ledger: Ledger, found: Lost) -> None:
+    """Take it all out of the folder: of the pictures and the page first, so that a kill anywhere leaves
+    the rows to be found again by the same call. Rows of units that a run left open go with them where
+    their input changed; those units are answered anyway."""
+    out = ledger.out
+    drop_other_parts(ledger, found.sources)
+    if not found.forgettings:
+        return
+
+    def goes(image: str) -> bool:
+        return any(forgetting.takes(image) for forgetting in found.forgettings)
+
+    ledger.patience.keep_trying(lambda: thumbnails.drop(out, goes))
+    ledger.patience.keep_trying(lambda: delete_file(out.fs, f"{out.path}/{REPORT}"))
+    for forgetting in found.forgettings:
+        forget(ledger, forgetting)
+
+
+@dataclass
+class _Asked:
+    """What `to_forget` asks of the input, and what could not be told."""
+
+    ledger: Ledger
+    inputs: Sequence[str]
+    elsewhere: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+
+    def is_gone(self, record: Record) -> bool:
+        """Whether the unit's input lies below one that was given, or is nowhere."""
+        kind, _, path = record.input.partition(":")
+        stores = [at for at in map(_root, self.inputs) if at.fs.type_name == kind]
+        if any(lies_in(path, at.path) or lies_in(path, real_path(at)) for at in stores):
+            return True
+        there = [at.fs.get_file_info(path).type != pafs.FileType.NotFound for at in stores]
+        if any(there) or not stores:  # of another store nothing can be asked
+            self.elsewhere.append(record.unit)
+            return False
+        return True
+
+    def names_in(self, unit: Unit) -> Names | None:
+        """The names of a shard's images now, by the rules it was answered by."""
+        names = set()
+        for row in read_rows(self.ledger.as_answered(unit), self._reading()):
+            if row.error is not None and row.error[0] == RowError.SHARD_DAMAGED:
+                self.unknown.append(unit.name)
+                return None
+            names.add(row.name)
+        return frozenset(names)
+
+    def _reading(self) -> Reading:
+        """As the folder's own settings have it, without columns."""
+        known = ("image_column", "key_column", "max_image_bytes")
+        settings = {n: self.ledger.settings[n] for n in known if n in self.ledger.settings}
+        return Reading.of(Job(**settings), (), pa.schema([]))
+
+
+def _root(text: str) -> Location:
+    """The folder or file below which an input lies; of a pattern, what stands before it."""
+    at = locate(text)
+    if not (is_pattern(at.path) or "{" in at.path):
+        return at
+    whole = at.path.split("/")
+    fixed = next(n for n, part in enumerate(whole) if is_pattern(part) or "{" in part)
+    path = "/".join(whole[:fixed]) or "/"
+    return Location(at.fs, path, path)
