@@ -12,7 +12,7 @@ from typing import Any
 from llava_batch.answers import thumbnails
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
-from llava_batch.driver.joined import Joined
+from llava_batch.driver.joined import Joined, unjoined
 from llava_batch.driver.plan import Plan
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.storage import without_credentials, write_whole
@@ -60,6 +60,9 @@ class Summary:
                 f"{len(failed)} unit(s) could not be read or written and are left open, {name} first: {what}; "
                 "the rest is committed; run again to answer them"
             )
+        images, unasked = self.run.get("images", 0), self.run.get("images_without_question", 0)
+        if images and unasked == images and not (self.totals["rows"] or self.settings["limit"]):
+            return f"{unjoined(images)}; nothing was answered"
         rows, errors = self.run["rows"], self.run["rows"] - self.run["ok"]
         codes = ", ".join(f"{n} {code}" for code, n in self.run["errors"].items())
         if max_error_rate is None:
