@@ -184,6 +184,14 @@ def tell_left_out(plan: Plan) -> None:
     print(f"Left out, since they are not read: {', '.join(shown + more)}.", file=sys.stderr)
 
 
+def tell_start(plan: Plan) -> None:
+    """Say what is to be done, before what takes seconds: Ray, its actors, the model."""
+    count = len(plan.todo)
+    if not (plan.job.quiet or plan.job.dry_run):
+        print(f"{count:,} {'unit' if count == 1 else 'units'} to answer; starting Ray, then the model",
+              file=sys.stderr, flush=True)  # fmt: skip
+
+
 def next_line_s(said_s: float) -> float:
     """When a log gets its next line after one at `said_s` seconds: soon at first, then now and then."""
     return said_s + min(max(said_s, _LOG_FIRST_S), _LOG_EVERY_S)

@@ -15,6 +15,7 @@ from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
 from llava_batch.driver.joined import Joined, unjoined
 from llava_batch.driver.plan import Plan
 from llava_batch.driver.several_images import SeveralImages
+from llava_batch.driver.throughput import throughput
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
@@ -99,7 +100,7 @@ def summarise(
     heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
     summary.notes.extend([heard.missing] if heard.missing else [])
     summary.throughput.update(
-        _throughput(committer.tally, started, summary.wall_s, history, heard.stages)
+        throughput(committer.tally, started, summary.wall_s, history, heard.stages)
     )
     summary.run.update(_questions(plan, committer.tally, joined, several, status))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
@@ -224,46 +225,6 @@ def _totals(plan: Plan, limited: Sequence[Record]) -> dict[str, Any]:
         "ok": rows - errors.total(),
         "errors": dict(errors.most_common()),
     }
-
-
-def _throughput(
-    tally: Tally,
-    started: float,
-    wall_s: float,
-    history: list[tuple[float, int]],
-    stages: dict[str, dict[str, float]],
-) -> dict[str, Any]:
-    seconds = max(wall_s, 1e-9)
-    startup_s = _startup_s(stages, started, next((t for t, n in history if n), wall_s))
-    working_s = max(wall_s - (startup_s or 0.0), 1e-9)
-    for counters in stages.values():
-        share = counters["busy_s"] / working_s / max(counters["workers"], 1)
-        counters["busy_share"] = min(share, 1.0)
-    generate = stages.get("generate", {})
-    slot_steps = generate.get("slot_steps", 0)
-    return {
-        "startup_s": startup_s,
-        "images_per_s": tally.images / seconds,
-        "answers_per_s": tally.rows / seconds,
-        "answer_tokens_per_s": tally.answer_tokens / seconds,
-        "stages": stages,
-        "slot_occupancy": generate["occupied_slot_steps"] / slot_steps if slot_steps else None,
-        "bottleneck": max(stages, key=lambda s: _busy_s(stages[s])) if stages else None,
-        "over_time": history,
-    }
-
-
-def _startup_s(
-    stages: dict[str, dict[str, float]], started: float, latest_s: float
-) -> float | None:
-    """Seconds until the first generating worker had loaded its model, by that worker's clock, and no
-    later than `latest_s`; None where none has said so. Takes it out of `stages`."""
-    ready_at = stages.get("generate", {}).pop("first_ready_at", None)
-    return None if ready_at is None else round(min(max(ready_at - started, 0.0), latest_s), 3)
-
-
-def _busy_s(counters: dict[str, float]) -> float:
-    return counters["busy_s"] / max(counters["workers"], 1)
 
 
 def _write(plan: Plan, name: str, data: bytes) -> None:

@@ -10,7 +10,8 @@ import pytest
 from llava_batch.cli.terminal import result_lines
 from llava_batch.driver import progress
 from llava_batch.driver.progress import Progress
-from llava_batch.driver.summary import Summary, _throughput
+from llava_batch.driver.summary import Summary
+from llava_batch.driver.throughput import throughput
 from llava_batch.job import Job
 from llava_batch.report import write_report
 from llava_batch.workers.shared_state import SharedState
@@ -31,7 +32,7 @@ def stages() -> dict[str, dict[str, float]]:
 
 def test_a_stage_is_idle_only_where_it_could_have_worked() -> None:
     # `Bottleneck generate 12 %`, where four fifths were start-up.
-    told = _throughput(Tally(images=100), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], stages())
+    told = throughput(Tally(images=100), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], stages())
     assert told["startup_s"] == 40.0
     assert told["stages"]["generate"]["busy_share"] == pytest.approx(0.95)
     assert told["bottleneck"] == "generate"
@@ -42,8 +43,8 @@ def test_a_stage_is_idle_only_where_it_could_have_worked() -> None:
 def test_a_worker_whose_clock_is_wrong_began_no_later_than_its_first_answers() -> None:
     said = stages()
     said["generate"]["first_ready_at"] = 5000.0
-    assert _throughput(Tally(), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], said)["startup_s"] == 42.0
-    assert _throughput(Tally(), 1000.0, 50.0, [], {})["startup_s"] is None
+    assert throughput(Tally(), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], said)["startup_s"] == 42.0
+    assert throughput(Tally(), 1000.0, 50.0, [], {})["startup_s"] is None
 
 
 def test_the_first_worker_that_is_ready_ends_the_start_up() -> None:
