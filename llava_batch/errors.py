@@ -35,6 +35,7 @@ class RowError(StrEnum):
     """Codes of the answers table's `error_code`; `sentence` is what the documentation prints."""
 
     IMAGE_MISSING = "image_missing"
+    IMAGE_UNREACHABLE = "image_unreachable"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TRUNCATED = "image_truncated"
     IMAGE_TOO_LARGE = "image_too_large"
@@ -52,8 +53,10 @@ class RowError(StrEnum):
 
 
 _SENTENCES = {
-    RowError.IMAGE_MISSING: "The row has no image: no such member, a null, an empty value, "
-    "or a download that failed.",
+    RowError.IMAGE_MISSING: "The row has no image: no such member, file or object, no permission to "
+    "read it, a null, an empty value, a URI that is not fetched, or a download that failed.",
+    RowError.IMAGE_UNREACHABLE: "The image could not be fetched, tried again and again: its storage "
+    "or server did not answer, or failed. `--retry-errors` asks for it again.",
     RowError.IMAGE_UNREADABLE: "The bytes are not an image that Pillow can decode.",
     RowError.IMAGE_TRUNCATED: "The image ends early; `--allow-truncated` takes what is there.",
     RowError.IMAGE_TOO_LARGE: "The file, the image, or the canvas it would be resized or padded on "

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -141,6 +142,11 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     with Progress(plan, committer, shared) as progress:
         try:
             several = None if joined is None else _several_images(plan, joined)
+            todo, before = committer.take_up()
+            plan = replace(plan, work=replace(plan.work, todo=todo))
+            if several is not None:
+                for rows in before:
+                    several.check(rows)
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
@@ -152,6 +158,9 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             if not committer.tally.failed_units:
                 plan.ledger.finish()
             status = "complete"
+        except KeyboardInterrupt:
+            committer.keep_safe()
+            raise
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
@@ -182,6 +191,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare
+    from llava_batch.prepare.stores import Stores
     from llava_batch.read.source import UnitSource
 
     job = plan.job
@@ -191,7 +201,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe),
+        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe, Stores.of(job)),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,

@@ -200,7 +200,8 @@ def refuse_local_paths(job: Job) -> None:
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     if num_nodes < 2 or job.shared_filesystem:
         return
-    for flag, text in [("--output", job.output), *(("--input", i) for i in job.input)]:
+    flags = [("--output", job.output), *(("--input", i) for i in job.input)]
+    for flag, text in [*flags, *([("--image-root", job.image_root)] if job.image_root else [])]:
         if locate(text).is_local:
             raise UsageError(
                 f"{flag} {text}: a local path, and the cluster has {num_nodes} nodes; give a URI, or "

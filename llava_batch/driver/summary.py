@@ -182,7 +182,7 @@ def public_settings(plan: Plan) -> dict[str, Any]:
     job = plan.job.settings()
     shown = {
         name: without_credentials(job[name])
-        for name in ("output", "model", "questions", "template")
+        for name in ("output", "image_root", "model", "questions", "template")
         if job[name]
     }
     return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
