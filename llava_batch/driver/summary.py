@@ -100,7 +100,9 @@ def summarise(
     heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
     summary.notes.extend([heard.missing] if heard.missing else [])
     summary.throughput.update(
-        throughput(committer.tally, started, summary.wall_s, history, heard.stages)
+        throughput(
+            committer.tally, committer.taken_up, started, summary.wall_s, history, heard.stages
+        )
     )
     summary.run.update(_questions(plan, committer.tally, joined, several, status))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
@@ -125,7 +127,11 @@ def _summary(
         model=plan.job.model,
         fingerprint=plan.ledger.fingerprint,
         settings=public_settings(plan),
-        run=_run_counts(plan, committer.tally if committer else Tally()),
+        run=_run_counts(
+            plan,
+            committer.tally if committer else Tally(),
+            committer.taken_up if committer else None,
+        ),
         totals=_totals(plan, committer.limited if committer else []),
         versions=versions(),
         machine=_machine(sizing),
@@ -188,7 +194,7 @@ def public_settings(plan: Plan) -> dict[str, Any]:
     return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
 
 
-def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
+def _run_counts(plan: Plan, tally: Tally, taken_up: Tally | None) -> dict[str, Any]:
     return {
         "units_answered": tally.units,
         "units_done_before": plan.work.num_done,
@@ -198,6 +204,7 @@ def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
         "left_out": plan.inputs.left_out,
         "skipped": plan.inputs.skipped,
         "images": tally.images,
+        "images_taken_up": taken_up.images if taken_up else 0,
         "rows": tally.rows,
         "ok": tally.rows - tally.num_errors,
         "errors": dict(tally.errors.most_common()),

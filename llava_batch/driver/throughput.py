@@ -10,15 +10,17 @@ from llava_batch.write.committer import Tally
 
 def throughput(
     tally: Tally,
+    taken_up: Tally | None,
     started: float,
     wall_s: float,
     history: list[tuple[float, int]],
     stages: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
-    """A run that began at `started` (Unix time) and took `wall_s`; `history` are its pairs of seconds and
-    images, `stages` the counters that the workers left, which get their `busy_share` here."""
-    seconds = max(wall_s, 1e-9)
-    startup_s = _startup_s(stages, started, next((t for t, n in history if n), wall_s))
+    """Of a run that began at `started` (Unix time), took `wall_s`, and answered what is in `tally` beyond
+    what was `taken_up`; `history` are its pairs of seconds and images, `stages` the counters that the
+    workers left, which get their `busy_share` here."""
+    seconds, taken_up = max(wall_s, 1e-9), taken_up or Tally()
+    startup_s = _startup_s(stages, started, _first_answers_s(history) or wall_s)
     working_s = max(wall_s - (startup_s or 0.0), 1e-9)
     for counters in stages.values():
         share = counters["busy_s"] / working_s / max(counters["workers"], 1)
@@ -27,9 +29,9 @@ def throughput(
     slot_steps = generate.get("slot_steps", 0)
     return {
         "startup_s": startup_s,
-        "images_per_s": tally.images / seconds,
-        "answers_per_s": tally.rows / seconds,
-        "answer_tokens_per_s": tally.answer_tokens / seconds,
+        "images_per_s": (tally.images - taken_up.images) / seconds,
+        "answers_per_s": (tally.rows - taken_up.rows) / seconds,
+        "answer_tokens_per_s": (tally.answer_tokens - taken_up.answer_tokens) / seconds,
         "stages": stages,
         "slot_occupancy": generate["occupied_slot_steps"] / slot_steps if slot_steps else None,
         "bottleneck": max(stages, key=lambda s: _busy_s(stages[s])) if stages else None,
@@ -44,6 +46,11 @@ def _startup_s(
     later than `latest_s`; None where none has said so. Takes it out of `stages`."""
     ready_at = stages.get("generate", {}).pop("first_ready_at", None)
     return None if ready_at is None else round(min(max(ready_at - started, 0.0), latest_s), 3)
+
+
+def _first_answers_s(history: list[tuple[float, int]]) -> float | None:
+    """When the first images had been answered, as far as anybody looked."""
+    return next((t for t, n in history if n), None)
 
 
 def _busy_s(counters: dict[str, float]) -> float:

@@ -95,6 +95,8 @@ class Committer:
         on_commit: Callable[[str, pa.Table], None] | None = None,
     ) -> None:
         self.tally = Tally()
+        self.taken_up: Tally | None = None
+        """The tally as it began, once that is known: what earlier runs had answered of open units."""
         self.limited: list[Record] = []
         """What there would be to record of the tables that `--limit` keeps from being whole units."""
         self._ledger = ledger
@@ -121,6 +123,7 @@ class Committer:
             self._open[name].parts.append(rows)
             answered = frozenset(self._open[name].siblings)
             self._units[name] = replace(self._units[name], answered=answered)
+        self.taken_up = replace(self.tally)
         return [*self._units.values()], [*taken.values()]
 
     def add(self, batch: pa.Table) -> list[str]:

@@ -204,16 +204,19 @@ class Ledger:
         self._retired += records
 
     def holds_good_rows(self) -> bool:
-        """Whether a row of any table has an answer, be its unit whole or not, of whatever settings."""
+        """Whether a row of any table or part has an answer, be its unit whole or not, of whatever
+        settings."""
         records = (r for r in self.records.values() if r.table_bytes == self._sizes.get(r.table))
         told = {record.table: record.rows > sum(record.errors.values()) for record in records}
-        return any(told.values()) or any(map(self._has_good_row, self._ours_but(told)))
+        beside = [f"{self.out.path}/{name}" for name in self._ours_but(told)]
+        return any(told.values()) or any(map(self._has_good_row, [*beside, *self.parts]))
 
     def start_over(self) -> None:
         """Take what stands here as never answered, and have `begin` remove it."""
         self._limited = self._ours_but({record.table for record in self.records.values()})
         self._retired += self.records.values()
-        self.records = {}
+        self._leftovers += self.parts
+        self.records, self.parts = {}, []
 
     def _ours_but(self, tables: Collection[str]) -> list[str]:
         """Tables of answers beside these: what a kill or `--limit` left, mostly."""
@@ -224,10 +227,9 @@ class Ledger:
             if name not in tables and origin_of(self.out.fs, f"{self.out.path}/{name}")
         ]
 
-    def _has_good_row(self, name: str) -> bool:
-        path = f"{self.out.path}/{name}"
+    def _has_good_row(self, path: str) -> bool:
         data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path)) or b""
-        table = decoded(data, name.rpartition(".")[2])
+        table = decoded(data, path.rpartition(".")[2])
         return table is not None and pc.any(pc.equal(table["status"], "ok")).as_py() is True
 
     @property

@@ -11,6 +11,7 @@ from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.settle import settle
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.job import Job
+from llava_batch.write import committer
 from llava_batch.write.committer import Committer
 from tests.outputs import EMPTY, RUN, answer, end, table, tables
 from tests.shards import picture, put, tar_bytes
@@ -86,6 +87,25 @@ def test_good_rows_that_no_record_speaks_of_are_refused_too(
     with pytest.raises(OutputConflict, match="holds answers of another run"):
         plan_of(tmp_path, prompt="Why?")
     assert tables(tmp_path / "out") == ["a.parquet"]
+
+
+@pytest.mark.parametrize("code", [None, "prompt_too_long"])
+def test_good_rows_of_a_unit_that_a_kill_left_open_are_refused_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str | None
+) -> None:
+    """They stand in a part, until the unit is whole."""
+    monkeypatch.setattr(committer, "PART_ROWS", 1)
+    corpus(tmp_path, "a")
+    plan = plan_of(tmp_path)
+    plan.ledger.begin(plan.todo, EMPTY)
+    Committer(plan.ledger, plan.todo, EMPTY, RUN).add(table(answer("a", 0, error=code)))
+    assert len([*(tmp_path / "out").rglob("*.part")]) == 1
+    if code is None:
+        with pytest.raises(OutputConflict, match="holds answers of another run"):
+            plan_of(tmp_path, prompt="Why?")
+        return
+    answered(plan_of(tmp_path, prompt="Why?"))
+    assert [*(tmp_path / "out").rglob("*.part")] == []
 
 
 def test_a_run_that_was_killed_before_its_first_table_binds_nobody(tmp_path: Path) -> None:
