@@ -13,7 +13,7 @@ from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
-from llava_batch.driver.progress import Progress, tell_left_out
+from llava_batch.driver.progress import Progress, tell_left_out, tell_start
 from llava_batch.driver.publishing import Publishing
 from llava_batch.driver.recast import recast
 from llava_batch.driver.settle import Settled, settle
@@ -65,6 +65,7 @@ def run_settled(settled: Settled) -> Summary:
         tell_left_out(plan)
         if owner is not None and not plan.todo:
             return _nothing_to_do(plan, publishing, owner)
+        tell_start(plan)
         with cluster.connected():
             stop.take_back()
             cluster.refuse_local_paths(job)

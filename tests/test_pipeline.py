@@ -5,6 +5,7 @@ import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,7 @@ def test_a_storage_that_refuses_ends_the_run_with_what_to_look_at(
     monkeypatch.setattr(pipeline, "make_plan", lambda *a, **n: found)
     monkeypatch.setattr(pipeline, "on_machines", lambda plan, **n: plan)
     monkeypatch.setattr(pipeline, "tell_left_out", lambda plan: None)
+    monkeypatch.setattr(pipeline, "tell_start", lambda plan: None)
     monkeypatch.setattr(pipeline, place, refused)
     with pytest.raises(told, match=advice) as error:
         run(job(tmp_path))
@@ -160,3 +162,26 @@ def test_a_folder_in_the_place_of_a_file_of_the_manifest_is_told_at_once(tmp_pat
     (tmp_path / "new" / "out" / "_manifest" / "_job.json").mkdir(parents=True)
     with pytest.raises(UsageError, match="is a directory"):
         run(job(tmp_path, storage_patience=5.0))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"), [({}, True), ({"quiet": True}, False), ({"dry_run": True}, False)]
+)
+def test_what_is_to_be_done_is_said_before_ray_is_started(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: dict[str, Any],
+    said: bool,
+) -> None:
+    # A newcomer looked at nothing for nine seconds.
+    put(tmp_path / "in" / "a.tar", tar_bytes({"0.png": picture()}))
+
+    def starting() -> None:
+        told = capsys.readouterr().err
+        assert ("1 unit to answer; starting Ray, then the model\n" in told) == said
+        raise UsageError("enough")
+
+    monkeypatch.setattr(cluster, "connected", starting)
+    with pytest.raises(UsageError, match="enough"):
+        run(Job(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), **how))

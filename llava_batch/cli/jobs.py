@@ -22,8 +22,8 @@ from llava_batch.job import Job, flag_name, job_fields
 from llava_batch.version import __version__
 
 _EPILOG = (
-    "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error, or units left "
-    "open; 130 stopped by Ctrl-C or SIGTERM, finished units are committed."
+    "Exit status: 0 done; 2 cannot run as asked; 3 ran, but too many rows in error, units left open, "
+    "or no question joined an image; 130 stopped by Ctrl-C or SIGTERM, finished units are committed."
 )
 
 

@@ -116,8 +116,9 @@ def result_lines(summary: "Summary") -> list[str]:
     for name, one, many in _COUNTED:
         if run.get(name):
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
-    if run["images"]:
-        lines.append(f"{counted(run['images'], 'image')} in {_speed(summary)}.")
+    num_answered = run["images"] - run.get("images_taken_up", 0)
+    if num_answered:
+        lines.append(f"{counted(num_answered, 'image')} in {_speed(summary, num_answered)}.")
     lines += _holds(summary.output, totals)
     lines += [published_line(done) for done in summary.published]
     if summary.settings.get("limit") and summary.settings.get("publish"):
@@ -125,10 +126,10 @@ def result_lines(summary: "Summary") -> list[str]:
     return [*lines, *_where_to_look(summary.output, totals)]
 
 
-def _speed(summary: "Summary") -> str:
+def _speed(summary: "Summary", num_images: int) -> str:
     """How long the run took, and how fast it was once it had started."""
     startup_s = summary.throughput.get("startup_s") or 0.0
-    rate = summary.run["images"] / max(summary.wall_s - startup_s, 1e-9)
+    rate = num_images / max(summary.wall_s - startup_s, 1e-9)
     if not startup_s:
         return f"{summary.wall_s:.1f} s ({rate:.1f} images/s)"
     return f"{summary.wall_s:.1f} s: {startup_s:.1f} s of start-up, then {rate:.1f} images/s"
@@ -161,6 +162,8 @@ def published_line(done: dict[str, Any]) -> str:
 _COUNTED = (
     ("units_done_before", "unit was answered before and stands as it is.",
      "units were answered before and stand as they are."),
+    ("images_taken_up", "image of an open unit was answered by an earlier run.",
+     "images of open units were answered by earlier runs."),
     ("units_changed", "unit had changed and was answered again.",
      "units had changed and were answered again."),
     ("units_kept", "unit had changed and keeps its answers.",

@@ -10,7 +10,7 @@ question.
 
 import base64
 import json
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,39 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from llava_batch.answers.folder import Answers
+from llava_batch.errors import UsageError
+from llava_batch.prompts.questions.join import brings_its_bytes
 from llava_batch.prompts.questions.table import Questions
 from llava_batch.storage import read_bytes, write_whole
 from llava_batch.tables import load_schema
+from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger
 
 _IMAGE = ["unit", "key", "image_sha256"]
+
+
+def refuse_unjoined(questions: Questions, units: Sequence[Unit]) -> None:
+    """Refuse questions of which none joins an image, where all images are known by their names.
+
+    Raises:
+        UsageError: that.
+    """
+    by_bytes = any(brings_its_bytes(text) for text in questions.joins.to_pylist())
+    if by_bytes or not units or not all(unit.members for unit in units):
+        return
+    files = ((unit.name, name) for unit in units for name in unit.members)
+    if not any(questions.of(unit=unit, key=name) for unit, name in files):
+        count = sum(len(unit.members) for unit in units)
+        raise UsageError(unjoined(count, units[0].members[0]))
+
+
+def unjoined(num_images: int, key: str | None = None) -> str:
+    """What is said where no question of the file is any image's; `key` is of one of these."""
+    named = "" if key is None else f", such as {key}"
+    return (
+        f"--questions: none of the file's questions joins any of the {num_images} "
+        f"image(s){named}; have it name them by id, key or file name"
+    )
 
 
 class Joined:

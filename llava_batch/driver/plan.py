@@ -15,8 +15,13 @@ import pyarrow as pa
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
+from llava_batch.driver.joined import refuse_unjoined
 from llava_batch.driver.recast import needs_recast
-from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
+from llava_batch.driver.refusals import (
+    refuse_what_does_not_fit,
+    refuse_what_is_missing,
+    refuse_what_is_too_long,
+)
 from llava_batch.driver.settle import Settled
 from llava_batch.driver.several_images import refuse_shared_names
 from llava_batch.generate.choices import choices_of
@@ -155,6 +160,7 @@ def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
     settled = plan.settled.on(on_gpu=on_gpu, card=card)
     refuse_what_is_missing(settled.job, on_gpu=on_gpu, card=card)
     refuse_what_does_not_fit(settled.job, plan.checkpoint, card)
+    refuse_what_is_too_long(settled, plan.checkpoint)
     if plan.ledger.held is None:
         _answer_under(plan.ledger, settled, plan.checkpoint)
     elif settled.job.dtype != plan.ledger.settings["dtype"]:
@@ -179,6 +185,7 @@ def _read_questions(job: Job, ledger: Ledger, units: list[Unit]) -> Questions:
     assert job.questions is not None
     names = {*ledger.records, *(unit.name for unit in units)}
     questions = read_questions(job.questions).among(names)
+    refuse_unjoined(questions, units)
     if not job.join_anywhere:
         refuse_shared_names(questions, units)
     return questions

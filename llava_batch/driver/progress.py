@@ -28,7 +28,7 @@ _MOST_KINDS = 8
 class Progress:
     """Draws the run's progress from a thread until the block ends; silent with `--quiet`.
 
-    `history` is [(seconds since the start, images done)], thinned out to a bounded length.
+    `history` is [(seconds since the start, images answered by this run)], thinned out to a bounded length.
     """
 
     def __init__(self, plan: Plan, committer: Committer, shared: Any) -> None:
@@ -72,7 +72,9 @@ class Progress:
         from ray.exceptions import RayError
 
         elapsed = time.monotonic() - self._started
-        self.history.append((round(elapsed, 1), self._committer.tally.images_now))
+        tally, before = self._committer.tally, self._committer.taken_up
+        num_answered = 0 if before is None else tally.images - before.images
+        self.history.append((round(elapsed, 1), num_answered))
         if len(self.history) > _MAX_POINTS:
             self.history = self.history[::2]
         ready, _ = ray.wait([reference := self._shared.stages.remote()], timeout=_LIVE_EVERY_S)
@@ -94,7 +96,8 @@ class Progress:
         """The state of the run in a line."""
         tally, plan = self._committer.tally, self._plan
         elapsed = time.monotonic() - self._started
-        if not tally.images_now:
+        num_answered = self.history[-1][1]
+        if not num_answered:
             return Text(f"{_clock(elapsed)}  starting {self._starting()}")
         noun = "unit" if plan.num_units == 1 else "units"
         units = f"{plan.work.num_done + tally.units} of {plan.num_units} {noun}"
@@ -103,7 +106,7 @@ class Progress:
             parts.append(f"{tally.num_errors} rows in error")
         working = max(elapsed - (self._ready_s or 0.0), 1e-9)
         parts.append(
-            f"{self._recent():.1f} images/s now, {tally.images_now / working:.1f} since start-up"
+            f"{self._recent():.1f} images/s now, {num_answered / working:.1f} since start-up"
         )
         left = self._left_s()
         if left is not None:
@@ -144,8 +147,11 @@ class Progress:
         first = next((p for p in self.history if p[1]), now)
         if total is None or now[0] - first[0] < _JUDGED_S or now[1] <= first[1]:
             return None
-        left = max(total - self._committer.tally.images, 0.0)
-        return left * (now[0] - first[0]) / (now[1] - first[1])
+        return (
+            max(total - self._committer.tally.images, 0.0)
+            * (now[0] - first[0])
+            / (now[1] - first[1])
+        )
 
     def _expected(self) -> float | None:
         """Images of the whole run: known, or as many in each unit as in those that are whole."""
@@ -183,6 +189,14 @@ def tell_left_out(plan: Plan) -> None:
     rest = len(kinds) - len(shown)
     more = [f"{rest} more kind{'s' if rest > 1 else ''}"] if rest else []
     print(f"Left out, since they are not read: {', '.join(shown + more)}.", file=sys.stderr)
+
+
+def tell_start(plan: Plan) -> None:
+    """Say what is to be done, before what takes seconds: Ray, its actors, the model."""
+    count = len(plan.todo)
+    if not (plan.job.quiet or plan.job.dry_run):
+        print(f"{count:,} {'unit' if count == 1 else 'units'} to answer; starting Ray, then the model",
+              file=sys.stderr, flush=True)  # fmt: skip
 
 
 def next_line_s(said_s: float) -> float:

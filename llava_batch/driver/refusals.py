@@ -5,7 +5,12 @@ taken for granted of a card that could not be looked at.
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
-from llava_batch.job import Job, bad_flag
+from llava_batch.driver.settle import Settled
+from llava_batch.errors import UsageError
+from llava_batch.generate.choices import choices_of
+from llava_batch.job import Job, bad_flag, flag_name
+from llava_batch.prompts.asks import shortest_asks
+from llava_batch.prompts.templates import BadPrompt, place_images
 
 
 def refuse_what_is_missing(job: Job, *, on_gpu: bool, card: Card | None) -> None:
@@ -70,3 +75,57 @@ def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None
     )
     if found:
         raise bad_flag("model", job.model, found)
+
+
+def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
+    """Settings that no image could be answered under: with one image, the shortest prompt that they can
+    make and an answer at its limit do not fit a slot.
+
+    Raises:
+        UsageError: the flag to change, and how far.
+    """
+    from llava_batch.engine.model import sizing
+
+    job = settled.job
+    most = sizing.choose_max_tokens(checkpoint.config.text_config, "auto")
+    for turns in shortest_asks(job, settled.recipe, checkpoint.guards):
+        prompt = _prompt_tokens(job, checkpoint, turns)
+        if prompt is None:
+            continue
+        answer = _answer_tokens(job, checkpoint)
+        if prompt + len(turns) * answer <= most:
+            continue
+        room = (most - prompt) // len(turns)
+        if room < 1 or job.choices:
+            raise _too_long(job, turns, prompt, most)
+        raise bad_flag("max_new_tokens", job.max_new_tokens, f"an image and its prompt take {prompt} "
+                       f"tokens, and a slot holds {most}; give at most {room}")  # fmt: skip
+
+
+def _prompt_tokens(job: Job, checkpoint: Checkpoint, turns: tuple[str, ...]) -> int | None:
+    """Tokens of all the prompts of a dialogue about one image; None where that cannot be said of one."""
+    try:
+        segments = checkpoint.renderer(job.template)(place_images(turns, 1), job.system)
+    except (BadPrompt, UsageError):  # of several images, or of this very text: a row will tell
+        return None
+    ids = [i for n, s in enumerate(segments) for i in checkpoint.encode(s, first=n == 0)]
+    side = checkpoint.config.vision_config.image_size
+    images = ids.count(checkpoint.image_token_id)
+    return len(ids) + images * (checkpoint.num_image_tokens(side, side) - 1)
+
+
+def _answer_tokens(job: Job, checkpoint: Checkpoint) -> int:
+    choices = choices_of(job, checkpoint)
+    return max(len(c.token_ids) for c in choices) if choices else job.max_new_tokens
+
+
+def _too_long(job: Job, turns: tuple[str, ...], prompt: int, most: int) -> UsageError:
+    asked = max(turns, key=len)
+    given = {"system": job.system or "", (job.asks_by or ["prompt"])[0]: asked,
+             "choices": max(job.choices, key=len, default="")}  # fmt: skip
+    flag = max(given, key=lambda name: len(given[name]))
+    text = given[flag] if len(given[flag]) <= 40 else f"{given[flag][:40]}…"
+    return UsageError(
+        f"{flag_name(flag)} {text!r}: with one image the prompt takes {prompt} tokens, and a slot holds "
+        f"{most}, its answer with it; shorten it"
+    )

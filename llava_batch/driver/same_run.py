@@ -63,7 +63,7 @@ def fingerprint_in(
 ) -> tuple[str, bool]:
     """The fingerprint to answer under in the ledger's folder, and whether that is what it was.
 
-    `by_version` gives the settings as an older version wrote them down.
+    A folder without one good row is begun anew under other settings: there is nothing to keep. `by_version` gives the settings as an older version wrote them down.
 
     Raises:
         OutputConflict: answers of other settings or another format, field by field; not with
@@ -74,9 +74,11 @@ def fingerprint_in(
         return _mark(settings), False
     now = settings if held.version == VERSION else by_version(held.version)
     changed = changes(held.settings, now)
-    if not overwrite:
-        _refuse_other_format(ledger, held)
-        _refuse_other_settings(ledger, changed)
+    if not overwrite and (changed or held.format != ledger.format):
+        if ledger.holds_good_rows():
+            _refuse_other_format(ledger, held)
+            _refuse_other_settings(ledger, changed)
+        ledger.start_over()
     # Settings that are the same keep the fingerprint that the folder's tables carry.
     return (_mark(settings), False) if changed else (held.fingerprint, True)
 

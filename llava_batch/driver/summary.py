@@ -12,9 +12,10 @@ from typing import Any
 from llava_batch.answers import thumbnails
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
-from llava_batch.driver.joined import Joined
+from llava_batch.driver.joined import Joined, unjoined
 from llava_batch.driver.plan import Plan
 from llava_batch.driver.several_images import SeveralImages
+from llava_batch.driver.throughput import throughput
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
@@ -63,6 +64,9 @@ class Summary:
                 f"{len(failed)} unit(s) could not be read or written and are left open, {name} first: {what}; "
                 "the rest is committed; run again to answer them"
             )
+        images, unasked = self.run.get("images", 0), self.run.get("images_without_question", 0)
+        if images and unasked == images and not (self.totals["rows"] or self.settings["limit"]):
+            return f"{unjoined(images)}; nothing was answered"
         rows, errors = self.run["rows"], self.run["rows"] - self.run["ok"]
         codes = ", ".join(f"{n} {code}" for code, n in self.run["errors"].items())
         if max_error_rate is None:
@@ -101,7 +105,9 @@ def summarise(
     heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
     summary.notes.extend([heard.missing] if heard.missing else [])
     summary.throughput.update(
-        _throughput(committer.tally, started, summary.wall_s, history, heard.stages)
+        throughput(
+            committer.tally, committer.taken_up, started, summary.wall_s, history, heard.stages
+        )
     )
     summary.run.update(_questions(plan, committer.tally, joined, several, status))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
@@ -126,7 +132,11 @@ def _summary(
         model=plan.job.model,
         fingerprint=plan.ledger.fingerprint,
         settings=public_settings(plan),
-        run=_run_counts(plan, committer.tally if committer else Tally()),
+        run=_run_counts(
+            plan,
+            committer.tally if committer else Tally(),
+            committer.taken_up if committer else None,
+        ),
         totals=_totals(plan, committer.limited if committer else []),
         versions=versions(),
         machine=_machine(sizing),
@@ -193,7 +203,7 @@ def public_settings(plan: Plan) -> dict[str, Any]:
     return job | shown | lists
 
 
-def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
+def _run_counts(plan: Plan, tally: Tally, taken_up: Tally | None) -> dict[str, Any]:
     return {
         "units_answered": tally.units,
         "units_done_before": plan.work.num_done,
@@ -203,6 +213,7 @@ def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
         "left_out": plan.inputs.left_out,
         "skipped": plan.inputs.skipped,
         "images": tally.images,
+        "images_taken_up": taken_up.images if taken_up else 0,
         "rows": tally.rows,
         "ok": tally.rows - tally.num_errors,
         "errors": dict(tally.errors.most_common()),
@@ -230,45 +241,6 @@ def _totals(plan: Plan, limited: Sequence[Record]) -> dict[str, Any]:
         "ok": rows - errors.total(),
         "errors": dict(errors.most_common()),
     }
-
-
-def _throughput(
-    tally: Tally,
-    started: float,
-    wall_s: float,
-    history: list[tuple[float, int]],
-    stages: dict[str, dict[str, float]],
-) -> dict[str, Any]:
-    startup_s = _startup_s(stages, started, next((t for t, n in history if n), wall_s))
-    working_s = max(wall_s - (startup_s or 0.0), 1e-9)
-    for counters in stages.values():
-        share = counters["busy_s"] / working_s / max(counters["workers"], 1)
-        counters["busy_share"] = min(share, 1.0)
-    generate = stages.get("generate", {})
-    slot_steps = generate.get("slot_steps", 0)
-    return {
-        "startup_s": startup_s,
-        "images_per_s": tally.speed_of("images", wall_s),
-        "answers_per_s": tally.speed_of("rows", wall_s),
-        "answer_tokens_per_s": tally.speed_of("answer_tokens", wall_s),
-        "stages": stages,
-        "slot_occupancy": generate["occupied_slot_steps"] / slot_steps if slot_steps else None,
-        "bottleneck": max(stages, key=lambda s: _busy_s(stages[s])) if stages else None,
-        "over_time": history,
-    }
-
-
-def _startup_s(
-    stages: dict[str, dict[str, float]], started: float, latest_s: float
-) -> float | None:
-    """Seconds until the first generating worker had loaded its model, by that worker's clock, and no
-    later than `latest_s`; None where none has said so. Takes it out of `stages`."""
-    ready_at = stages.get("generate", {}).pop("first_ready_at", None)
-    return None if ready_at is None else round(min(max(ready_at - started, 0.0), latest_s), 3)
-
-
-def _busy_s(counters: dict[str, float]) -> float:
-    return counters["busy_s"] / max(counters["workers"], 1)
 
 
 def _write(plan: Plan, name: str, data: bytes) -> None:

@@ -17,7 +17,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -66,7 +65,7 @@ class Prepare:
         self._job = job
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._lookup, self._recipe = lookup, recipe
-        self._stores = stores
+        self._fetch = Fetch.of(job, stores)
         self._guard = CrashGuard(shared, "prepare", job.max_tries)
         self._counters = Counters(shared, "prepare")
         self._thumbnails = Thumbnails(shared)
@@ -114,10 +113,6 @@ class Prepare:
         with closing(fetched):
             for row, got in zip(rows, fetched, strict=True):
                 yield _filled(row, got) if got else row
-
-    @cached_property
-    def _fetch(self) -> Fetch:
-        return Fetch.of(self._job, self._stores)
 
     def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
         with process.watchdog(self._job.stall_timeout_s):

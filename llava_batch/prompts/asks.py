@@ -73,6 +73,22 @@ def asks_of(
     return [_dialogue(asks)] if job.dialogue and asks else asks
 
 
+def shortest_asks(job: Job, recipe: Recipe | None, guards: Guards) -> list[tuple[str, ...]]:
+    """What is asked at least of an image whose columns are empty: each ask's turns."""
+    if recipe is not None:
+        drawn = [min(pool.prompts, key=len) for pool in recipe.turns for _ in range(pool.draw)]
+    elif job.questions or job.question_column:
+        return [(guards.text(job.suffix),)]
+    else:
+        drawn = [text for _, text in _templates(job, None)]
+    empty = dict.fromkeys(prompt_columns(job, recipe), "")
+    asks = [
+        _with_suffix(_filled(None, text, empty, guards), guards.text(job.suffix)) for text in drawn
+    ]
+    asks = [_dialogue(asks)] if job.dialogue or recipe is not None else asks
+    return [ask.turns for ask in asks]
+
+
 def _templates(job: Job, recipe: Recipe | None) -> list[tuple[str, str]]:
     if recipe is not None:
         return [("--recipe", prompt) for prompt in recipe.prompts]

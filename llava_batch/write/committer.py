@@ -50,18 +50,6 @@ class Tally:
     failed_units: dict[str, str] = field(default_factory=dict)
     answer_tokens: int = 0
     prompt_tokens: int = 0
-    taken_up: "Tally | None" = None
-    """What of it was answered before this run, and kept in parts."""
-
-    def speed_of(self, name: str, seconds: float) -> float:
-        """How much of `name` this run itself answered in a second."""
-        before = getattr(self.taken_up, name) if self.taken_up is not None else 0
-        return float(getattr(self, name) - before) / max(seconds, 1e-9)
-
-    @property
-    def images_now(self) -> int:
-        """Images that this run itself answered."""
-        return self.images - (self.taken_up.images if self.taken_up is not None else 0)
 
     @property
     def num_errors(self) -> int:
@@ -105,6 +93,8 @@ class Committer:
         on_commit: Callable[[str, pa.Table], None] | None = None,
     ) -> None:
         self.tally = Tally()
+        self.taken_up: Tally | None = None
+        """The tally as it began, once that is known: what earlier runs had answered of open units."""
         self.limited: list[Record] = []
         """What there would be to record of the tables that `--limit` keeps from being whole units."""
         self._ledger = ledger
@@ -131,8 +121,7 @@ class Committer:
             self._open[name].parts.append(rows)
             answered = frozenset(rows["ordinal"].to_pylist())
             self._units[name] = replace(self._units[name], answered=answered)
-        if taken:
-            self.tally.taken_up = replace(self.tally)
+        self.taken_up = replace(self.tally)
         return [*self._units.values()], [*taken.values()]
 
     def add(self, batch: pa.Table) -> list[str]:

@@ -14,13 +14,14 @@ size, counts for nothing. Reading a ledger changes nothing in the folder; `begin
 Runs in the driver only.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
@@ -203,6 +204,35 @@ class Ledger:
     def retire(self, records: Iterable[Record]) -> None:
         """Have `begin` take these units out of the folder."""
         self._retired += records
+
+    def holds_good_rows(self) -> bool:
+        """Whether a row of any table or part has an answer, be its unit whole or not, of whatever
+        settings."""
+        records = (r for r in self.records.values() if r.table_bytes == self._sizes.get(r.table))
+        told = {record.table: record.rows > sum(record.errors.values()) for record in records}
+        beside = [f"{self.out.path}/{name}" for name in self._ours_but(told)]
+        return any(told.values()) or any(map(self._has_good_row, [*beside, *self.parts]))
+
+    def start_over(self) -> None:
+        """Take what stands here as never answered, and have `begin` remove it."""
+        self._limited = self._ours_but({record.table for record in self.records.values()})
+        self._retired += self.records.values()
+        self._leftovers += self.parts
+        self.records, self.parts = {}, []
+
+    def _ours_but(self, tables: Collection[str]) -> list[str]:
+        """Tables of answers beside these: what a kill or `--limit` left, mostly."""
+        names = (n for n in sorted(self._sizes) if n.endswith((".parquet", ".arrow")))
+        return [
+            name
+            for name in names
+            if name not in tables and origin_of(self.out.fs, f"{self.out.path}/{name}")
+        ]
+
+    def _has_good_row(self, path: str) -> bool:
+        data = self.patience.keep_trying(lambda: read_bytes(self.out.fs, path)) or b""
+        table = decoded(data, path.rpartition(".")[2])
+        return table is not None and pc.any(pc.equal(table["status"], "ok")).as_py() is True
 
     @property
     def is_tidy(self) -> bool:

@@ -83,8 +83,10 @@ def encoded(table: pa.Table, format: str) -> pa.Buffer:
 
 
 def decoded(data: bytes, format: str) -> pa.Table | None:
-    """The table in `data`, or None where it does not parse."""
+    """The table in `data`, a Parquet or Arrow IPC file or a part's stream; None where it does not parse."""
     try:
+        if format == "part":
+            return pa.ipc.open_stream(pa.BufferReader(data)).read_all()
         if format == "arrow":
             return pa.ipc.open_file(pa.BufferReader(data)).read_all()
         return pq.read_table(pa.BufferReader(data))

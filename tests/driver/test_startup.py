@@ -10,7 +10,8 @@ import pytest
 from llava_batch.cli.terminal import result_lines
 from llava_batch.driver import progress
 from llava_batch.driver.progress import Progress
-from llava_batch.driver.summary import Summary, _throughput
+from llava_batch.driver.summary import Summary
+from llava_batch.driver.throughput import throughput
 from llava_batch.job import Job
 from llava_batch.report import write_report
 from llava_batch.workers.shared_state import SharedState
@@ -31,7 +32,7 @@ def stages() -> dict[str, dict[str, float]]:
 
 def test_a_stage_is_idle_only_where_it_could_have_worked() -> None:
     # `Bottleneck generate 12 %`, where four fifths were start-up.
-    told = _throughput(Tally(images=100), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], stages())
+    told = throughput(Tally(images=100), None, 1000.0, 50.0, [(0.0, 0), (42.0, 30)], stages())
     assert told["startup_s"] == 40.0
     assert told["stages"]["generate"]["busy_share"] == pytest.approx(0.95)
     assert told["bottleneck"] == "generate"
@@ -42,8 +43,10 @@ def test_a_stage_is_idle_only_where_it_could_have_worked() -> None:
 def test_a_worker_whose_clock_is_wrong_began_no_later_than_its_first_answers() -> None:
     said = stages()
     said["generate"]["first_ready_at"] = 5000.0
-    assert _throughput(Tally(), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], said)["startup_s"] == 42.0
-    assert _throughput(Tally(), 1000.0, 50.0, [], {})["startup_s"] is None
+    assert (
+        throughput(Tally(), None, 1000.0, 50.0, [(0.0, 0), (42.0, 30)], said)["startup_s"] == 42.0
+    )
+    assert throughput(Tally(), None, 1000.0, 50.0, [], {})["startup_s"] is None
 
 
 def test_the_first_worker_that_is_ready_ends_the_start_up() -> None:
@@ -82,7 +85,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, *units: Any, now: float, **tally: A
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     plan: Any = SimpleNamespace(todo=list(units), job=Job(), num_units=len(units),
                                 work=SimpleNamespace(num_done=0))  # fmt: skip
-    made = Progress(plan, SimpleNamespace(tally=Tally(**tally)), None)  # type: ignore[arg-type]
+    made = Progress(plan, SimpleNamespace(tally=Tally(**tally), taken_up=Tally()), None)  # type: ignore[arg-type]
     clock[0] = now
     return made
 
@@ -130,3 +133,18 @@ def test_a_log_gets_its_second_line_soon_and_then_one_each_half_minute() -> None
         said.append(progress.next_line_s(said[-1]))
     assert said[1] <= 6 and said[2] <= 12
     assert said[-1] - said[-2] == 30
+
+
+def test_what_an_earlier_run_had_answered_of_open_units_is_no_speed_of_this_one(
+    monkeypatch,
+) -> None:
+    told = throughput(
+        Tally(images=950, rows=950), Tally(images=900, rows=900), 1000.0, 50.0, [], stages()
+    )
+    assert told["images_per_s"] == told["answers_per_s"] == 1.0
+    loose = unit("p", kind="files", members=tuple(map(str, range(1000))))
+    made = watched(monkeypatch, loose, now=30.0, images=950)
+    made._ready_s = 20.0
+    made.history += [(20.0, 0), (25.0, 25), (30.0, 50)]
+    assert "950 of 1000 images" in made.line().plain
+    assert "5.0 images/s now, 5.0 since start-up, 0:00:10 left" in made.line().plain

@@ -1,5 +1,8 @@
 """When a run has failed: by a rate that was given, else only one of many rows without a good one."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from llava_batch.driver.summary import Summary
@@ -41,3 +44,19 @@ def test_a_rate_that_is_given_is_always_judged_by(rows, errors, rate, fails):
         assert (
             f"{errors} of {rows} rows are in error" in said and f"--max-error-rate {rate:g}" in said
         )
+
+
+def of_no_question(images: int, **how: Any) -> Summary:
+    given: dict[str, Any] = {"totals": {"rows": 0}, "settings": {"limit": None}} | how
+    return replace(
+        ended(0, 0), run=ended(0, 0).run | {"images": images, "images_without_question": 4}, **given
+    )
+
+
+def test_questions_that_joined_no_image_of_the_folder_are_a_failure():
+    # Exit status 0 stood behind `104 images had no question in the file`.
+    said = of_no_question(4).problem(None)
+    assert said is not None and "none of the file's questions joins any of the 4 image(s)" in said
+    assert of_no_question(5).problem(None) is None
+    assert of_no_question(4, totals={"rows": 9}).problem(None) is None, "a night of new images"
+    assert of_no_question(4, settings={"limit": 4}).problem(None) is None, "the first ones alone"

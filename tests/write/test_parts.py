@@ -112,10 +112,10 @@ def test_an_image_is_answered_again_unless_all_its_questions_were(tmp_path: Path
     made = Committer(again, units, EMPTY, RUN)
     (todo,), _ = made.take_up()
     assert todo.answered == {0, 1, 2, 3}
-    assert (made.tally.images, made.tally.images_now) == (4, 0), "no speed of this run's"
+    assert made.taken_up is not None and made.taken_up.images == 4, "no speed of this run's"
     made.add(table(*rows[8:], end("a", 6)))
     assert made.tally.units == 1 and made.tally.rows == 12
-    assert made.tally.images_now == 2 and made.tally.speed_of("rows", 2.0) == 2.0
+    assert made.taken_up.images == 4 and made.tally.images == 6
 
 
 def test_rows_in_parts_lie_in_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
