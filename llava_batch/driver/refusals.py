@@ -48,12 +48,9 @@ def _why_not_attention(job: Job, *, on_gpu: bool, card: Card | None) -> str | No
 def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None) -> None:
     """A model that the engine is not exact for; one that is quantized already, or whose weights and one
     slot exceed the card."""
-    from llava_batch.engine.model import supported
     from llava_batch.engine.model.quantize import is_quantized
 
-    found = supported.why_not(checkpoint.config)
-    if found:
-        raise bad_flag("model", job.model, found)
+    _refuse_unsupported(job, checkpoint)
     if job.quantization and is_quantized(checkpoint.config):
         raise bad_flag(
             "quantization", job.quantization, f"{job.model} is quantized already, drop it"
@@ -77,6 +74,14 @@ def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None
         raise bad_flag("model", job.model, found)
 
 
+def _refuse_unsupported(job: Job, checkpoint: Checkpoint) -> None:
+    from llava_batch.engine.model import supported
+
+    found = supported.why_not(checkpoint.config)
+    if found:
+        raise bad_flag("model", job.model, found)
+
+
 def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
     """Settings that no image could be answered under: with one image, the shortest prompt that they can
     make and an answer at its limit do not fit a slot.
@@ -87,6 +92,7 @@ def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
     from llava_batch.engine.model import sizing
 
     job = settled.job
+    _refuse_unsupported(job, checkpoint)
     most = sizing.choose_max_tokens(checkpoint.config.text_config, "auto")
     for turns in shortest_asks(job, settled.recipe, checkpoint.guards):
         prompt = _prompt_tokens(job, checkpoint, turns)
