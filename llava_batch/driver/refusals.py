@@ -3,6 +3,10 @@ instead of every worker. The engine knows what can be had; here is how it is sai
 taken for granted of a card that could not be looked at.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.settle import Settled
@@ -114,10 +118,23 @@ def _prompt_tokens(job: Job, checkpoint: Checkpoint, turns: tuple[str, ...]) -> 
         segments = checkpoint.renderer(job.template)(place_images(turns, 1), job.system)
     except (BadPrompt, UsageError):  # of several images, or of this very text: a row will tell
         return None
-    ids = [i for n, s in enumerate(segments) for i in checkpoint.encode(s, first=n == 0)]
+    with _told_by_us():
+        ids = [i for n, s in enumerate(segments) for i in checkpoint.encode(s, first=n == 0)]
     side = checkpoint.config.vision_config.image_size
     images = ids.count(checkpoint.image_token_id)
     return len(ids) + images * (checkpoint.num_image_tokens(side, side) - 1)
+
+
+@contextmanager
+def _told_by_us() -> Iterator[None]:
+    """transformers warns of what is longer than the model's positions: that is what is asked here."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _answer_tokens(job: Job, checkpoint: Checkpoint) -> int:

@@ -1,6 +1,7 @@
 """Settings that could answer nothing: refused beforehand, and a folder where they did takes corrected ones."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,18 @@ def test_it_is_refused_before_ray_is_started(
     with pytest.raises(UsageError, match="--max-new-tokens 100000"):
         run(job)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_is_too_long_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The tokenizer told of it too, in front, and of indexing errors that nobody would meet.
+    corpus(tmp_path, "a")
+    theirs = logging.getLogger("transformers")
+    theirs.addHandler(caplog.handler)
+    try:
+        with pytest.raises(UsageError):
+            looked_at(plan_of(tmp_path, prompt=LONG))
+    finally:
+        theirs.removeHandler(caplog.handler)
+    assert "Token indices" not in caplog.text
