@@ -16,6 +16,7 @@ from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress, tell_left_out, tell_start
 from llava_batch.driver.publishing import Publishing
 from llava_batch.driver.recast import recast
+from llava_batch.driver.refusals import refuse_what_is_too_long
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.signals import Stop
@@ -66,6 +67,8 @@ def run_settled(settled: Settled) -> Summary:
         if owner is not None and not plan.todo:
             return _nothing_to_do(plan, publishing, owner)
         tell_start(plan)
+        if plan.todo:
+            refuse_what_is_too_long(plan.settled, plan.checkpoint)
         with cluster.connected():
             stop.take_back()
             cluster.refuse_local_paths(job)

@@ -105,11 +105,12 @@ def test_a_storage_that_refuses_ends_the_run_with_what_to_look_at(
         raise OSError("AWS Error ACCESS_DENIED during PutObject operation: no.\nRequest ID: 7")
 
     monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-    found = SimpleNamespace(todo=["a unit"])
+    found = SimpleNamespace(todo=["a unit"], settled=None, checkpoint=None)
     monkeypatch.setattr(pipeline, "make_plan", lambda *a, **n: found)
     monkeypatch.setattr(pipeline, "on_machines", lambda plan, **n: plan)
     monkeypatch.setattr(pipeline, "tell_left_out", lambda plan: None)
     monkeypatch.setattr(pipeline, "tell_start", lambda plan: None)
+    monkeypatch.setattr(pipeline, "refuse_what_is_too_long", lambda *a: None)
     monkeypatch.setattr(pipeline, place, refused)
     with pytest.raises(told, match=advice) as error:
         run(job(tmp_path))

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llava_batch.answers.folder import Answers
+from llava_batch.driver.several_images import sharing_a_key
 from llava_batch.errors import UsageError
-from llava_batch.prompts.questions.join import brings_its_bytes
 from llava_batch.prompts.questions.table import Questions
 from llava_batch.storage import read_bytes, write_whole
 from llava_batch.tables import load_schema
@@ -35,11 +36,11 @@ def refuse_unjoined(questions: Questions, units: Sequence[Unit]) -> None:
     Raises:
         UsageError: that.
     """
-    by_bytes = any(brings_its_bytes(text) for text in questions.joins.to_pylist())
+    by_bytes = pc.any(pc.starts_with(questions.joins, "sha256:")).as_py()
     if by_bytes or not units or not all(unit.members for unit in units):
         return
-    files = ((unit.name, name) for unit in units for name in unit.members)
-    if not any(questions.of(unit=unit, key=name) for unit, name in files):
+    files = [(unit.name, name) for unit in units for name in unit.members]
+    if not any(questions.of(unit=unit, key=name) for unit, name in sharing_a_key(questions, files)):
         count = sum(len(unit.members) for unit in units)
         raise UsageError(unjoined(count, units[0].members[0]))
 

@@ -17,11 +17,7 @@ from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.joined import refuse_unjoined
 from llava_batch.driver.recast import needs_recast
-from llava_batch.driver.refusals import (
-    refuse_what_does_not_fit,
-    refuse_what_is_missing,
-    refuse_what_is_too_long,
-)
+from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
 from llava_batch.driver.several_images import refuse_shared_names
 from llava_batch.generate.choices import choices_of
@@ -160,7 +156,6 @@ def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
     settled = plan.settled.on(on_gpu=on_gpu, card=card)
     refuse_what_is_missing(settled.job, on_gpu=on_gpu, card=card)
     refuse_what_does_not_fit(settled.job, plan.checkpoint, card)
-    refuse_what_is_too_long(settled, plan.checkpoint)
     if plan.ledger.held is None:
         _answer_under(plan.ledger, settled, plan.checkpoint)
     elif settled.job.dtype != plan.ledger.settings["dtype"]:

@@ -3,6 +3,10 @@ instead of every worker. The engine knows what can be had; here is how it is sai
 taken for granted of a card that could not be looked at.
 """
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.settle import Settled
@@ -48,12 +52,9 @@ def _why_not_attention(job: Job, *, on_gpu: bool, card: Card | None) -> str | No
 def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None) -> None:
     """A model that the engine is not exact for; one that is quantized already, or whose weights and one
     slot exceed the card."""
-    from llava_batch.engine.model import supported
     from llava_batch.engine.model.quantize import is_quantized
 
-    found = supported.why_not(checkpoint.config)
-    if found:
-        raise bad_flag("model", job.model, found)
+    _refuse_unsupported(job, checkpoint)
     if job.quantization and is_quantized(checkpoint.config):
         raise bad_flag(
             "quantization", job.quantization, f"{job.model} is quantized already, drop it"
@@ -77,6 +78,14 @@ def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None
         raise bad_flag("model", job.model, found)
 
 
+def _refuse_unsupported(job: Job, checkpoint: Checkpoint) -> None:
+    from llava_batch.engine.model import supported
+
+    found = supported.why_not(checkpoint.config)
+    if found:
+        raise bad_flag("model", job.model, found)
+
+
 def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
     """Settings that no image could be answered under: with one image, the shortest prompt that they can
     make and an answer at its limit do not fit a slot.
@@ -87,6 +96,7 @@ def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
     from llava_batch.engine.model import sizing
 
     job = settled.job
+    _refuse_unsupported(job, checkpoint)
     most = sizing.choose_max_tokens(checkpoint.config.text_config, "auto")
     for turns in shortest_asks(job, settled.recipe, checkpoint.guards):
         prompt = _prompt_tokens(job, checkpoint, turns)
@@ -108,10 +118,23 @@ def _prompt_tokens(job: Job, checkpoint: Checkpoint, turns: tuple[str, ...]) -> 
         segments = checkpoint.renderer(job.template)(place_images(turns, 1), job.system)
     except (BadPrompt, UsageError):  # of several images, or of this very text: a row will tell
         return None
-    ids = [i for n, s in enumerate(segments) for i in checkpoint.encode(s, first=n == 0)]
+    with _told_by_us():
+        ids = [i for n, s in enumerate(segments) for i in checkpoint.encode(s, first=n == 0)]
     side = checkpoint.config.vision_config.image_size
     images = ids.count(checkpoint.image_token_id)
     return len(ids) + images * (checkpoint.num_image_tokens(side, side) - 1)
+
+
+@contextmanager
+def _told_by_us() -> Iterator[None]:
+    """transformers warns of what is longer than the model's positions: that is what is asked here."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _answer_tokens(job: Job, checkpoint: Checkpoint) -> int:

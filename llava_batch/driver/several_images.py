@@ -7,7 +7,7 @@ stands, since its rows are what they would be with `--join-anywhere` too. An ima
 by its bytes is one image wherever it lies.
 """
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Iterable, Iterator, Sequence, Set
 from hashlib import blake2b
 
 import numpy as np
@@ -121,6 +121,15 @@ def refuse_shared_names(questions: Questions, units: Iterable[Unit]) -> None:
             f"--questions: {joined.count} of the file's questions {join} several images, such as "
             f"{said}; {_WHAT_TO_DO}"
         )
+
+
+def sharing_a_key(
+    questions: Questions, files: Sequence[tuple[str, str]]
+) -> Iterator[tuple[str, str]]:
+    """The files whose join key is a question's; which question's image they are is not asked yet."""
+    keys = pa.array([_join_key(name) for _, name in files], pa.string())
+    shares = pc.is_in(keys, value_set=questions.joins).to_pylist()
+    return (file for file, shared in zip(files, shares, strict=True) if shared)
 
 
 def _doubled(questions: Questions, files: list[tuple[str, str]]) -> Iterator[tuple[str, str]]:

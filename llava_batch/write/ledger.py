@@ -226,7 +226,8 @@ class Ledger:
         return [
             name
             for name in names
-            if name not in tables and origin_of(self.out.fs, f"{self.out.path}/{name}")
+            if name not in tables
+            and "fingerprint" in origin_of(self.out.fs, f"{self.out.path}/{name}")
         ]
 
     def _has_good_row(self, path: str) -> bool:

@@ -1,16 +1,20 @@
 """Settings that could answer nothing: refused beforehand, and a folder where they did takes corrected ones."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
-from llava_batch.driver.plan import Plan, make_plan, on_machines
+from llava_batch.driver import cluster
+from llava_batch.driver.plan import Plan, make_plan
+from llava_batch.driver.refusals import refuse_what_is_too_long
 from llava_batch.driver.settle import settle
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.job import Job
+from llava_batch.pipeline import run
 from llava_batch.write import committer
 from llava_batch.write.committer import Committer
 from tests.outputs import EMPTY, RUN, answer, end, table, tables
@@ -124,6 +128,10 @@ def test_tables_of_another_hand_are_neither_read_nor_removed(tmp_path: Path) -> 
     assert tables(tmp_path / "out") == ["a.parquet", "mine.parquet"]
 
 
+def looked_at(plan: Plan) -> None:
+    refuse_what_is_too_long(plan.settled, plan.checkpoint)
+
+
 LONG = "word " * 3000
 
 
@@ -146,7 +154,7 @@ def test_what_no_image_can_be_answered_under_is_refused(
     # 104 rows of `prompt_too_long`, and a folder that took no other settings.
     corpus(tmp_path, "a")
     with pytest.raises(UsageError) as error:
-        on_machines(plan_of(tmp_path, **how), on_gpu=False)
+        looked_at(plan_of(tmp_path, **how))
     assert str(error.value).startswith(told) or told in str(error.value)
     assert len(str(error.value)) < 300
 
@@ -154,11 +162,11 @@ def test_what_no_image_can_be_answered_under_is_refused(
 def test_the_most_that_is_named_is_taken(tmp_path: Path) -> None:
     corpus(tmp_path, "a")
     with pytest.raises(UsageError) as error:
-        on_machines(plan_of(tmp_path, max_new_tokens=9999), on_gpu=False)
+        looked_at(plan_of(tmp_path, max_new_tokens=9999))
     most = int(str(error.value).rpartition("give at most ")[2])
-    on_machines(plan_of(tmp_path, max_new_tokens=most), on_gpu=False)
+    looked_at(plan_of(tmp_path, max_new_tokens=most))
     with pytest.raises(UsageError):
-        on_machines(plan_of(tmp_path, max_new_tokens=most + 1), on_gpu=False)
+        looked_at(plan_of(tmp_path, max_new_tokens=most + 1))
 
 
 def questions(tmp_path: Path, *images: str) -> str:
@@ -182,3 +190,29 @@ def test_questions_of_a_shards_images_may_join_what_is_in_it(tmp_path: Path) -> 
     corpus(tmp_path, "a")
     put(tmp_path / "in" / "loose.png", picture(9))
     plan_of(tmp_path, questions=questions(tmp_path, "nine.png"))
+
+
+def test_it_is_refused_before_ray_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus(tmp_path, "a")
+    monkeypatch.setattr(cluster, "connected", lambda: pytest.fail("Ray was started"))
+    job = Job(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), max_new_tokens=100_000)
+    with pytest.raises(UsageError, match="--max-new-tokens 100000"):
+        run(job)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_that_is_too_long_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    # The tokenizer told of it too, in front, and of indexing errors that nobody would meet.
+    corpus(tmp_path, "a")
+    theirs = logging.getLogger("transformers")
+    theirs.addHandler(caplog.handler)
+    try:
+        with pytest.raises(UsageError):
+            looked_at(plan_of(tmp_path, prompt=LONG))
+    finally:
+        theirs.removeHandler(caplog.handler)
+    assert "Token indices" not in caplog.text
