@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -136,7 +137,7 @@ def test_a_file_that_makes_other_units_now_is_for_the_next_run_and_nothing_of_it
     tmp_path, monkeypatch
 ):
     out, lake = tmp_path / "out", tmp_path / "lake"
-    columns = {"key": list("abcd"), "image": [b"1", b"2", b"3", b"4"]}
+    columns: dict[str, list[Any]] = {"key": list("abcd"), "image": [b"1", b"2", b"3", b"4"]}
     put_parquet(lake / "p.parquet", columns, rows_in_group=2)
     night(out, lake)
     monkeypatch.setattr(parquet, "SPLIT_ROWS", 2)
