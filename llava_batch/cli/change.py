@@ -145,6 +145,10 @@ def _found_lines(folder: "Location", found: "Lost") -> list[str]:
         lines.append(f"  {one.record.unit}: {counted(one.rows, 'answer')}{all_of_it}")
     for names, why in (
         (found.elsewhere, "their input is still there and is not among --input; name it too"),
+        (
+            found.moved,
+            "their input makes other units now; the next run answers those, and these go",
+        ),
         (found.unknown, "their shard is damaged, and what it held cannot be told"),
     ):
         if names:

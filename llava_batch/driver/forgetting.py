@@ -36,6 +36,8 @@ class Lost:
     forgettings: list[Forgetting]
     elsewhere: list[str]
     """Units whose input is not among those given, and is still there; they keep their answers."""
+    moved: list[str]
+    """Units whose input makes others now; the next run answers those."""
     unknown: list[str]
     """Units whose shard is damaged, so that nothing is known of its rows."""
     sources: dict[str, str]
@@ -59,11 +61,12 @@ def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
             "run was stopped there or had a --limit; run the job to its end first, or delete them"
         )
     units = find(inputs, ledger.members, output=ledger.out).units
-    asked = _Asked(ledger, inputs)
+    asked = _Asked(ledger, inputs, frozenset(unit.input for unit in units))
     forgettings = to_forget(ledger, units, is_gone=asked.is_gone, names_in=asked.names_in)
     return Lost(
         forgettings=forgettings,
         elsewhere=asked.elsewhere,
+        moved=asked.moved,
         unknown=asked.unknown,
         sources={unit.name: unit.source for unit in units},
     )
@@ -93,11 +96,17 @@ class _Asked:
 
     ledger: Ledger
     inputs: Sequence[str]
+    found: frozenset[str]
+    """The inputs of the units that there are, as `Unit.input` has them."""
     elsewhere: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     def is_gone(self, record: Record) -> bool:
-        """Whether the unit's input lies below one that was given, or is nowhere."""
+        """Whether the unit's input is not there, and lies below one that was given or is nowhere."""
+        if record.input in self.found:
+            self.moved.append(record.unit)
+            return False
         kind, _, path = record.input.partition(":")
         stores = [at for at in map(_root, self.inputs) if at.fs.type_name == kind]
         if any(lies_in(path, at.path) or lies_in(path, real_path(at)) for at in stores):

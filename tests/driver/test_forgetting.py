@@ -7,6 +7,7 @@ import subprocess
 import sys
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -14,6 +15,7 @@ import pytest
 from llava_batch.answers import thumbnails
 from llava_batch.driver.forgetting import delete, lost
 from llava_batch.errors import UsageError
+from llava_batch.read import parquet
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
 from llava_batch.write.parts import Parts, drop_other_parts
@@ -129,6 +131,20 @@ def test_what_is_not_among_the_inputs_and_still_there_is_kept_and_named(tmp_path
     assert (found.rows, found.elsewhere) == (0, ["b"])
     two.unlink()
     assert forget(out, one.parent) == 1
+
+
+def test_a_file_that_makes_other_units_now_is_for_the_next_run_and_nothing_of_it_goes(
+    tmp_path, monkeypatch
+):
+    out, lake = tmp_path / "out", tmp_path / "lake"
+    columns: dict[str, list[Any]] = {"key": list("abcd"), "image": [b"1", b"2", b"3", b"4"]}
+    put_parquet(lake / "p.parquet", columns, rows_in_group=2)
+    night(out, lake)
+    monkeypatch.setattr(parquet, "SPLIT_ROWS", 2)
+    monkeypatch.setattr(parquet, "_LEAST_BYTES", 0)
+    put_parquet(lake / "p.parquet", {n: v + v[:1] for n, v in columns.items()}, rows_in_group=2)
+    found = lost(opened(out), [str(lake)])
+    assert (found.rows, found.moved) == (0, ["p"])
 
 
 def test_pictures_and_the_page_go_with_the_rows(tmp_path):

@@ -9,6 +9,7 @@ version; so rows that another writer deleted come back. Rows of another folder a
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ from llava_batch.write.record import Record
 
 _TRIES = 8
 _BATCH_ROWS = 8192
+_SIGNAL_S = 0.3
+"""A signal that another thread was given is heeded after this time."""
 MOST_NAMED = 2_000
 """Units that a commit names whose rows go; for more, all of the table is written anew: a predicate of
 10,000 names takes deltalake seconds, and ever longer."""
@@ -171,24 +174,41 @@ class _Rows:
         self._ledger, self._records, self._wanted = ledger, records, wanted
         self._change, self._check = change, check
         self._ended_by: BaseException | None = None
+        self._stopped = False
 
     def into(self, table: LakeTable) -> str:
-        """Commit them to the table; the new version."""
+        """Commit them to the table; the new version.
+
+        In a thread of its own: a library that waits in native code would keep the main one from heeding
+        a signal, which here ends the rows, and with them what is not committed yet.
+        """
         reader = pa.RecordBatchReader.from_batches(self._change.schema, self._batches())
-        try:
-            return table.commit(self._change, reader)
-        except PublishFailed:
-            if self._ended_by is not None:
-                raise self._ended_by from None
-            raise
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                committing = pool.submit(table.commit, self._change, reader)
+                while not committing.done():
+                    wait([committing], timeout=_SIGNAL_S)
+                return committing.result()
+            except KeyboardInterrupt:
+                self._stopped = True
+                raise
+            except PublishFailed:
+                if self._ended_by is not None:
+                    raise self._ended_by from None
+                raise
 
     def _batches(self) -> Iterator[pa.RecordBatch]:
         try:
             for record in self._records:
                 self._check()
-                yield from self._rows_of(record).to_batches(max_chunksize=_BATCH_ROWS)
+                for batch in self._rows_of(record).to_batches(max_chunksize=_BATCH_ROWS):
+                    if self._stopped:
+                        raise KeyboardInterrupt
+                    yield batch
                 self.count += record.rows
             self._check()
+            if self._stopped:
+                raise KeyboardInterrupt
         except (Exception, KeyboardInterrupt) as error:
             self._ended_by = error
             raise

@@ -1,5 +1,6 @@
 """Publishing: the table is what stands in the folder, in one commit a run, and nothing is there twice."""
 
+import _thread
 import time
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,27 @@ def test_what_ends_the_rows_ends_the_publication_and_nothing_is_committed(
         bring(out, to)
     assert rows(to) == []
     (out / "b.parquet").write_bytes(data)
+    bring(out, to)
+    assert answers(to) == folder_answers(out)
+
+
+@both
+def test_a_signal_is_heeded_while_the_library_writes(kind: str, tmp_path: Path, lake: Path) -> None:
+    # deltalake asks for the rows from a thread of its own, and the main one waited in it to the end.
+    out, to = tmp_path / "out", target(kind, lake)
+    for name in "abc":
+        answer_unit(out, name, name)
+    calls = []
+
+    def interrupting() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            _thread.interrupt_main()
+        time.sleep(0.5)
+
+    with pytest.raises(KeyboardInterrupt):
+        publish(ledger_of(out), lake_table(to), said={}, check=interrupting)
+    assert rows(to) == [] and len(calls) < 4
     bring(out, to)
     assert answers(to) == folder_answers(out)
 
