@@ -62,6 +62,7 @@ PREPARED = pa.schema(
         pa.field("end", pa.bool_()),
         pa.field("key", pa.string()),
         pa.field("mark", pa.string()),
+        pa.field("id_base", pa.string()),
         pa.field("num_images", pa.int32()),
         pa.field("image_sha256", pa.string()),
         pa.field("width", pa.int32()),

@@ -33,7 +33,7 @@ def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
 
 def image_of(row: RowDict) -> str:
     """The id of a prepared row's image."""
-    return image_id(row["unit"], row["key"], row["mark"])
+    return image_id(row["id_base"], row["key"], row["mark"])
 
 
 def head(row: RowDict, ask: RowDict, sample: int, num_samples: int) -> RowDict:

@@ -42,7 +42,7 @@ from llava_batch.workers import process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
 
-_PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "error_code", "error_message")
+_PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "id_base", "error_code", "error_message")
 
 
 class Prepare:
@@ -139,7 +139,7 @@ class Prepare:
             image = decode(data, self._job.max_pixels)
             if number == 0:
                 out["width"], out["height"] = image.size
-                self._thumbnails.consider(image_id(out["unit"], out["key"], out["mark"]), image)
+                self._thumbnails.consider(image_id(out["id_base"], out["key"], out["mark"]), image)
             check_canvas(
                 *image.size, self._pad, self._processor.shortest_edge, self._job.max_pixels
             )

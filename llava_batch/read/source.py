@@ -151,6 +151,7 @@ def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Tabl
         [False] * len(rows),
         [printable(r.key) for r in rows],
         [r.mark for r in rows],
+        [unit.id_base] * len(rows),
         [r.images if not r.error else None for r in rows],
         [as_json(r.columns, reading.prompt_columns) for r in rows],
         [r.error[0].value if r.error else None for r in rows],

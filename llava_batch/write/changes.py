@@ -175,7 +175,7 @@ def _with_errors(ledger: Ledger, compared: Compared) -> Compared:
     if table is None:
         return compared
     bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
-    names = frozenset(name_of(ident, unit.name) for ident in bad) - compared.gone
+    names = frozenset(name_of(ident, unit.id_base) for ident in bad) - compared.gone
     again = replace(ledger.as_answered(unit), retry=(unit.retry or frozenset()) | names)
     return replace(compared, unit=again)
 

@@ -97,7 +97,8 @@ class Pairs:
             for name, image in self.images(unit):
                 if name in wanted:
                     key, about = wanted.pop(name)
-                    mark = name[len(unit) + 1 + len(escaped(key)) :]
+                    base = name[: name.rfind(f"/{escaped(key)}")]
+                    mark = name[len(base) + 1 + len(escaped(key)) :]
                     yield Pair(unit=unit, key=key, mark=mark, image=image, said=about)
             if wanted:
                 raise UsageError(
@@ -128,6 +129,6 @@ def images_of(units: Sequence["Unit"], *, image_column: str | None = None,
             raise UsageError(f"--input: has no unit {name}, of which there are answers")
         for row in read_rows(by_name[name], reading):
             if row.images:
-                yield image_id(name, row.key, row.mark), row.images[0]
+                yield image_id(by_name[name].id_base, row.key, row.mark), row.images[0]
 
     return images

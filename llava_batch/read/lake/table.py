@@ -1,0 +1,167 @@
+"""A lake table: where it stands, as of when it is read, and what the three kinds share.
+
+A table is opened once, in the driver: the snapshot is fixed there, and with it the files, their schema and
+which of their rows are deleted; all of it goes to the workers in the units. A commit during the run
+changes nothing. What a table's library raises is told in a line.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from llava_batch.errors import UsageError, first_line
+from llava_batch.read.image_column import find_image_column, find_key_column
+from llava_batch.read.reading import Reading
+from llava_batch.read.table_rows import Names, TableRows
+from llava_batch.storage import Location
+from llava_batch.unit import Unit, unpack_rows
+
+INSTALL = "pip install 'llava-batch[lake]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsOf:
+    """How the job reads its tables. `columns` are those that it asks for by name beside the image and the
+    key; None: any."""
+
+    snapshot: int | None = None
+    image_column: str | None = None
+    key_column: str | None = None
+    columns: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """A table that was found: its kind, its folder (or its name in a catalog), its name in ids."""
+
+    kind: str
+    at: Location
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A table as of one snapshot; `snapshot` is None where it has none yet."""
+
+    place: Place
+    snapshot: int | None
+    units: list[Unit] = field(default_factory=list)
+
+
+@contextmanager
+def the_library(place: Place) -> Iterator[None]:
+    """Refuse the table in a line where its library is not there, or cannot read it.
+
+    Raises:
+        UsageError: with what the library said.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise UsageError(
+            f"--input {place.at.shown}: a {place.kind} table, and {error.name} is not installed; {INSTALL}"
+        ) from None
+    except (OSError, MemoryError, UsageError):
+        raise
+    except Exception as error:  # a library's own, of many bases; nothing of ours is called in here
+        what = f"the {place.kind} table cannot be read ({type(error).__name__}: {first_line(error)})"
+        raise UsageError(f"--input {place.at.shown}: {what}; check the path and --snapshot") from None
+
+
+def table_uri(at: Location) -> str:
+    """A table's folder as its library wants it.
+
+    Raises:
+        UsageError: a store that the libraries do not know.
+    """
+    if at.is_local:
+        return os.path.realpath(at.path)
+    scheme = {"s3": "s3", "gcs": "gs", "abfs": "abfss"}.get(at.fs.type_name)
+    if scheme is None:
+        raise UsageError(
+            f"--input {at.shown}: a table of the lake is read from a local disk, s3://, gs:// or abfss://; "
+            "copy it to one of them"
+        )
+    return f"{scheme}://{at.path}"
+
+
+def s3_options(fs: pafs.FileSystem) -> dict[str, str]:
+    """The credentials and the endpoint that an S3 file system carries, as pyarrow pickles them: keys are
+    its own names, empty ones left out. Of any other store nothing: its library asks the usual places."""
+    if not isinstance(fs, pafs.S3FileSystem):
+        return {}
+    carried = fs.__reduce__()[1][0]
+    names = ("access_key", "secret_key", "session_token", "region", "endpoint_override", "scheme")
+    options = {name: str(carried[name]) for name in names if carried.get(name)}
+    endpoint = options.get("endpoint_override", "")
+    if endpoint and "://" not in endpoint:
+        options["endpoint_override"] = f"{options.get('scheme', 'https')}://{endpoint}"
+    return options
+
+
+def object_store_options(fs: pafs.FileSystem) -> dict[str, str]:
+    """`s3_options` by the names that deltalake and pylance know."""
+    given = s3_options(fs)
+    names = {"access_key": "aws_access_key_id", "secret_key": "aws_secret_access_key",
+             "session_token": "aws_session_token", "region": "aws_region",
+             "endpoint_override": "aws_endpoint"}  # fmt: skip
+    options = {ours: given[name] for name, ours in names.items() if name in given}
+    if options.get("aws_endpoint", "").startswith("http://"):
+        options["allow_http"] = "true"
+    return options
+
+
+def refuse_columns(schema: pa.Schema, unit: Unit, reading: Reading) -> None:
+    """Refuse a table without the image column or the key column that is asked for."""
+    find_image_column(schema, reading.image_column, unit.shown)
+    if reading.key_column is not None:
+        find_key_column(schema, reading.key_column, unit.shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is read of a table's file: `columns` of its schema, and what makes rows of them."""
+
+    columns: list[str]
+    rows_of: TableRows
+    names: Names
+
+    @classmethod
+    def of(cls, schema: pa.Schema, unit: Unit, reading: Reading) -> "Wanted":
+        image = find_image_column(schema, reading.image_column, unit.shown)
+        key = reading.key_column and find_key_column(schema, reading.key_column, unit.shown)
+        asked = dict.fromkeys((image, key, *reading.columns, "error_message"))
+        inside = unit.name.removeprefix(f"{unit.id_base}/") + "/" if unit.id_base != unit.name else ""
+        names = Names(key, unit.retry or frozenset(), number_prefix=inside)
+        return cls(
+            columns=[name for name in asked if name is not None and name in schema.names],
+            rows_of=TableRows(image=image, names=names, max_image_bytes=reading.max_image_bytes),
+            names=names,
+        )
+
+
+def live_rows(numbers: np.ndarray, deleted: np.ndarray) -> np.ndarray:
+    """Which of the rows of these numbers are not deleted, as a mask."""
+    return ~np.isin(numbers, deleted, assume_unique=True)
+
+
+def num_live(units: Sequence[Unit]) -> int | None:
+    """Rows of the units that are not deleted; None where a file does not say how many it has."""
+    total = 0
+    for unit in units:
+        file = unit.of_table
+        if file is None or file.num_rows is None:
+            return None
+        total += file.num_rows - len(unpack_rows(file.deleted))
+    return total
+
+
+def in_place_of(at: Location) -> Any:
+    """The place that a unit of a table names as its input: its folder, on the store that reads it."""
+    return {"path": at.path, "fs": at.fs}
