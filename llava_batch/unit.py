@@ -12,9 +12,10 @@ import pyarrow.fs as pafs
 Stamp = tuple[int, int | None]
 """A file's size in bytes and its modification time in nanoseconds, where the store keeps one."""
 
-ROW_RULES = 2
-"""The newest rules of which rows an input has and what their keys are. By the first, 1, a tar had a
-row for each sample of WebDataset's."""
+ROW_RULES = 3
+"""The newest rules of which units an input makes, which rows they have and what their keys are. By the
+first, 1, a tar had a row for each sample of WebDataset's; until 2 a Parquet file was split by bytes
+alone, however many rows it had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Unit:
     """Fingerprint of the input: sizes and modification times. Another one: the input has changed."""
     row_groups: tuple[int, int] | None = None
     """Parquet: first and one past the last row group; None is the whole file."""
+    rows: tuple[int, int] | None = None
+    """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
     stamps: tuple[Stamp | None, ...] = ()
