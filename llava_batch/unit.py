@@ -31,7 +31,9 @@ class TableFile:
     """Rows in the file, the deleted ones among them."""
     deleted: bytes = b""
     """Which of its rows the snapshot does not have any more, as `pack_rows` says it."""
-    how: Any = field(compare=False, repr=False)
+    partitions: tuple[str, ...] = ()
+    """The columns that the table is partitioned by."""
+    how: Any = field(default=None, compare=False, repr=False)
     """What its kind reads it with; picklable."""
 
 

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from llava_batch.answers.folder import ANSWERS
 from llava_batch.cli.terminal import counted, placed, refuse_mixing, run_and_tell
-from llava_batch.driver.settle import settle
+from llava_batch.driver.plan import as_of
+from llava_batch.driver.settle import Settled, settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
@@ -50,7 +51,7 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     lines = [_kept_line(f"{out}/instructions", counts)]
     if exports:
         title = f"{recipe.name}: {recipe.description}"
-        lines += _export(job, out, exports, counts, title=title)
+        lines += _export(settled, out, exports, counts, title=title)
     if not job.quiet:
         print("\n".join(lines), file=sys.stderr)
 
@@ -68,7 +69,7 @@ def _kept_line(folder: str, counts: dict[str, int]) -> str:
 
 
 def _export(
-    job: Job, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
+    settled: Settled, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
 ) -> list[str]:
     """Write what is asked for; a line on each, which says where it is."""
     from llava_batch.instruct.exports import (
@@ -79,9 +80,10 @@ def _export(
         images_of,
     )
 
+    job = settled.job
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    found = find(job.input, ledger.members, output=ledger.out)
+    found = find(job.input, ledger.members, output=ledger.out, as_of=as_of(settled))
     units = [ledger.as_answered(unit) for unit in found.units]
     images = images_of(
         units,

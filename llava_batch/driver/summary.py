@@ -171,6 +171,7 @@ def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
         "units_failed": dict(tally.failed_units),
         "left_out": plan.inputs.left_out,
         "skipped": plan.inputs.skipped,
+        "snapshots": {t.place.name: t.snapshot for t in plan.inputs.tables},
         "images": tally.images,
         "rows": tally.rows,
         "ok": tally.rows - tally.num_errors,

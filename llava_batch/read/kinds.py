@@ -6,6 +6,10 @@ from itertools import islice
 from typing import Any
 
 from llava_batch.read.files import Files
+from llava_batch.read.lake.delta import Delta
+from llava_batch.read.lake.iceberg import Iceberg
+from llava_batch.read.lake.lance import Lance
+from llava_batch.read.lake.recognise import DELTA, ICEBERG, LANCE
 from llava_batch.read.parquet import Parquet
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row
@@ -15,7 +19,14 @@ from llava_batch.unit import Unit
 LOOSE = "files"
 """The kind whose input files are rows, many of them in a unit; of the others each is a shard."""
 
-KINDS: dict[str, Kind] = {"tar": Tar(), "parquet": Parquet(), LOOSE: Files()}
+KINDS: dict[str, Kind] = {
+    "tar": Tar(),
+    "parquet": Parquet(),
+    LOOSE: Files(),
+    DELTA: Delta(),
+    ICEBERG: Iceberg(),
+    LANCE: Lance(),
+}
 
 _FIRST_ROWS = 32
 _FIRST_UNITS = 16

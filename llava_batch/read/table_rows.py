@@ -6,8 +6,8 @@ Python costs the rows of those values alone.
 """
 
 from collections.abc import Iterable, Iterator
-from itertools import count
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import pyarrow as pa

@@ -16,6 +16,7 @@ ROW = {
     "unit": "photos/a",
     "key": "dog.jpg",
     "mark": "",
+    "id_base": "photos/a",
     "ordinal": 3,
     "end": False,
     "num_images": 1,

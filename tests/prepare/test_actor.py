@@ -52,6 +52,7 @@ def row(*images: bytes, number: int = 0, columns: dict | None = None, **change: 
         "end": False,
         "key": f"k{number}",
         "mark": "",
+        "id_base": "u",
         "images": list(images) or None,
         "columns": json.dumps(columns) if columns is not None else None,
         "error_code": None,

@@ -13,7 +13,7 @@ CATALOG = "iceberg:"
 
 _LOG = "_delta_log"
 _METADATA = "metadata"
-_METADATA_FILE = ".metadata.json"
+METADATA_FILE = ".metadata.json"
 
 
 def kind_of_folder(
@@ -25,7 +25,7 @@ def kind_of_folder(
         return DELTA
     if name.endswith(f".{LANCE}"):
         return LANCE
-    if _METADATA in there and any(n.endswith(_METADATA_FILE) for n in metadata()):
+    if _METADATA in there and any(n.endswith(METADATA_FILE) for n in metadata()):
         return ICEBERG
     return None
 
@@ -36,7 +36,9 @@ def tables_among(files: Iterable[Sequence[str]]) -> dict[tuple[str, ...], str]:
     found: dict[tuple[str, ...], str] = {}
     for parts in files:
         for folder, kind in _claims(parts):
-            found[folder] = min(kind, found.get(folder, kind))  # Delta before Iceberg: it may be both
+            found[folder] = min(
+                kind, found.get(folder, kind)
+            )  # Delta before Iceberg: it may be both
     return {f: kind for f, kind in found.items() if not any(f[:n] in found for n in range(len(f)))}
 
 
@@ -46,5 +48,5 @@ def _claims(parts: Sequence[str]) -> Iterable[tuple[tuple[str, ...], str]]:
             yield tuple(parts[:i]), DELTA
         elif part.endswith(f".{LANCE}"):
             yield tuple(parts[: i + 1]), LANCE
-    if parts[-2:-1] == [_METADATA] and parts[-1].endswith(_METADATA_FILE):
+    if parts[-2:-1] == [_METADATA] and parts[-1].endswith(METADATA_FILE):
         yield tuple(parts[:-2]), ICEBERG

@@ -6,10 +6,9 @@ changes nothing. What a table's library raises is told in a line.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from llava_batch.read.image_column import find_image_column, find_key_column
 from llava_batch.read.reading import Reading
 from llava_batch.read.table_rows import Names, TableRows
 from llava_batch.storage import Location
-from llava_batch.unit import Unit, unpack_rows
+from llava_batch.unit import TableFile, Unit, unpack_rows
 
 INSTALL = "pip install 'llava-batch[lake]'"
 
@@ -69,9 +68,13 @@ def the_library(place: Place) -> Iterator[None]:
         ) from None
     except (OSError, MemoryError, UsageError):
         raise
-    except Exception as error:  # a library's own, of many bases; nothing of ours is called in here
-        what = f"the {place.kind} table cannot be read ({type(error).__name__}: {first_line(error)})"
-        raise UsageError(f"--input {place.at.shown}: {what}; check the path and --snapshot") from None
+    except Exception as error:  # noqa: BLE001 a library's own, of many bases
+        what = (
+            f"the {place.kind} table cannot be read ({type(error).__name__}: {first_line(error)})"
+        )
+        raise UsageError(
+            f"--input {place.at.shown}: {what}; check the path and --snapshot"
+        ) from None
 
 
 def table_uri(at: Location) -> str:
@@ -137,7 +140,9 @@ class Wanted:
         image = find_image_column(schema, reading.image_column, unit.shown)
         key = reading.key_column and find_key_column(schema, reading.key_column, unit.shown)
         asked = dict.fromkeys((image, key, *reading.columns, "error_message"))
-        inside = unit.name.removeprefix(f"{unit.id_base}/") + "/" if unit.id_base != unit.name else ""
+        inside = (
+            unit.name.removeprefix(f"{unit.id_base}/") + "/" if unit.id_base != unit.name else ""
+        )
         names = Names(key, unit.retry or frozenset(), number_prefix=inside)
         return cls(
             columns=[name for name in asked if name is not None and name in schema.names],
@@ -151,17 +156,13 @@ def live_rows(numbers: np.ndarray, deleted: np.ndarray) -> np.ndarray:
     return ~np.isin(numbers, deleted, assume_unique=True)
 
 
-def num_live(units: Sequence[Unit]) -> int | None:
-    """Rows of the units that are not deleted; None where a file does not say how many it has."""
-    total = 0
-    for unit in units:
-        file = unit.of_table
-        if file is None or file.num_rows is None:
-            return None
-        total += file.num_rows - len(unpack_rows(file.deleted))
-    return total
+def of_table(unit: Unit) -> TableFile:
+    """The table's file that a unit of a table is."""
+    assert unit.of_table is not None
+    return unit.of_table
 
 
-def in_place_of(at: Location) -> Any:
-    """The place that a unit of a table names as its input: its folder, on the store that reads it."""
-    return {"path": at.path, "fs": at.fs}
+def num_live(unit: Unit) -> int | None:
+    """The unit's rows that are not deleted; None where the table does not say how many there are."""
+    file = of_table(unit)
+    return None if file.num_rows is None else file.num_rows - len(unpack_rows(file.deleted))
