@@ -89,6 +89,11 @@ def open_table(place: Place, as_of: AsOf) -> Opened:
         table = _loaded(place, metadata_file)
         scan = table.scan(snapshot_id=as_of.snapshot)
         snapshot = scan.snapshot()
+        if as_of.snapshot is not None and snapshot is None:
+            there = ", ".join(str(s.snapshot_id) for s in table.snapshots()[-3:]) or "none"
+            raise UsageError(
+                f"--snapshot {as_of.snapshot}: {place.at.shown} has no such snapshot; its last are {there}"
+            )
         if snapshot is None:
             return Opened(place=place, snapshot=None)
         _refuse_equality_deletes(place, snapshot.manifests(table.io), table.io)
@@ -210,7 +215,8 @@ def _deleted(place: Place, tasks: list[Any], io: Any) -> dict[str, bytes]:
         path = task.file.file_path
         rows = [read[d.file_path].get(path) for d in task.delete_files]
         if some := [r for r in rows if r is not None]:
-            found[path] = pack_rows(np.unique(np.concatenate(some)))
+            numbers = np.unique(np.concatenate(some))
+            found[path] = pack_rows(numbers[numbers < task.file.record_count])
     return found
 
 

@@ -60,12 +60,12 @@ class DeltaLog:
         pq.write_table(table, self.folder / path, **how)
 
     def add(self, path: str, *, encoded: str | None = None, vector: Mapping[str, Any] | None = None,
-            **partition: str | None) -> dict[str, Any]:  # fmt: skip
+            partition: Mapping[str, str | None] = {}) -> dict[str, Any]:  # fmt: skip
         """The action that adds a file which was written; `encoded` is its path in the log."""
         number = pq.read_metadata(self.folder / path).num_rows
         said: dict[str, Any] = {
             "path": encoded or path,
-            "partitionValues": partition,
+            "partitionValues": dict(partition),
             "size": os.path.getsize(self.folder / path),
             "modificationTime": 1,
             "dataChange": True,
@@ -133,7 +133,9 @@ def iceberg_catalog(folder: Path, name: str = "lake") -> Any:
     from pyiceberg.catalog.sql import SqlCatalog
 
     folder.mkdir(parents=True, exist_ok=True)
-    catalog = SqlCatalog(name, uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/warehouse")
+    catalog = SqlCatalog(
+        name, uri=f"sqlite:///{folder}/catalog.db", warehouse=f"file://{folder}/warehouse"
+    )
     catalog.create_namespace_if_not_exists("ns")
     return catalog
 
@@ -157,7 +159,10 @@ def delete_positions(table: Any, positions: Mapping[str, Sequence[int]], *, puff
     else:
         pairs = [(file, row) for file, rows in sorted(positions.items()) for row in sorted(rows)]
         columns = [pa.array([p[0] for p in pairs]), pa.array([p[1] for p in pairs], pa.int64())]
-        fields = [_with_id("file_path", pa.string(), 2147483546), _with_id("pos", pa.int64(), 2147483545)]
+        fields = [
+            _with_id("file_path", pa.string(), 2147483546),
+            _with_id("pos", pa.int64(), 2147483545),
+        ]
         pq.write_table(pa.table(columns, schema=pa.schema(fields)), path)
     size, total = os.path.getsize(path), sum(map(len, positions.values()))
     content = DataFileContent.EQUALITY_DELETES if equality else DataFileContent.POSITION_DELETES
@@ -191,8 +196,49 @@ def _write_puffin(path: str, positions: Mapping[str, Sequence[int]]) -> dict[str
     footer = json.dumps({"blobs": [said], "properties": {}}).encode()
     end = struct.pack("<i", len(footer)) + b"\0\0\0\0" + b"PFA1"
     Path(path).write_bytes(b"PFA1" + blob + b"PFA1" + footer + end)
-    return {"referenced_data_file": data_file, "content_offset": 4, "content_size_in_bytes": len(blob)}
+    return {
+        "referenced_data_file": data_file,
+        "content_offset": 4,
+        "content_size_in_bytes": len(blob),
+    }
 
 
 def _commit_deletes(table: Any, file: Any) -> Any:
     """A snapshot of the current one's manifests and one more, of deletes."""
+    from pyiceberg.manifest import (
+        ManifestContent,
+        ManifestEntry,
+        ManifestEntryStatus,
+        ManifestWriterV2,
+    )
+    from pyiceberg.table.update.snapshot import _FastAppendFiles
+
+    class Writer(ManifestWriterV2):
+        def content(self) -> ManifestContent:
+            return ManifestContent.DELETES
+
+        @property
+        def _meta(self) -> dict[str, str]:
+            return super()._meta | {"content": "deletes"}
+
+    class Deletes(_FastAppendFiles):
+        def _manifests(self) -> list[Any]:
+            output = self._transaction._table.io.new_output(
+                f"{table.location()}/metadata/{uuid.uuid4()}.avro"
+            )
+            spec, schema = table.spec(), table.schema()
+            entry = ManifestEntry.from_args(
+                status=ManifestEntryStatus.ADDED, snapshot_id=self._snapshot_id, sequence_number=None,
+                file_sequence_number=None, data_file=file,
+            )  # fmt: skip
+            with Writer(spec, schema, output, self._snapshot_id, "deflate") as writer:
+                writer.add_entry(entry)
+            return [writer.to_manifest_file(), *self._existing_manifests()]
+
+    from pyiceberg.table.snapshots import Operation
+
+    with table.transaction() as transaction:
+        producer = Deletes(Operation.OVERWRITE, transaction, table.io)
+        updates, requirements = producer._commit()
+        transaction._apply(updates, requirements)
+    return table.refresh()
