@@ -7,6 +7,10 @@ each other; a unit's name is a path and stays as it is. A mark (`%dup2`) tells r
 Knows nothing of tables or files.
 """
 
+import hashlib
+import json
+from collections.abc import Sequence
+
 
 def printable(text: str) -> str:
     """`text` as valid UTF-8: a name with stray bytes keeps them as `\\xNN`, a half pair as `\\uNNNN`."""
@@ -49,3 +53,14 @@ def name_of(id: str, base: str) -> str:
     """The image's name within its unit, taken from a row's `id`; `base` is the unit's `id_base`."""
     rest = id.removeprefix(f"{base}/")
     return rest.partition("#")[0].partition("~")[0]
+
+
+def image_digest(image: str) -> int:
+    """64 bits of an `image_id`."""
+    return int.from_bytes(hashlib.blake2b(image.encode(), digest_size=8).digest(), "little")
+
+
+def answer_digest(id: str, image_sha256: str | None, questions: Sequence[str]) -> int:
+    """64 bits of what an answer answers: its row, its image's bytes, and its turns' questions."""
+    text = json.dumps([id, image_sha256, *questions])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -27,7 +27,7 @@ from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, kept_names, require_columns
 from llava_batch.read.find import Inputs, find
-from llava_batch.read.kinds import first_row, refuse_without_images
+from llava_batch.read.kinds import first_row, refuse_keys_of_tables, refuse_without_images
 from llava_batch.read.lake.table import AsOf
 from llava_batch.read.reading import Reading
 from llava_batch.storage import locate
@@ -131,6 +131,7 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     keep = _keep(settled, ledger, inputs.units) if work.todo or job.keep else recorded
     reading = Reading.of(job, settled.columns, keep)
     refuse_without_images(work.todo, reading)
+    refuse_keys_of_tables(work.todo, inputs.units, job.key_column)
     questions = None
     if work.todo:
         questions = _read_questions(job, ledger, inputs.units) if job.questions else None

@@ -177,6 +177,7 @@ def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
         "ok": tally.rows - tally.num_errors,
         "errors": dict(tally.errors.most_common()),
         "images_without_question": tally.images_without_question,
+        "rows_copied": tally.rows_copied,
         "rows_with_several_images": tally.rows_with_several_images,
         "prompt_tokens": tally.prompt_tokens,
         "answer_tokens": tally.answer_tokens,

@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError, UsageError
-from llava_batch.ids import image_id, printable
+from llava_batch.ids import answer_digest, image_id, printable, row_id
 from llava_batch.job import Job
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prepare.pixels import (
@@ -54,11 +54,13 @@ class Prepare:
         shared: Any,
         lookup: Lookup | None = None,
         recipe: Recipe | None = None,
+        standing: np.ndarray | None = None,
     ) -> None:
         configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
         self._job = job
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._lookup, self._recipe = lookup, recipe
+        self._standing = standing
         self._guard = CrashGuard(shared, "prepare", job.max_tries)
         self._counters = Counters(shared, "prepare")
         self._thumbnails = Thumbnails(shared)
@@ -130,7 +132,24 @@ class Prepare:
                 recipe=self._recipe,
             )
         ]
+        if self._stands(out):
+            out |= {"asks": [], "pixels": None, "shape": None, "copied": True}
         return out
+
+    def _stands(self, row: dict[str, Any]) -> bool:
+        """Whether all that is asked of the image is answered in a table of the folder already."""
+        if self._standing is None or not row["asks"] or row["num_images"] != 1 or row["error_code"]:
+            return False
+        image = image_id(row["id_base"], row["key"], row["mark"])
+        num_samples = self._job.num_samples
+        wanted = [
+            answer_digest(
+                row_id(image, ask["question_id"], sample), row["image_sha256"], ask["questions"]
+            )
+            for ask in row["asks"]
+            for sample in (range(num_samples) if num_samples > 1 else (None,))
+        ]
+        return bool(np.isin(np.array(wanted, np.uint64), self._standing).all())
 
     def _put_pixels(self, images: list[bytes], out: dict[str, Any]) -> int:
         """Decode and process `images` into `out`; returns the image tokens of one image."""

@@ -8,6 +8,7 @@ rows of the units that are open at the moment, and no more. Runs in the driver.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from llava_batch.errors import first_line
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
+from llava_batch.write.standing import Standing
 from llava_batch.write.unit_table import gathered, retried
 
 _SORTED_AT_ONCE = 1024
@@ -35,6 +37,7 @@ class Tally:
     images: int = 0
     rows: int = 0
     images_without_question: int = 0
+    rows_copied: int = 0
     rows_with_several_images: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     units: int = 0
@@ -64,6 +67,8 @@ class _Open:
     num_images: int | None = None
     seen: set[tuple[int, int]] = field(default_factory=set)
     siblings: dict[int, int] = field(default_factory=dict)
+    copies: list[pa.Table] = field(default_factory=list)
+    """Rows that stand for images whose answers are copied."""
 
     @property
     def is_whole(self) -> bool:
@@ -83,6 +88,7 @@ class Committer:
         keep: pa.Schema,
         run: dict[str, Any],
         on_commit: Callable[[str, pa.Table], None] | None = None,
+        standing: Standing | None = None,
     ) -> None:
         self.tally = Tally()
         self._ledger = ledger
@@ -93,6 +99,7 @@ class Committer:
         self._keep = keep
         self._run = run
         self._on_commit = on_commit
+        self._standing = standing
 
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
@@ -140,7 +147,10 @@ class Committer:
         """Count rows that have not come before, and keep them."""
         asked = rows.filter(pc.greater(rows["siblings"], 0))
         self.tally.count(asked)
-        self.tally.images_without_question += rows.num_rows - asked.num_rows
+        copies = rows.filter(pc.fill_null(rows["copied"], False))
+        for name, part in _by_unit(copies):
+            self._open[name].copies.append(part)
+        self.tally.images_without_question += rows.num_rows - asked.num_rows - copies.num_rows
         self._unsorted.append(asked)
         if sum(rows.num_rows for rows in self._unsorted) >= _SORTED_AT_ONCE:
             self._sort()
@@ -183,6 +193,11 @@ class Committer:
             )
 
     def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
+        num_copied = 0
+        if opened.copies:
+            assert self._standing is not None
+            opened.parts.append(self._standing.copied(pa.concat_tables(opened.copies), unit))
+            num_copied = opened.parts[-1].num_rows
         table = self._table(opened)
         num_images = opened.num_images or 0
         if unit.retry is not None:
@@ -200,12 +215,15 @@ class Committer:
         }
         contract = load_schema("answers").metadata or {}
         table = table.replace_schema_metadata({**contract, **footer})
-        self._ledger.write_table(unit, table)
-        if complete:
-            self._ledger.commit(record_of(self._ledger, unit, table, num_images))
-            if unit.members:
-                self._ledger.remember(unit)
+        moving = nullcontext() if self._standing is None else self._standing.move(unit, table)
+        with moving if complete else nullcontext():
+            self._ledger.write_table(unit, table)
+            if complete:
+                self._ledger.commit(record_of(self._ledger, unit, table, num_images))
+                if unit.members:
+                    self._ledger.remember(unit)
         self.tally.units += 1
+        self.tally.rows_copied += num_copied
         return table
 
     def _table(self, opened: _Open) -> pa.Table:

@@ -17,6 +17,7 @@ ROW = {
     "key": "dog.jpg",
     "mark": "",
     "id_base": "photos/a",
+    "copied": None,
     "ordinal": 3,
     "end": False,
     "num_images": 1,

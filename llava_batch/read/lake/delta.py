@@ -177,6 +177,24 @@ class Delta(Kind):
                 yield from _group(parquet, group, numbers, deleted, file.how, wanted)
                 start += count
 
+    def column(self, unit: Unit, name: str) -> Iterator[pa.Array]:
+        """One column of the rows that are not deleted and can be read."""
+        file = of_table(unit)
+        deleted = unpack_rows(file.deleted)
+        with unit.fs.open_input_file(file.how.path) as opened:
+            start = 0
+            try:
+                parquet = pq.ParquetFile(stored(opened), page_checksum_verification=True)
+                for group in range(parquet.num_row_groups):
+                    count = parquet.metadata.row_group(group).num_rows
+                    for batch in _conformed_batches(parquet, group, count, file.how, [name]):
+                        numbers = np.arange(start, start + batch.num_rows)
+                        yield batch[name].filter(pa.array(live_rows(numbers, deleted)))
+                        start += batch.num_rows
+            except UNREADABLE as error:
+                if not is_damage(error):
+                    raise  # else its rows will be in error, under names of their own
+
     def refuse(self, unit: Unit, reading: Reading) -> None:
         refuse_columns(self.columns(unit), unit, reading)
 
@@ -198,16 +216,11 @@ def _group(
 ) -> Iterator[Row]:
     """The rows of one row group that are not deleted; where it stops reading, the rest in error."""
     done = 0
-    fields = {f["name"]: f for f in file.fields}
-    physical = {name: _physical(fields[name]) for name in wanted.columns}
-    there = [p for n, p in physical.items() if n not in file.partition]
-    there = [p for p in there if p in parquet.schema_arrow.names]
     try:
-        for batch in _batches(parquet, group, there, len(numbers)):
+        for batch in _conformed_batches(parquet, group, len(numbers), file, wanted.columns):
             some = numbers[done : done + batch.num_rows]
             live = live_rows(some, deleted)
-            rows = _conformed(batch, file, fields, wanted.columns).filter(pa.array(live))
-            yield from wanted.rows_of.numbered(rows, some[live].tolist())
+            yield from wanted.rows_of.numbered(batch.filter(pa.array(live)), some[live].tolist())
             done += batch.num_rows
     except UNREADABLE as error:
         if not is_damage(error):
@@ -216,6 +229,17 @@ def _group(
         for number in rest[live_rows(rest, deleted)].tolist():
             what = f"row group {group} cannot be read: {error}"
             yield damaged(*wanted.names.of_damaged(number), what)
+
+
+def _conformed_batches(
+    parquet: pq.ParquetFile, group: int, num_rows: int, file: _File, columns: list[str]
+) -> Iterator[pa.RecordBatch]:
+    """The group's batches with the table's columns, deleted rows among them."""
+    fields = {f["name"]: f for f in file.fields}
+    wanted = [_physical(fields[name]) for name in columns if name not in file.partition]
+    there = [name for name in wanted if name in parquet.schema_arrow.names]
+    for batch in _batches(parquet, group, there, num_rows):
+        yield _conformed(batch, file, fields, columns)
 
 
 def _batches(

@@ -271,8 +271,7 @@ class Iceberg(Kind):
         wanted = Wanted.of(file.how.table.schema, unit, reading)
         every = np.arange(file.num_rows or 0)
         numbers = every[live_rows(every, unpack_rows(file.deleted))].tolist()
-        place = Place(kind=ICEBERG, at=Location(unit.fs, unit.path, unit.shown), name=file.table)
-        with the_library(place):
+        with the_library(_place(unit)):
             batches = list(_scanned(file.how, wanted.columns))
         if sum(batch.num_rows for batch in batches) != len(numbers):
             raise LlavaBatchError(
@@ -285,6 +284,12 @@ class Iceberg(Kind):
             yield from wanted.rows_of.numbered(batch, numbers[start : start + batch.num_rows])
             start += batch.num_rows
 
+    def column(self, unit: Unit, name: str) -> Iterator[pa.Array]:
+        """One column of the rows that are not deleted."""
+        with the_library(_place(unit)):
+            batches = list(_scanned(of_table(unit).how, [name]))
+        yield from (batch[name] for batch in batches)
+
     def refuse(self, unit: Unit, reading: Reading) -> None:
         refuse_columns(self.columns(unit), unit, reading)
 
@@ -294,6 +299,11 @@ class Iceberg(Kind):
 
     def count(self, unit: Unit) -> int | None:
         return num_live(unit)
+
+
+def _place(unit: Unit) -> Place:
+    at = Location(unit.fs, unit.path, unit.shown)
+    return Place(kind=ICEBERG, at=at, name=of_table(unit).table)
 
 
 def _scanned(file: _File, columns: list[str]) -> Iterator[pa.RecordBatch]:

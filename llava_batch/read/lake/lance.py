@@ -135,26 +135,14 @@ class Lance(Kind):
     extensions = frozenset()
 
     def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
-        file = of_table(unit)
-        wanted = Wanted.of(file.how.schema, unit, reading)
-        place = Place(kind=LANCE, at=Location(unit.fs, unit.path, unit.shown), name=file.table)
-        with the_library(place):
-            dataset = _dataset(unit.fs, table_uri(place.at), file.snapshot)
-            scanner = dataset.get_fragment(file.how.fragment).scanner(
-                columns=wanted.columns,
-                with_row_address=True,
-                batch_size=_ROWS_AT_ONCE,
-                batch_readahead=1,
-                blob_handling="all_binary",
-            )
-            batches = iter(scanner.to_batches())
-        while True:
-            with the_library(place):
-                batch = next(batches, None)
-            if batch is None:
-                return
+        wanted = Wanted.of(of_table(unit).how.schema, unit, reading)
+        for batch in _scanned(unit, wanted.columns):
             numbers = (batch["_rowaddr"].to_numpy() & _OFFSET).tolist()
             yield from wanted.rows_of.numbered(batch.select(wanted.columns), numbers)
+
+    def column(self, unit: Unit, name: str) -> Iterator[pa.Array]:
+        """One column of the rows that are not deleted."""
+        yield from (batch[name] for batch in _scanned(unit, [name]))
 
     def refuse(self, unit: Unit, reading: Reading) -> None:
         refuse_columns(self.columns(unit), unit, reading)
@@ -165,3 +153,25 @@ class Lance(Kind):
 
     def count(self, unit: Unit) -> int | None:
         return num_live(unit)
+
+
+def _scanned(unit: Unit, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """The fragment's rows that are not deleted, in order, with their addresses."""
+    file = of_table(unit)
+    place = Place(kind=LANCE, at=Location(unit.fs, unit.path, unit.shown), name=file.table)
+    with the_library(place):
+        dataset = _dataset(unit.fs, table_uri(place.at), file.snapshot)
+        scanner = dataset.get_fragment(file.how.fragment).scanner(
+            columns=columns,
+            with_row_address=True,
+            batch_size=_ROWS_AT_ONCE,
+            batch_readahead=1,
+            blob_handling="all_binary",
+        )
+        batches = iter(scanner.to_batches())
+    while True:
+        with the_library(place):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
