@@ -1,8 +1,10 @@
 """run(job): read → prepare → generate → write, on one screen."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -54,11 +56,9 @@ def run_settled(settled: Settled) -> Summary:
     cluster.refuse_vanishing_output(job)
     with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
         patience = Patience(job.storage_patience, stop.sleep)
+        # The folder is this run's before it is looked into: nobody else commits there meanwhile.
+        owner = None if job.dry_run else held.enter_context(_owned(job, patience))
         with _refusing_the_storage():
-            # The folder is this run's before it is looked into: nobody else commits there meanwhile.
-            owner = None
-            if not job.dry_run:
-                owner = held.enter_context(Ownership(locate(job.output), patience))
             plan = make_plan(settled, patience)
         tell_left_out(plan)
         if owner is not None and not plan.todo:
@@ -103,6 +103,22 @@ def _failing_with_the_storage(job: Job) -> Iterator[None]:
 
 
 @contextmanager
+def _owned(job: Job, patience: Patience) -> Iterator[Ownership]:
+    """The output folder as this run's own: the first thing that is written there."""
+    with ExitStack() as held:
+        out = locate(job.output)
+        try:
+            owner = held.enter_context(Ownership(out, patience))
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else first_line(error)
+            what = "give another folder, or leave to write there" if out.is_local else advice(error)
+            raise UsageError(
+                f"--output {out.shown}: cannot be written to ({why}); {what}"
+            ) from error
+        yield owner
+
+
+@contextmanager
 def _refusing_the_storage() -> Iterator[None]:
     try:
         yield
@@ -131,6 +147,11 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     with Progress(plan, committer, shared) as progress:
         try:
             several = None if joined is None else _several_images(plan, joined)
+            todo, before = committer.take_up()
+            plan = replace(plan, work=replace(plan.work, todo=todo))
+            if several is not None:
+                for rows in before:
+                    several.check(rows)
             for batch in answers(plan, sizing, shared, standing):
                 with stop.whole():
                     owner.check()
@@ -142,6 +163,9 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             if not committer.tally.failed_units:
                 plan.ledger.finish()
             status = "complete"
+        except KeyboardInterrupt:
+            committer.keep_safe()
+            raise
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
@@ -174,6 +198,7 @@ def answers(
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare
+    from llava_batch.prepare.stores import Stores
     from llava_batch.read.source import UnitSource
 
     job = plan.job
@@ -188,6 +213,7 @@ def answers(
             shared,
             plan.lookup(),
             plan.settled.recipe,
+            Stores.of(job),
             standing and standing.answers,
         ),
         batch_size=BATCH_ROWS,

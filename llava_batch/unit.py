@@ -64,6 +64,8 @@ class Unit:
     `--retry-errors`, and those of `changed`."""
     changed: frozenset[str] = frozenset()
     """Names of loose files that changed since they were answered: their good rows are replaced too."""
+    answered: frozenset[int] = frozenset()
+    """Places of images, counted in the unit, whose answers a run before this one kept: not read again."""
     rules: int = ROW_RULES
     """By which rules its rows are made and named: for rows answered before, those of then."""
     of_table: TableFile | None = None
@@ -79,6 +81,12 @@ class Unit:
     def deleted(self) -> bytes:
         """Rows of its file that are deleted, as `pack_rows` says them; none where it is of no table."""
         return self.of_table.deleted if self.of_table else b""
+
+    @property
+    def as_read(self) -> str:
+        """Which rows it has, in which places: its input's fingerprint, deleted rows counted."""
+        digest = hashlib.sha256(self.deleted).hexdigest()[:16]
+        return f"{self.source}-{digest}" if self.deleted else self.source
 
     @property
     def input(self) -> str:

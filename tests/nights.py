@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,14 @@ def text_of(data: bytes) -> str:
 
 
 def night(
-    out: Path, *inputs: Path, prompt: str = "x", key_column: str | None = None,
-    tell: Callable[[Committer], None] = lambda committer: None, **how: Any,
+    out: Path, *inputs: Path, prompt: str = "x", blocks: int | None = None,
+    key_column: str | None = None, tell: Callable[[Committer], None] = lambda committer: None, **how: Any,
 ) -> Work:  # fmt: skip
-    """One run over `inputs`, to its end; `how` is what `compare` takes, `tell` is given its committer, and
-    rows of tables go by `key_column`."""
+    """One run over `inputs`, to its end or killed after so many `blocks`; `how` is what `compare` takes.
+
+    What it was to read is in the work that it returns, images left out that an earlier run answered.
+    `tell` is given its committer; rows of tables go by `key_column`.
+    """
     ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
     found = find(
         map(str, inputs), ledger.members, ledger.split_before, output=locate(str(out)),
@@ -50,12 +54,15 @@ def night(
     standing = Standing(ledger, work.standing, anew) if work.standing else None
     committer = Committer(ledger, work.todo, EMPTY, RUN, standing=standing)
     tell(committer)
-    for block in _blocks(work.todo, key_column):
+    todo, _ = committer.take_up()
+    for number, block in enumerate(_blocks(todo, key_column)):
+        if number == blocks:
+            return replace(work, todo=todo)
         committer.add(_answered(block, standing))
     committer.close()
     ledger.finish()
     assert committer.tally.failed_units == {}
-    return work
+    return replace(work, todo=todo)
 
 
 def answers(out: Path, *, limited: bool = True) -> dict[str, str]:

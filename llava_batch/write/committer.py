@@ -2,14 +2,16 @@
 
 Rows come in any order and perhaps twice (a retried task); each is placed by its image's ordinal and
 its own position, so a unit is whole exactly when its end row and all its rows are there. Holds the
-rows of the units that are open at the moment, and no more. Runs in the driver.
+rows of open units that no part holds yet (`parts`), and no more. Runs in the driver.
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -20,11 +22,15 @@ from llava_batch.errors import first_line
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
+from llava_batch.write.parts import Parts, is_kept
+from llava_batch.write.record import Record
 from llava_batch.write.standing import Standing
 from llava_batch.write.unit_table import gathered, retried
 
-_SORTED_AT_ONCE = 1024
-"""Rows that are sorted by unit at once: to do so batch by batch costs more than all the rest."""
+PART_ROWS = 1000
+PART_S = 60.0
+"""Rows, or seconds, after which those of open units are kept safe. By unit they are sorted then, or when
+a unit is whole: to do so batch by batch costs more than all the rest."""
 
 _UNUSABLE = (ValueError, TypeError, LookupError, pa.ArrowException)
 """What making a table of rows raises where they do not fit it; what its storage raises is OSError."""
@@ -41,6 +47,8 @@ class Tally:
     rows_with_several_images: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     units: int = 0
+    images_of_units: int = 0
+    """Images that came back of the `units`, which are whole."""
     failed_units: dict[str, str] = field(default_factory=dict)
     answer_tokens: int = 0
     prompt_tokens: int = 0
@@ -64,6 +72,8 @@ class _Open:
     """A unit whose rows are coming in."""
 
     parts: list[pa.Table] = field(default_factory=list)
+    """Rows that are kept safe."""
+    fresh: list[pa.Table] = field(default_factory=list)
     num_images: int | None = None
     seen: set[tuple[int, int]] = field(default_factory=set)
     siblings: dict[int, int] = field(default_factory=dict)
@@ -91,15 +101,34 @@ class Committer:
         standing: Standing | None = None,
     ) -> None:
         self.tally = Tally()
+        self.limited: list[Record] = []
+        """What there would be to record of the tables that `--limit` keeps from being whole units."""
         self._ledger = ledger
         self._units = {unit.name: unit for unit in units}
         self._open: dict[str, _Open] = {}
+        self._parts = Parts(ledger)
         self._unsorted: list[pa.Table] = []
+        self._num_fresh = 0
+        self._since = 0.0
         self._done: set[str] = set()
         self._keep = keep
         self._run = run
         self._on_commit = on_commit
         self._standing = standing
+
+    def take_up(self) -> tuple[list[Unit], list[pa.Table]]:
+        """Go on where earlier runs were killed: the units, their images that were answered then left
+        out; and the rows of those, which are taken in."""
+        taken = self._parts.take_up(self._units.values())
+        for name, rows in taken.items():
+            places = (rows[n].to_pylist() for n in ("ordinal", "position", "siblings"))
+            for place in zip(*places, strict=True):
+                self._is_fresh(name, *place)
+            self.tally.count(rows)
+            self._open[name].parts.append(rows)
+            answered = frozenset(self._open[name].siblings)
+            self._units[name] = replace(self._units[name], answered=answered)
+        return [*self._units.values()], [*taken.values()]
 
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
@@ -126,6 +155,7 @@ class Committer:
         if not self._is_awaited(end["unit"]):
             return
         if end["error_code"]:
+            self.keep_safe()
             self.tally.failed_units[end["unit"]] = end["error_message"]
             self._open.pop(end["unit"], None)
         else:
@@ -151,16 +181,33 @@ class Committer:
         for name, part in _by_unit(copies):
             self._open[name].copies.append(part)
         self.tally.images_without_question += rows.num_rows - asked.num_rows - copies.num_rows
+        if not self._num_fresh:
+            self._since = time.monotonic()
         self._unsorted.append(asked)
-        if sum(rows.num_rows for rows in self._unsorted) >= _SORTED_AT_ONCE:
-            self._sort()
+        self._num_fresh += asked.num_rows
+        if self._num_fresh >= PART_ROWS or time.monotonic() - self._since >= PART_S:
+            self.keep_safe()
 
     def _sort(self) -> None:
         """Give the rows that came of late to their units; those of units that failed go."""
         for name, part in _by_unit(pa.concat_tables(self._unsorted)) if self._unsorted else ():
             if name in self._open:
-                self._open[name].parts.append(part)
+                self._open[name].fresh.append(part)
         self._unsorted = []
+
+    def keep_safe(self) -> None:
+        """Write the fresh rows of units that are open still as a part."""
+        self._sort()
+        self._num_fresh = 0
+        ours = {n: o for n, o in self._open.items() if o.fresh and is_kept(self._units[n])}
+        if not ours:
+            return
+        counts = [sum(rows.num_rows for rows in opened.fresh) for opened in ours.values()]
+        rows = pa.concat_tables([rows for opened in ours.values() for rows in opened.fresh])
+        kept = self._parts.put(rows, {name: self._units[name].as_read for name in ours})
+        for opened, count, past in zip(ours.values(), counts, accumulate(counts), strict=True):
+            opened.parts.append(kept.slice(past - count, count))
+            opened.fresh = []
 
     def _committed(self, name: str) -> bool:
         """Commit the unit, if it is whole now."""
@@ -175,6 +222,7 @@ class Committer:
             self.tally.failed_units[name] = f"its table cannot be made: {first_line(error)}"
             return False
         self._done.add(name)
+        self._parts.drop(name)
         if self._on_commit is not None:
             self._on_commit(name, table)
         return True
@@ -218,22 +266,27 @@ class Committer:
         moving = nullcontext() if self._standing is None else self._standing.move(unit, table)
         with moving if complete else nullcontext():
             self._ledger.write_table(unit, table)
+            record = record_of(self._ledger, unit, table, num_images)
             if complete:
-                self._ledger.commit(record_of(self._ledger, unit, table, num_images))
+                self._ledger.commit(record)
                 if unit.members:
                     self._ledger.remember(unit)
+            else:
+                self.limited.append(record)
         self.tally.units += 1
+        self.tally.images_of_units += len(opened.siblings)
         self.tally.rows_copied += num_copied
         return table
 
     def _table(self, opened: _Open) -> pa.Table:
         """The unit's rows in order, with the published schema."""
         schema = pa.schema([*load_schema("answers"), *self._keep])
-        if not opened.parts:
+        parts = [part.replace_schema_metadata() for part in (*opened.parts, *opened.fresh)]
+        if not parts:
             return schema.empty_table()
-        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in opened.parts])
+        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in parts])
         order = np.lexsort((places["position"].to_numpy(), places["ordinal"].to_numpy()))
-        rows = gathered(opened.parts, order).drop_columns(BOOKKEEPING.names)
+        rows = gathered(parts, order).drop_columns(BOOKKEEPING.names)
         rows = rows.rename_columns([n.removeprefix(KEEP) for n in rows.schema.names])
         return rows.select(schema.names).cast(schema)
 

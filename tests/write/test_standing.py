@@ -183,8 +183,9 @@ class Killed(BaseException):
     """As a kill is: nothing that runs afterwards sees it."""
 
 
+@pytest.mark.parametrize("rewritten", [False, True])
 def test_killed_at_each_of_its_writes_a_compacted_night_is_made_whole_by_the_next(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, rewritten
 ):
     steps = 0
     while True:
@@ -255,3 +256,16 @@ def test_overwriting_leaves_no_answers_of_files_that_vanished_beside_new_ones_of
     lake.night(overwrite=True)
     assert (lake.bought, lake.copied) == (2, 0)
     assert answers(lake.out) == lake.keys(1, 2)
+
+
+def test_rows_that_were_kept_of_an_open_file_count_for_nothing_once_others_are_deleted(tmp_path):
+    lake = Lake(tmp_path, key_column=None)
+    lake.log.commit(lake.put("a", *range(100)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llava_batch.write.committer.PART_ROWS", 10)
+        lake.night(blocks=2)  # killed
+    vector = lake.log.inline([0, 5])
+    lake.log.commit(lake.log.remove("a.parquet"), lake.log.add("a.parquet", vector=vector))
+    lake.night()
+    expected = {f"t/a/{n}": text_of(picture(n)) for n in range(100) if n not in (0, 5)}
+    assert answers(lake.out) == expected

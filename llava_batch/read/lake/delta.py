@@ -196,7 +196,7 @@ class Delta(Kind):
                     raise  # else its rows will be in error, under names of their own
 
     def refuse(self, unit: Unit, reading: Reading) -> None:
-        refuse_columns(self.columns(unit), unit, reading)
+        refuse_columns(self, unit, reading)
 
     def columns(self, unit: Unit) -> pa.Schema:
         schema: pa.Schema = of_table(unit).how.schema

@@ -268,7 +268,7 @@ class Iceberg(Kind):
 
     def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
         file = of_table(unit)
-        wanted = Wanted.of(file.how.table.schema, unit, reading)
+        wanted = Wanted.of(file.how.table.schema, unit, reading, file.how.table.metadata.location)
         every = np.arange(file.num_rows or 0)
         numbers = every[live_rows(every, unpack_rows(file.deleted))].tolist()
         with the_library(_place(unit)):
@@ -291,7 +291,7 @@ class Iceberg(Kind):
         yield from (batch[name] for batch in batches)
 
     def refuse(self, unit: Unit, reading: Reading) -> None:
-        refuse_columns(self.columns(unit), unit, reading)
+        refuse_columns(self, unit, reading)
 
     def columns(self, unit: Unit) -> pa.Schema:
         schema: pa.Schema = of_table(unit).how.table.schema

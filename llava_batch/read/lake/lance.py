@@ -145,7 +145,7 @@ class Lance(Kind):
         yield from (batch[name] for batch in _scanned(unit, [name]))
 
     def refuse(self, unit: Unit, reading: Reading) -> None:
-        refuse_columns(self.columns(unit), unit, reading)
+        refuse_columns(self, unit, reading)
 
     def columns(self, unit: Unit) -> pa.Schema:
         schema: pa.Schema = of_table(unit).how.schema

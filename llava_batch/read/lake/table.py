@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from llava_batch.errors import UsageError, first_line
-from llava_batch.read.image_column import find_image_column, find_key_column
-from llava_batch.read.reading import Reading
+from llava_batch.read.image_column import find_image_column, find_key_column, names_images
+from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.table_rows import Names, TableRows
-from llava_batch.storage import Location
+from llava_batch.read.uris import refuse_the_web
+from llava_batch.storage import Location, uri_of
 from llava_batch.unit import TableFile, Unit, unpack_rows
 
 INSTALL = "pip install 'llava-batch[lake]'"
@@ -120,11 +121,16 @@ def object_store_options(fs: pafs.FileSystem) -> dict[str, str]:
     return options
 
 
-def refuse_columns(schema: pa.Schema, unit: Unit, reading: Reading) -> None:
-    """Refuse a table without the image column or the key column that is asked for."""
-    find_image_column(schema, reading.image_column, unit.shown)
+def refuse_columns(kind: Kind, unit: Unit, reading: Reading) -> None:
+    """Refuse a table without the image column or the key column that is asked for, or with images on
+    the web where that is not allowed."""
+    schema = kind.columns(unit)
+    assert schema is not None
+    image = find_image_column(schema, reading.image_column, unit.shown)
     if reading.key_column is not None:
         find_key_column(schema, reading.key_column, unit.shown)
+    if names_images(schema.field(image).type):
+        refuse_the_web(kind.rows(unit, reading), reading, unit.shown)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +142,10 @@ class Wanted:
     names: Names
 
     @classmethod
-    def of(cls, schema: pa.Schema, unit: Unit, reading: Reading) -> "Wanted":
+    def of(
+        cls, schema: pa.Schema, unit: Unit, reading: Reading, root: str | None = None
+    ) -> "Wanted":
+        """`root` is the table's folder, where relative paths start; None: as the unit has it."""
         image = find_image_column(schema, reading.image_column, unit.shown)
         key = reading.key_column and find_key_column(schema, reading.key_column, unit.shown)
         asked = dict.fromkeys((image, key, *reading.columns, "error_message"))
@@ -146,7 +155,12 @@ class Wanted:
         names = Names(key, unit.retry or frozenset(), number_prefix=inside)
         return cls(
             columns=[name for name in asked if name is not None and name in schema.names],
-            rows_of=TableRows(image=image, names=names, max_image_bytes=reading.max_image_bytes),
+            rows_of=TableRows(
+                image=image,
+                names=names,
+                max_image_bytes=reading.max_image_bytes,
+                root=reading.image_root or root or uri_of(unit.fs, unit.path),
+            ),
             names=names,
         )
 
