@@ -11,10 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pytest
 
+from llava_batch.read.find import find
+from llava_batch.unit import Unit
 from tests.shards import picture, put, put_parquet, tar_bytes
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "caption.py"
@@ -172,6 +175,40 @@ def test_credentials_in_a_uri_reach_the_workers_and_are_shown_nowhere(s3, corpus
     assert len(rows("lake/by-uri", s3.fs)) == IN_EACH
     for text in (said, text_of(s3.fs, "lake/by-uri")):
         assert KEY not in text and SECRET not in text
+
+
+def test_a_delta_table_is_read_and_its_keys_are_shown_nowhere(s3, tmp_path_factory, monkeypatch):
+    deltalake = pytest.importorskip("deltalake")
+    ray = tmp_path_factory.mktemp("r")
+    options = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_region": "us-east-1",
+               "aws_endpoint": s3.gateway, "allow_http": "true",
+               "aws_conditional_put": "etag"}  # fmt: skip
+    pictures = pa.table({"image": pa.array([picture(n) for n in range(5)], pa.binary()),
+                         "n": range(5), "dt": [*"aabbb"]})  # fmt: skip
+    uri = "s3://lake/tables/shop"
+    deltalake.write_deltalake(uri, pictures, partition_by=["dt"], storage_options=options)
+    deltalake.DeltaTable(uri, storage_options=options).delete("n = 1")
+    job = start("s3://lake/tables", "s3://lake/of-delta", ray, s3.gateway)
+    said = "".join(job.communicate(timeout=300))
+    assert job.returncode == 0, said
+    assert len(rows("lake/of-delta", s3.fs)) == 4
+    told = json.loads(s3.fs.open_input_stream("lake/of-delta/_run.json").read())["run"]
+    assert told["snapshots"] == {"shop": 1}
+    for text in (said, text_of(s3.fs, "lake/of-delta")):
+        assert KEY not in text and SECRET not in text
+    port = s3.gateway.rpartition(":")[2]
+    by_uri = f"s3://{KEY}:{SECRET}@lake/tables/shop?endpoint_override=127.0.0.1:{port}&scheme=http"
+    assert sorted(u.name for u in find([by_uri + "&region=us-east-1"]).units) == sorted(
+        u.name for u in find_by_variables(uri, s3.gateway, monkeypatch)
+    )
+
+
+def find_by_variables(uri: str, gateway: str, monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """The units, with the credentials as the usual variables have them."""
+    for name, value in {"ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET, "REGION": "us-east-1",
+                        "ENDPOINT_URL": gateway}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return find([uri]).units
 
 
 def test_a_wrong_key_is_refused_in_a_line_before_anything_starts(s3, tmp_path_factory):
