@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import socket
 import subprocess
@@ -18,7 +19,7 @@ import pytest
 
 from llava_batch.read.find import find
 from llava_batch.unit import Unit
-from tests.shards import picture, put, put_parquet, tar_bytes
+from tests.shards import picture, put, put_parquet, rows_of, tar_bytes
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "caption.py"
 WEED = shutil.which("weed", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
@@ -201,6 +202,28 @@ def test_a_delta_table_is_read_and_its_keys_are_shown_nowhere(s3, tmp_path_facto
     assert sorted(u.name for u in find([by_uri + "&region=us-east-1"]).units) == sorted(
         u.name for u in find_by_variables(uri, s3.gateway, monkeypatch)
     )
+
+
+def test_iceberg_and_lance_tables_are_read_with_the_same_keys(s3, monkeypatch):
+    lance = pytest.importorskip("lance")
+    sql = pytest.importorskip("pyiceberg.catalog.sql")
+    pictures = pa.table({"image": pa.array([picture(n) for n in range(5)], pa.binary())})
+    keys = {"s3.endpoint": s3.gateway, "s3.access-key-id": KEY, "s3.secret-access-key": SECRET,
+            "s3.region": "us-east-1", "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"}  # fmt: skip
+    catalog = sql.SqlCatalog("c", uri="sqlite:///:memory:", warehouse="s3://lake/ice", **keys)
+    catalog.create_namespace("ns")
+    catalog.create_table("ns.shop", schema=pictures.schema).append(pictures)
+    options = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_region": "us-east-1",
+               "aws_endpoint": s3.gateway, "allow_http": "true"}  # fmt: skip
+    lance.write_dataset(pictures, "s3://lake/l/shop.lance", storage_options=options).delete(
+        "_rowid = 2"
+    )
+    for uri, numbers in (("s3://lake/ice", [0, 1, 2, 3, 4]), ("s3://lake/l", [0, 1, 3, 4])):
+        (unit,) = find_by_variables(uri, s3.gateway, monkeypatch)
+        read = rows_of(pickle.loads(pickle.dumps(unit)))  # as a worker has it
+        assert [row["key"] for row in read] == [str(n) for n in numbers]
+        assert [row["images"] for row in read] == [[picture(n)] for n in numbers]
+        assert KEY not in f"{unit}{unit.input}" and SECRET not in f"{unit}{unit.input}"
 
 
 def find_by_variables(uri: str, gateway: str, monkeypatch: pytest.MonkeyPatch) -> list[Unit]:

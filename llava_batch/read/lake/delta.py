@@ -11,16 +11,15 @@ table's folder.
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
+from llava_batch.read.lake.delta_columns import DeltaFile, conformed_batches
 from llava_batch.read.lake.recognise import DELTA
 from llava_batch.read.lake.table import (
     AsOf,
@@ -43,20 +42,6 @@ from llava_batch.read.unit_name import unit_name
 from llava_batch.unit import TableFile, Unit, pack_rows, unpack_rows
 
 _MODE = "delta.columnMapping.mode"
-_PHYSICAL = "delta.columnMapping.physicalName"
-_ROWS_AT_ONCE = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class _File:
-    """What a data file is read with."""
-
-    path: str
-    schema: pa.Schema
-    """The table's, in the order of its columns."""
-    fields: tuple[dict[str, Any], ...]
-    """Its fields as the log has them, physical names among them."""
-    partition: dict[str, Any]
 
 
 def open_table(place: Place, as_of: AsOf) -> Opened:
@@ -76,7 +61,7 @@ def open_table(place: Place, as_of: AsOf) -> Opened:
         mode = table.metadata().configuration.get(_MODE, "none")
         schema = pa.schema(table.schema().to_arrow())
         fields = tuple(json.loads(table.schema().to_json())["fields"])
-        files = sorted(pa.table(table.get_add_actions()).to_pylist(), key=lambda f: f["path"])
+        files = _files(pa.table(table.get_add_actions()))
         vectors = pa.RecordBatchReader.from_stream(table.deletion_vectors())
         partitions = tuple(table.metadata().partition_columns)
     _refuse_what_is_not_read(place, mode, [file["path"] for file in files])
@@ -92,7 +77,7 @@ def open_table(place: Place, as_of: AsOf) -> Opened:
                 num_rows=file["num_records"],
                 deleted=deleted.get(file["path"], b""),
                 partitions=partitions,
-                how=_File(
+                how=DeltaFile(
                     path=f"{place.at.path}/{unquote(file['path'])}",
                     schema=schema,
                     fields=fields,
@@ -103,6 +88,13 @@ def open_table(place: Place, as_of: AsOf) -> Opened:
         for file in files
     ]
     return Opened(place=place, snapshot=table.version(), units=units)
+
+
+def _files(actions: pa.Table) -> list[dict[str, Any]]:
+    """What the log says of each data file, without the statistics of its columns."""
+    names = ("path", "size_bytes", "num_records", "partition")
+    wanted = [name for name in names if name in actions.schema.names]
+    return sorted(actions.select(wanted).to_pylist(), key=lambda file: file["path"])
 
 
 def _refuse_what_is_not_read(place: Place, mode: str, paths: list[str]) -> None:
@@ -145,7 +137,7 @@ def _unit(place: Place, file: dict[str, Any], of_table: TableFile) -> Unit:
         path=place.at.path,
         shown=f"{place.at.shown}/{path}",
         fs=place.at.fs,
-        source=f"{file['size_bytes']}-{file['modification_time']}",
+        source=str(file["size_bytes"]),  # a data file is never written again; its log entry may be
         of_table=of_table,
     )
 
@@ -187,7 +179,7 @@ class Delta(Kind):
                 parquet = pq.ParquetFile(stored(opened), page_checksum_verification=True)
                 for group in range(parquet.num_row_groups):
                     count = parquet.metadata.row_group(group).num_rows
-                    for batch in _conformed_batches(parquet, group, count, file.how, [name]):
+                    for batch in conformed_batches(parquet, group, count, file.how, [name]):
                         numbers = np.arange(start, start + batch.num_rows)
                         yield batch[name].filter(pa.array(live_rows(numbers, deleted)))
                         start += batch.num_rows
@@ -211,13 +203,13 @@ def _group(
     group: int,
     numbers: np.ndarray,
     deleted: np.ndarray,
-    file: _File,
+    file: DeltaFile,
     wanted: Wanted,
 ) -> Iterator[Row]:
     """The rows of one row group that are not deleted; where it stops reading, the rest in error."""
     done = 0
     try:
-        for batch in _conformed_batches(parquet, group, len(numbers), file, wanted.columns):
+        for batch in conformed_batches(parquet, group, len(numbers), file, wanted.columns):
             some = numbers[done : done + batch.num_rows]
             live = live_rows(some, deleted)
             yield from wanted.rows_of.numbered(batch.filter(pa.array(live)), some[live].tolist())
@@ -229,71 +221,3 @@ def _group(
         for number in rest[live_rows(rest, deleted)].tolist():
             what = f"row group {group} cannot be read: {error}"
             yield damaged(*wanted.names.of_damaged(number), what)
-
-
-def _conformed_batches(
-    parquet: pq.ParquetFile, group: int, num_rows: int, file: _File, columns: list[str]
-) -> Iterator[pa.RecordBatch]:
-    """The group's batches with the table's columns, deleted rows among them."""
-    fields = {f["name"]: f for f in file.fields}
-    wanted = [_physical(fields[name]) for name in columns if name not in file.partition]
-    there = [name for name in wanted if name in parquet.schema_arrow.names]
-    for batch in _batches(parquet, group, there, num_rows):
-        yield _conformed(batch, file, fields, columns)
-
-
-def _batches(
-    parquet: pq.ParquetFile, group: int, columns: list[str], num_rows: int
-) -> Iterator[pa.RecordBatch]:
-    """The group's batches; of a file without any of the columns, empty ones of as many rows."""
-    if columns:
-        yield from parquet.iter_batches(_ROWS_AT_ONCE, [group], columns, use_threads=False)
-        return
-    nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * num_rows, pa.struct([])))
-    yield from (nothing.slice(i, _ROWS_AT_ONCE) for i in range(0, num_rows, _ROWS_AT_ONCE))
-
-
-def _conformed(
-    batch: pa.RecordBatch, file: _File, fields: dict[str, dict[str, Any]], columns: list[str]
-) -> pa.RecordBatch:
-    """The batch with the table's names and types: partition columns put in, absent ones null."""
-    arrays = []
-    for name in columns:
-        kind, physical = file.schema.field(name).type, _physical(fields[name])
-        if name in file.partition:
-            arrays.append(pa.repeat(pa.scalar(file.partition[name], kind), batch.num_rows))
-        elif physical in batch.schema.names:
-            arrays.append(_as_table_has_it(batch[physical], fields[name]["type"], kind))
-        else:
-            arrays.append(pa.nulls(batch.num_rows, kind))
-    return pa.RecordBatch.from_arrays(arrays, names=columns)
-
-
-def _as_table_has_it(array: pa.Array, said: Any, kind: pa.DataType) -> pa.Array:
-    """`array` as `kind`, fields of structs by their physical names; `said` is the type in the log."""
-    if pa.types.is_dictionary(array.type):
-        array = array.dictionary_decode()
-    if pa.types.is_struct(kind):
-        children = []
-        for field, inner in zip(said["fields"], kind, strict=True):
-            index = array.type.get_field_index(_physical(field))
-            there = pc.struct_field(array, index) if index >= 0 else None
-            children.append(
-                pa.nulls(len(array), inner.type)
-                if there is None
-                else _as_table_has_it(there, field["type"], inner.type)
-            )
-        return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
-    if pa.types.is_list(kind):
-        # From offsets, so that lists that are null or sliced stay what they are.
-        values = _as_table_has_it(pc.list_flatten(array), said["elementType"], kind.value_type)
-        lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy()
-        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
-        return pa.ListArray.from_arrays(offsets, values, type=kind, mask=array.is_null())
-    # Spark's INT96 reads as nanoseconds, of which the table keeps microseconds.
-    return array.cast(kind, safe=not pa.types.is_timestamp(kind))
-
-
-def _physical(field: dict[str, Any]) -> str:
-    name: str = field["metadata"].get(_PHYSICAL, field["name"])
-    return name

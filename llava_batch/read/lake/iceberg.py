@@ -11,17 +11,16 @@ pyiceberg does not apply, and deletes in other files than Parquet and Puffin.
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from llava_batch.errors import LlavaBatchError, UsageError
+from llava_batch.read.lake.iceberg_deletes import deleted_rows, refuse_equality_deletes
 from llava_batch.read.lake.recognise import CATALOG, ICEBERG, METADATA_FILE
 from llava_batch.read.lake.table import (
     AsOf,
@@ -40,9 +39,8 @@ from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row
 from llava_batch.read.unit_name import unit_name
 from llava_batch.storage import Location, read_bytes
-from llava_batch.unit import TableFile, Unit, pack_rows, unpack_rows
+from llava_batch.unit import TableFile, Unit, unpack_rows
 
-_READS_AT_ONCE = 16
 _ROWS_AT_ONCE = 64
 _VERSION = re.compile(r"v?(\d+)")
 
@@ -96,7 +94,7 @@ def open_table(place: Place, as_of: AsOf) -> Opened:
             )
         if snapshot is None:
             return Opened(place=place, snapshot=None)
-        _refuse_equality_deletes(place, snapshot.manifests(table.io), table.io)
+        refuse_equality_deletes(place, snapshot.manifests(table.io), table.io)
         tasks = sorted(scan.plan_files(), key=lambda task: task.file.file_path)
         spec = table.spec()
         schema = scan.projection()
@@ -106,7 +104,7 @@ def open_table(place: Place, as_of: AsOf) -> Opened:
             projection=schema,
             schema=_plain(schema_to_pyarrow(schema, include_field_ids=False)),
         )
-        deleted = _deleted(place, tasks, table.io)
+        deleted = deleted_rows(place, tasks, table.io)
         partitions = tuple(schema.find_column_name(f.source_id) or f.name for f in spec.fields)
     units = []
     for task in tasks:
@@ -183,63 +181,6 @@ def _plain(schema: pa.Schema) -> pa.Schema:
     """Texts and bytes as most tables have them, whatever pyiceberg reads them as."""
     plain = {pa.large_string(): pa.string(), pa.large_binary(): pa.binary()}
     return pa.schema([f.with_type(plain.get(f.type, f.type)) for f in schema])
-
-
-def _refuse_equality_deletes(place: Place, manifests: Iterable[Any], io: Any) -> None:
-    from pyiceberg.manifest import DataFileContent, ManifestContent
-
-    for manifest in manifests:
-        if manifest.content != ManifestContent.DELETES:
-            continue
-        for entry in manifest.fetch_manifest_entry(io, discard_deleted=True):
-            if entry.data_file.content == DataFileContent.EQUALITY_DELETES:
-                raise UsageError(
-                    f"--input {place.at.shown}: {entry.data_file.file_path} holds equality deletes, which "
-                    "pyiceberg does not apply; have the table's writer rewrite its data files (compact it)"
-                )
-
-
-def _deleted(place: Place, tasks: list[Any], io: Any) -> dict[str, bytes]:
-    """The deleted rows of each data file that has some, by its path."""
-    deletes = {d.file_path: d for task in tasks for d in task.delete_files}
-    with ThreadPoolExecutor(_READS_AT_ONCE) as pool:
-        read = dict(
-            zip(
-                deletes,
-                pool.map(lambda d: _deletes_in(place, d, io), deletes.values()),
-                strict=True,
-            )
-        )
-    found = {}
-    for task in tasks:
-        path = task.file.file_path
-        rows = [read[d.file_path].get(path) for d in task.delete_files]
-        if some := [r for r in rows if r is not None]:
-            numbers = np.unique(np.concatenate(some))
-            found[path] = pack_rows(numbers[numbers < task.file.record_count])
-    return found
-
-
-def _deletes_in(place: Place, file: Any, io: Any) -> dict[str, np.ndarray]:
-    """The positions that one file of deletes names, by data file."""
-    from pyiceberg.manifest import FileFormat
-    from pyiceberg.table.deletion_vector import deletion_vectors_from_puffin_file
-    from pyiceberg.table.puffin import PuffinFile
-
-    with io.new_input(file.file_path).open() as opened:
-        data = opened.read()
-    if file.file_format == FileFormat.PUFFIN:
-        vectors = deletion_vectors_from_puffin_file(PuffinFile(data))
-        return {v.referenced_data_file: v.to_vector().to_numpy().astype(np.int64) for v in vectors}
-    if file.file_format != FileFormat.PARQUET:
-        raise UsageError(
-            f"--input {place.at.shown}: {file.file_path} holds deletes as {file.file_format.value}, which "
-            "is not read; have the table's writer rewrite its position deletes as Parquet"
-        )
-    table = pq.read_table(pa.BufferReader(data), columns=["file_path", "pos"])
-    paths = table["file_path"].combine_chunks().dictionary_encode()
-    numbers, codes = table["pos"].to_numpy(), paths.indices.to_numpy()
-    return {path: numbers[codes == i] for i, path in enumerate(paths.dictionary.to_pylist())}
 
 
 def _unit(place: Place, location: str, file: TableFile) -> Unit:
