@@ -48,7 +48,8 @@ class Job:
         "own folder).", "Data", answers=True,
     )  # fmt: skip
     key_column: str | None = _flag(
-        None, "Parquet column with each row's key (default: `key`, else its number).", "Data",
+        None, "Table column with each row's key (default: its number; in Parquet `key`, where there is "
+        "one).", "Data",
         answers=True,
     )  # fmt: skip
     keep: tuple[str, ...] = _flag(
@@ -58,6 +59,10 @@ class Job:
         "Data",
         answers=True,
     )
+    snapshot: int | None = _flag(
+        None, "Version of the lake table to read (Delta, Lance), or snapshot id (Iceberg); default: "
+        "the newest.", "Data",
+    )  # fmt: skip
     format: str = _flag("parquet", "Format of the answers: parquet or arrow.", "Data")
     limit: int | None = _flag(None, "Answer only the first N images.", "Data")
     publish: tuple[str, ...] = _flag(
@@ -300,7 +305,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
     "on_change": (None, "answer", "keep", "refuse"),
 }
 _LEAST: dict[str, float] = {
-    "limit": 1, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
+    "limit": 1, "snapshot": 0, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
     "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
     "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1, "storage_patience": 0,
 }  # fmt: skip

@@ -27,6 +27,7 @@ from llava_batch.patience import Patience
 from llava_batch.storage import advice, locate, without_credentials
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
+from llava_batch.write.standing import Standing, end_move
 
 BATCH_ROWS = 32
 BATCHES_IN_FLIGHT = 4
@@ -96,6 +97,7 @@ def _nothing_to_do(plan: Plan, publishing: Publishing, owner: Ownership) -> Summ
 def _begin(plan: Plan) -> None:
     """The first writes: what the run is, and the kept columns' new types."""
     plan.ledger.begin(plan.todo, plan.reading.keep, recasting=plan.recast)
+    end_move(plan.ledger)  # where a kill kept the last run from it
     if plan.recast:
         recast(plan.ledger, plan.reading.keep)
 
@@ -143,10 +145,14 @@ def _run(
 
     _begin(plan)
     shared = shared_state.start()
+    standing = None
+    if plan.work.standing:
+        anew = frozenset(unit.name for unit in plan.todo if unit.retry is None)
+        standing = Standing(plan.ledger, plan.work.standing, anew)
     joined = None if plan.questions is None else Joined(plan.questions, plan.ledger)
     committer = Committer(
         plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
-        on_commit=None if joined is None else joined.mark,
+        on_commit=None if joined is None else joined.mark, standing=standing,
     )  # fmt: skip
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
@@ -159,7 +165,7 @@ def _run(
             if several is not None:
                 for rows in before:
                     several.check(rows)
-            for batch in answers(plan, sizing, shared):
+            for batch in answers(plan, sizing, shared, standing):
                 with stop.whole():
                     owner.check()
                     if several is not None:
@@ -197,7 +203,9 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
     )
 
 
-def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
+def answers(
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+) -> Iterator[pa.Table]:
     """The answer rows of the plan's units, as they come."""
     import ray
     from ray.data import ActorPoolStrategy
@@ -214,7 +222,14 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe, Stores.of(job)),
+        fn_constructor_args=(
+            job,
+            shared,
+            plan.lookup(),
+            plan.settled.recipe,
+            Stores.of(job),
+            standing and standing.answers,
+        ),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,

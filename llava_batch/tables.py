@@ -62,6 +62,7 @@ PREPARED = pa.schema(
         pa.field("end", pa.bool_()),
         pa.field("key", pa.string()),
         pa.field("mark", pa.string()),
+        pa.field("id_base", pa.string()),
         pa.field("num_images", pa.int32()),
         pa.field("image_sha256", pa.string()),
         pa.field("width", pa.int32()),
@@ -69,6 +70,7 @@ PREPARED = pa.schema(
         pa.field("pixels", pa.large_binary()),
         pa.field("shape", pa.list_(pa.int32())),
         pa.field("asks", pa.list_(ASK)),
+        pa.field("copied", pa.bool_()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
@@ -81,10 +83,12 @@ BOOKKEEPING = pa.schema(
         pa.field("position", pa.int32()),
         pa.field("siblings", pa.int32()),
         pa.field("end", pa.bool_()),
+        pa.field("copied", pa.bool_()),
     ]
 )
 """The image's place in its unit, the row's place among the `siblings` rows of that image (0 siblings:
-nothing was asked of it), and whether this is the unit's end row."""
+nothing was asked of it), whether this is the unit's end row, and whether the image's answers stand
+elsewhere and are to be copied."""
 
 
 def contract_names() -> list[str]:

@@ -1,9 +1,12 @@
 """Unit: what is read, answered and committed as a whole. Found by `read`, committed by `write`."""
 
 import hashlib
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pyarrow.fs as pafs
 
 Stamp = tuple[int, int | None]
@@ -13,6 +16,25 @@ ROW_RULES = 3
 """The newest rules of which units an input makes, which rows they have and what their keys are. By the
 first, 1, a tar had a row for each sample of WebDataset's; until 2 a Parquet file was split by bytes
 alone, however many rows it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableFile:
+    """A data file or fragment of a lake table, as of the one snapshot that the run reads."""
+
+    table: str
+    """The table's name."""
+    snapshot: int
+    keyed: bool
+    """Whether `--key-column` names the rows: their ids then begin with the table's name."""
+    num_rows: int
+    """Rows in the file, the deleted ones among them."""
+    deleted: bytes = b""
+    """Which of its rows the snapshot does not have any more, as `pack_rows` says it."""
+    partitions: tuple[str, ...] = ()
+    """The columns that the table is partitioned by."""
+    how: Any = field(default=None, compare=False, repr=False)
+    """What its kind reads it with; picklable."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +68,25 @@ class Unit:
     """Places of images, counted in the unit, whose answers a run before this one kept: not read again."""
     rules: int = ROW_RULES
     """By which rules its rows are made and named: for rows answered before, those of then."""
+    of_table: TableFile | None = None
+    """Of a lake table: which of its files, as of when."""
+
+    @property
+    def id_base(self) -> str:
+        """What the ids of its rows begin with."""
+        keyed = self.of_table is not None and self.of_table.keyed
+        return self.of_table.table if self.of_table and keyed else self.name
+
+    @property
+    def deleted(self) -> bytes:
+        """Rows of its file that are deleted, as `pack_rows` says them; none where it is of no table."""
+        return self.of_table.deleted if self.of_table else b""
+
+    @property
+    def as_read(self) -> str:
+        """Which rows it has, in which places: its input's fingerprint, deleted rows counted."""
+        digest = hashlib.sha256(self.deleted).hexdigest()[:16]
+        return f"{self.source}-{digest}" if self.deleted else self.source
 
     @property
     def input(self) -> str:
@@ -57,3 +98,18 @@ def source_of(members: Sequence[str], stamps: Sequence[Stamp | None]) -> str:
     """The `source` of a unit of loose files."""
     facts = [(m, *stamp) if stamp else (m,) for m, stamp in zip(members, stamps, strict=True)]
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def pack_rows(numbers: np.ndarray) -> bytes:
+    """Row numbers of one file as a compressed bitmap, the same bytes for the same rows; b"" for none."""
+    if not len(numbers):
+        return b""
+    bits = np.zeros(int(numbers.max()) + 1, np.uint8)
+    bits[numbers] = 1
+    return zlib.compress(np.packbits(bits).tobytes(), 6)
+
+
+def unpack_rows(packed: bytes) -> np.ndarray:
+    """The row numbers of `pack_rows`, in order, as int64."""
+    bits = np.frombuffer(zlib.decompress(packed), np.uint8) if packed else np.zeros(0, np.uint8)
+    return np.flatnonzero(np.unpackbits(bits))

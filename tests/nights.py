@@ -1,7 +1,7 @@
 """Runs over real files without Ray: an image's answer is what its bytes say, by name and content."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llava_batch.ids import image_id
+from llava_batch.ids import answer_digest, image_id
 from llava_batch.read import source
 from llava_batch.read.find import find
+from llava_batch.read.kinds import refuse_keys_of_tables
+from llava_batch.read.lake.table import AsOf
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
 from llava_batch.write.changes import Work, compare
 from llava_batch.write.committer import Committer
+from llava_batch.write.standing import Standing, end_move
 from tests.outputs import EMPTY, RUN, answer, end, ledger_of, table
 from tests.shards import reading
 
@@ -29,22 +32,33 @@ def text_of(data: bytes) -> str:
 
 
 def night(
-    out: Path, *inputs: Path, prompt: str = "x", blocks: int | None = None, **how: Any
-) -> Work:
+    out: Path, *inputs: Path, prompt: str = "x", blocks: int | None = None,
+    key_column: str | None = None, tell: Callable[[Committer], None] = lambda committer: None, **how: Any,
+) -> Work:  # fmt: skip
     """One run over `inputs`, to its end or killed after so many `blocks`; `how` is what `compare` takes.
 
     What it was to read is in the work that it returns, images left out that an earlier run answered.
+    `tell` is given its committer; rows of tables go by `key_column`.
     """
     ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
-    found = find(map(str, inputs), ledger.members, ledger.split_before, output=locate(str(out)))
+    found = find(
+        map(str, inputs), ledger.members, ledger.split_before, output=locate(str(out)),
+        as_of=AsOf(key_column=key_column),
+    )  # fmt: skip
+    if key_column is not None:
+        refuse_keys_of_tables(found.units, found.units, key_column)
     work = compare(ledger, found.units, **how)
     ledger.begin(work.todo, EMPTY)
-    committer = Committer(ledger, work.todo, EMPTY, RUN)
+    end_move(ledger)
+    anew = frozenset(unit.name for unit in work.todo if unit.retry is None)
+    standing = Standing(ledger, work.standing, anew) if work.standing else None
+    committer = Committer(ledger, work.todo, EMPTY, RUN, standing=standing)
+    tell(committer)
     todo, _ = committer.take_up()
-    for number, block in enumerate(_blocks(todo)):
+    for number, block in enumerate(_blocks(todo, key_column)):
         if number == blocks:
             return replace(work, todo=todo)
-        committer.add(_answered(block))
+        committer.add(_answered(block, standing))
     committer.close()
     ledger.finish()
     assert committer.tally.failed_units == {}
@@ -69,24 +83,35 @@ def read_again(work: Work) -> dict[str, int]:
     return {u.name: -1 if u.retry is None else len(u.retry) for u in work.todo}
 
 
-def _blocks(units: list[Unit]) -> Iterator[pa.Table]:
+def _blocks(units: list[Unit], key_column: str | None) -> Iterator[pa.Table]:
     """What the read tasks give."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             source, "_read_carefully", lambda unit, how, shared: source.read_blocks(unit, how)
         )
-        for task in source.UnitSource(units, reading(), None).get_read_tasks(1):
+        for task in source.UnitSource(units, reading(key_column=key_column), None).get_read_tasks(
+            1
+        ):
             yield from task()
 
 
-def _answered(block: pa.Table) -> pa.Table:
+def _answered(block: pa.Table, standing: Standing | None) -> pa.Table:
     rows = []
     for row in block.to_pylist():
         if row["end"]:
             rows.append(end(row["unit"], row["ordinal"], row["error_code"], row["error_message"]))
             continue
         data = row["images"][0] if row["images"] else b""
+        about = {
+            "id": image_id(row["id_base"], row["key"], row["mark"]),
+            "image_sha256": hashlib.sha256(data).hexdigest(),
+        }
+        digest = answer_digest(about["id"], about["image_sha256"], [])
+        if standing is not None and digest in standing.answers:
+            copied = {"position": 0, "siblings": 0, "copied": True}
+            rows.append({n: row[n] for n in ("unit", "ordinal", "end", "key")} | copied | about)
+            continue
         error = row["error_code"] or ("image_unreadable" if data.startswith(BAD) else None)
         made = answer(row["unit"], row["ordinal"], key=row["key"], text=text_of(data), error=error)
-        rows.append(made | {"id": image_id(row["unit"], row["key"], row["mark"])})
+        rows.append(made | about | {"turns": None if error else []})
     return table(*rows)

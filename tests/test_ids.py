@@ -47,6 +47,17 @@ def test_the_image_is_found_again_in_every_id_of_its_rows(
     assert name_of(made, unit) == name_in_unit(key, mark)
 
 
+@given(_texts, _texts, _texts, st.none() | _texts, st.none() | st.integers(0, 9))
+@settings(deadline=None)
+def test_an_image_of_a_table_with_keys_is_found_by_its_unit_whose_name_the_tables_begins(
+    table: str, file: str, key: str, question_id: str | None, sample: int | None
+) -> None:
+    image = image_id(table, key, "")
+    made = row_id(image, question_id, sample)
+    assert image_of(made, f"{table}/{file}") == image
+    assert name_of(made, table) == name_in_unit(key, "")
+
+
 @given(st.text())
 @settings(deadline=None)
 def test_what_is_printable_stays_as_it_is(text: str) -> None:

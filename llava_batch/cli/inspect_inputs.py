@@ -53,6 +53,8 @@ class Found:
     """Rows of the sample in error, by code."""
     examples: tuple[tuple[str, str], ...] = ()
     """(id, what is wrong with it) of the first of them."""
+    tables: tuple[str, ...] = ()
+    """Of each lake table, in words: its snapshot, and what it is partitioned by."""
 
 
 def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
@@ -105,7 +107,15 @@ def _look(kind: str, units: list[Unit], sample: int, fetch: Fetch) -> Found:
         sizes=tuple(sizes),
         bad=dict(bad.most_common()),
         examples=tuple(examples[:_EXAMPLES]),
+        tables=tuple(dict.fromkeys(_table(unit) for unit in units if unit.of_table)),
     )
+
+
+def _table(unit: Unit) -> str:
+    assert unit.of_table is not None
+    said = f"table {unit.of_table.table}: snapshot {unit.of_table.snapshot}"
+    by = ", ".join(unit.of_table.partitions)
+    return f"{said}, partitioned by {by}" if by else said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +171,9 @@ def _kind(value: object) -> str:
 def _num_rows(units: list[Unit]) -> int | None:
     """Rows of all units from their footers or listings; None for tars, and where one does not read."""
     total = 0
-    for unit in {(u.path, u.members): replace(u, row_groups=None) for u in units}.values():
+    for unit in {
+        (u.path, u.members, u.of_table and u.name): replace(u, row_groups=None) for u in units
+    }.values():
         count = KINDS[unit.kind].count(unit)
         if count is None:
             return None
@@ -175,6 +187,7 @@ def told(found: Found) -> list[str]:
     first = ", ".join(found.units[:3]) + (", …" if len(found.units) > 3 else "")
     noun = "unit" if len(found.units) == 1 else "units"
     lines = [f"{found.kind}: {len(found.units):,} {noun} ({first}); rows: {count}"]
+    lines += [f"  {table}" for table in found.tables]
     if found.columns:
         lines.append("  columns: " + ", ".join(f"{n} ({t})" for n, t in found.columns.items()))
     if found.sizes:

@@ -16,7 +16,8 @@ from contextlib import closing
 
 from llava_batch.answers.folder import ANSWERS
 from llava_batch.cli.terminal import counted, placed, refuse_mixing, run_and_tell
-from llava_batch.driver.settle import settle
+from llava_batch.driver.plan import as_of
+from llava_batch.driver.settle import Settled, settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
@@ -52,7 +53,7 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     lines = [_kept_line(f"{out}/instructions", counts)]
     if exports:
         title = f"{recipe.name}: {recipe.description}"
-        lines += _export(job, out, exports, counts, title=title)
+        lines += _export(settled, out, exports, counts, title=title)
     if not job.quiet:
         print("\n".join(lines), file=sys.stderr)
 
@@ -70,15 +71,21 @@ def _kept_line(folder: str, counts: dict[str, int]) -> str:
 
 
 def _export(
-    job: Job, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
+    settled: Settled, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
 ) -> list[str]:
     """Write what is asked for; a line on each, which says where it is."""
-    with closing(Fetch.of(job)) as fetch:
-        return _export_with(fetch, job, out, exports, counts, title=title)
+    with closing(Fetch.of(settled.job)) as fetch:
+        return _export_with(fetch, settled, out, exports, counts, title=title)
 
 
 def _export_with(
-    fetch: Fetch, job: Job, out: str, exports: Sequence[str], counts: dict[str, int], *, title: str
+    fetch: Fetch,
+    settled: Settled,
+    out: str,
+    exports: Sequence[str],
+    counts: dict[str, int],
+    *,
+    title: str,
 ) -> list[str]:
     from llava_batch.instruct.exports import (
         Pairs,
@@ -88,9 +95,10 @@ def _export_with(
         images_of,
     )
 
+    job = settled.job
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    found = find(job.input, ledger.members, output=ledger.out)
+    found = find(job.input, ledger.members, output=ledger.out, as_of=as_of(settled))
     units = [ledger.as_answered(unit) for unit in found.units]
     images = images_of(
         units,

@@ -168,6 +168,8 @@ _COUNTED = (
      "units had changed and were answered again."),
     ("units_kept", "unit had changed and keeps its answers.",
      "units had changed and keep their answers."),
+    ("rows_copied", "row was answered before, in a file that the table's writer rewrote: copied.",
+     "rows were answered before, in files that the table's writer rewrote: copied."),
     ("rows_with_several_images",
      "row had several images: LLaVA-1.5 was not trained on that, and its answer may be poor.",
      "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),

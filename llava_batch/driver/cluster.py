@@ -16,6 +16,7 @@ from typing import Any
 
 from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
+from llava_batch.read.lake.recognise import CATALOG
 from llava_batch.storage import locate
 
 READ_CPUS = 0.25
@@ -205,7 +206,7 @@ def refuse_local_paths(job: Job) -> None:
         return
     flags = [("--output", job.output), *(("--input", i) for i in job.input)]
     for flag, text in [*flags, *([("--image-root", job.image_root)] if job.image_root else [])]:
-        if locate(text).is_local:
+        if not text.startswith(CATALOG) and locate(text).is_local:
             raise UsageError(
                 f"{flag} {text}: a local path, and the cluster has {num_nodes} nodes; give a URI, or "
                 "--shared-filesystem if every node sees this folder"

@@ -28,7 +28,8 @@ from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, kept_names, require_columns
 from llava_batch.read.find import Inputs, find
-from llava_batch.read.kinds import first_row, refuse_without_images
+from llava_batch.read.kinds import first_row, refuse_keys_of_tables, refuse_without_images
+from llava_batch.read.lake.table import AsOf
 from llava_batch.read.reading import Reading
 from llava_batch.storage import locate
 from llava_batch.unit import Unit
@@ -116,7 +117,9 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
-    inputs = find(job.input, ledger.members, ledger.split_before, output=ledger.out)
+    inputs = find(
+        job.input, ledger.members, ledger.split_before, output=ledger.out, as_of=as_of(settled)
+    )
     work = compare(
         ledger,
         inputs.units,
@@ -129,6 +132,7 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     keep = _keep(settled, ledger, inputs.units) if work.todo or job.keep else recorded
     reading = Reading.of(job, settled.columns, keep)
     refuse_without_images(work.todo, reading)
+    refuse_keys_of_tables(work.todo, inputs.units, job.key_column)
     questions = None
     if work.todo:
         questions = _read_questions(job, ledger, inputs.units) if job.questions else None
@@ -144,6 +148,17 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
         reading=reading,
         questions=questions,
         recast=needs_recast(ledger, keep, overwrite=job.overwrite),
+    )
+
+
+def as_of(settled: Settled) -> AsOf:
+    """How the job's tables of the lake are read."""
+    job = settled.job
+    return AsOf(
+        snapshot=job.snapshot,
+        image_column=job.image_column,
+        key_column=job.key_column,
+        columns=(*settled.columns, *kept_names(job.keep)),
     )
 
 

@@ -33,7 +33,7 @@ def generated_schema(keep: Sequence[pa.Field]) -> pa.Schema:
 
 def image_of(row: RowDict) -> str:
     """The id of a prepared row's image."""
-    return image_id(row["unit"], row["key"], row["mark"])
+    return image_id(row["id_base"], row["key"], row["mark"])
 
 
 def head(row: RowDict, ask: RowDict, sample: int, num_samples: int) -> RowDict:
@@ -47,9 +47,13 @@ def head(row: RowDict, ask: RowDict, sample: int, num_samples: int) -> RowDict:
 
 
 def without_asks(row: RowDict) -> RowDict:
-    """The end row of a unit, or the row of an image of which nothing was asked."""
-    names = ("unit", "ordinal", "end", "error_code", "error_message")
-    return {**{name: row[name] for name in names}, "position": 0, "siblings": 0}
+    """The end row of a unit, or the row of an image of which nothing was asked, or whose answers are
+    copied."""
+    names = ("unit", "ordinal", "end", "error_code", "error_message", "copied")
+    said = {**{name: row[name] for name in names}, "position": 0, "siblings": 0}
+    if row["copied"]:
+        said |= {"id": image_of(row), "key": row["key"], "image_sha256": row["image_sha256"]}
+    return said
 
 
 def failed(code: str | None, message: str | None) -> RowDict:

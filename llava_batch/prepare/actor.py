@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError, UsageError
-from llava_batch.ids import image_id, printable
+from llava_batch.ids import answer_digest, image_id, printable, row_id
 from llava_batch.job import Job
 from llava_batch.prepare.fetch import Fetch, Fetched
 from llava_batch.prepare.image_processor import load_image_processor
@@ -46,7 +46,7 @@ from llava_batch.workers import process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
 
-_PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "error_code", "error_message")
+_PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "id_base", "error_code", "error_message")
 
 
 class Prepare:
@@ -59,6 +59,7 @@ class Prepare:
         lookup: Lookup | None = None,
         recipe: Recipe | None = None,
         stores: Stores | None = None,
+        standing: np.ndarray | None = None,
     ) -> None:
         """`stores` as the driver has them; None: as this process does."""
         configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
@@ -66,6 +67,7 @@ class Prepare:
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._lookup, self._recipe = lookup, recipe
         self._fetch = Fetch.of(job, stores)
+        self._standing = standing
         self._guard = CrashGuard(shared, "prepare", job.max_tries)
         self._counters = Counters(shared, "prepare")
         self._thumbnails = Thumbnails(shared)
@@ -149,7 +151,24 @@ class Prepare:
                 recipe=self._recipe,
             )
         ]
+        if self._stands(out):
+            out |= {"asks": [], "pixels": None, "shape": None, "copied": True}
         return out
+
+    def _stands(self, row: dict[str, Any]) -> bool:
+        """Whether all that is asked of the image is answered in a table of the folder already."""
+        if self._standing is None or not row["asks"] or row["num_images"] != 1 or row["error_code"]:
+            return False
+        image = image_id(row["id_base"], row["key"], row["mark"])
+        num_samples = self._job.num_samples
+        wanted = [
+            answer_digest(
+                row_id(image, ask["question_id"], sample), row["image_sha256"], ask["questions"]
+            )
+            for ask in row["asks"]
+            for sample in (range(num_samples) if num_samples > 1 else (None,))
+        ]
+        return bool(np.isin(np.array(wanted, np.uint64), self._standing).all())
 
     def _put_pixels(self, images: list[bytes], out: dict[str, Any]) -> int:
         """Decode and process `images` into `out`; returns the image tokens of one image."""
@@ -158,7 +177,7 @@ class Prepare:
             image = decode(data, self._job.max_pixels)
             if number == 0:
                 out["width"], out["height"] = image.size
-                self._thumbnails.consider(image_id(out["unit"], out["key"], out["mark"]), image)
+                self._thumbnails.consider(image_id(out["id_base"], out["key"], out["mark"]), image)
             check_canvas(
                 *image.size, self._pad, self._processor.shortest_edge, self._job.max_pixels
             )

@@ -9,21 +9,23 @@ counted too (`gather`). Runs in the driver, before any actor starts; opens no im
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 from llava_batch.errors import UsageError
 from llava_batch.read.gather import Found, Gathered
 from llava_batch.read.kinds import KINDS, LOOSE
+from llava_batch.read.lake.opened import open_tables
+from llava_batch.read.lake.table import AsOf, Opened
+from llava_batch.read.unit_name import unit_name
 from llava_batch.storage import Location
 from llava_batch.unit import ROW_RULES, Unit, source_of
 
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
 
-_HIDING = {"_": "%5F", ".": "%2E"}
-
 _LOOKS_AT_ONCE = 16
+_NEWEST = AsOf()
 
 Members = Callable[[str], dict[str, tuple[str, ...]]]
 """Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
@@ -42,6 +44,8 @@ class Inputs:
     """Files that are not read, by kind (`.csv`, `broken links`), the most first."""
     skipped: dict[str, int]
     """What a rule passes over, by rule; a hidden folder, or the output, counts as one."""
+    tables: list[Opened] = field(default_factory=list)
+    """Lake tables, each as of the one snapshot that is read."""
 
 
 def find_units(inputs: Iterable[str], remembered: Members = lambda base: {}) -> list[Unit]:
@@ -55,11 +59,13 @@ def find(
     before: Before = lambda whole: None,
     *,
     output: Location | None = None,
+    as_of: AsOf = _NEWEST,
 ) -> Inputs:
-    """All that `inputs` name, in the order given and by path within each; `output` is no input.
+    """All that `inputs` name, in the order given and by path within each; `output` is no input, and
+    `as_of` says how tables of the lake are read.
 
     Raises:
-        UsageError: as `gather` says; two units of one name.
+        UsageError: as `gather` says; two units of one name; a table that cannot be read.
     """
     gathered = Gathered(output)
     for text in inputs:
@@ -70,17 +76,20 @@ def find(
     for images in gathered.loose:
         base = _base_name(images[0].root)
         units.extend(_loose_units(images, base, remembered(base)))
+    tables = open_tables(gathered.tables, as_of)
+    units.extend(unit for table in tables for unit in table.units)
     return Inputs(
         units=_refuse_double_names(units),
         left_out=dict(gathered.left_out.most_common()),
         skipped=dict(gathered.skipped),
+        tables=tables,
     )
 
 
 def _shard_units(found: Found, before: Before) -> list[Unit]:
     """A shard's units; those that earlier runs made of it, where they did."""
     whole = Unit(
-        name=_unit_name(os.path.splitext(found.name)[0]),
+        name=unit_name(os.path.splitext(found.name)[0]),
         kind=found.what,
         path=found.at.path,
         shown=found.at.shown,
@@ -92,12 +101,6 @@ def _shard_units(found: Found, before: Before) -> list[Unit]:
         return [whole]
     units = KINDS[found.what].units(replace(whole, rules=rules or ROW_RULES), found.size)
     return [replace(unit, rules=ROW_RULES) for unit in units]
-
-
-def _unit_name(name: str) -> str:
-    """`name` with no part that begins as what readers of tables skip does."""
-    parts = name.split("/")
-    return "/".join(_HIDING.get(part[:1], part[:1]) + part[1:] for part in parts)
 
 
 def _loose_units(
@@ -125,7 +128,7 @@ def _loose_units(
 
 
 def _base_name(root: Location) -> str:
-    return _unit_name(os.path.basename(root.path)) or "root"
+    return unit_name(os.path.basename(root.path)) or "root"
 
 
 def _refuse_double_names(units: list[Unit]) -> list[Unit]:
@@ -146,4 +149,19 @@ def _refuse_double_names(units: list[Unit]) -> list[Unit]:
                 f"--input {seen[above].shown} and {unit.shown}: ids of unit {above} and of unit "
                 f"{unit.name} could be the same; rename one"
             )
+    _refuse_ids_below_a_table(units)
     return units
+
+
+def _refuse_ids_below_a_table(units: list[Unit]) -> None:
+    """A keyed table's ids are `<table>/<key>`, and a key may hold slashes: nothing else stands there."""
+    bases = {unit.id_base: unit for unit in units if unit.id_base != unit.name}
+    for unit in units if bases else ():
+        above = unit.id_base if unit.id_base not in bases else unit.id_base.rpartition("/")[0]
+        while above and above not in bases:
+            above = above.rpartition("/")[0]
+        if above:
+            raise UsageError(
+                f"--input {bases[above].shown} and {unit.shown}: ids of the table {above} and of unit "
+                f"{unit.name} could be the same; rename one"
+            )

@@ -15,14 +15,19 @@ from braceexpand import braceexpand
 
 from llava_batch.errors import UsageError
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
+from llava_batch.read.lake import iceberg
+from llava_batch.read.lake.recognise import CATALOG, LANCE
+from llava_batch.read.lake.table import Place
 from llava_batch.read.neighbours import SIDE_FILE, Neighbours, is_compressed_tar, is_hidden
 from llava_batch.read.patterns import is_pattern, matches, means_hidden, prefixes
+from llava_batch.read.unit_name import unit_name
 from llava_batch.read.walk import (
     BROKEN_LINK,
     DEVICE,
     HIDDEN,
     OUTPUT,
     File,
+    Table,
     lies_in,
     real_path,
     walk,
@@ -73,6 +78,7 @@ class Gathered:
         self._stores: list[pafs.FileSystem] = []
         self._files: dict[tuple[int, str], Found] = {}
         self._skipped: dict[tuple[int, str], str] = {}
+        self._tables: dict[tuple[int, str], tuple[int, Place]] = {}
 
     @property
     def shards(self) -> list[Found]:
@@ -87,6 +93,11 @@ class Gathered:
             if found.what == LOOSE:
                 folders[store, found.root.path].append(found)
         return list(folders.values())
+
+    @property
+    def tables(self) -> list[Place]:
+        """Tables of the lake; one that several inputs name has the name that the outermost gives it."""
+        return [place for _, place in self._tables.values()]
 
     @property
     def left_out(self) -> Counter[str]:
@@ -107,13 +118,18 @@ class Gathered:
             UsageError: it is not there, lies in the output, is a file of no known kind, or holds
                 files and none that is read.
         """
+        if text.startswith(CATALOG):
+            self._tables[-1, text] = 0, iceberg.place_in_catalog(text)
+            return
+        tables_before = len(self._tables)
         named = list(self._named(text))
         for found in named:
             key = (self._store(found.at.fs), found.file.real)
             held = self._files.get(key)
             if held is None or found.rank < held.rank:
                 self._files[key] = found
-        if named and not any(found.is_read for found in named):
+        has_table = len(self._tables) > tables_before
+        if named and not has_table and not any(found.is_read for found in named):
             kinds = Counter(found.what for found in named).most_common(3)
             there = ", ".join(f"{number} {kind}" for kind, number in kinds)
             raise UsageError(
@@ -161,11 +177,22 @@ class Gathered:
         listing = walk(folder, self._own)
         self._skip(folder.fs, listing.skipped)
         real_root = real_path(folder)
+        for table in listing.tables:
+            self._take_table(folder, real_root, table)
         neighbours = Neighbours((f.name for f in listing.files if not f.odd), listing.folders)
         for file in listing.files:
             at = folder.child(file.name)
             _refuse_compressed(at)
             yield Found(at, folder, real_root, file, file.odd or neighbours.what(file.name))
+
+    def _take_table(self, folder: Location, real_root: str, table: Table) -> None:
+        at = folder.child(table.name) if table.name else folder
+        name = (table.name or real_root.rstrip("/").rpartition("/")[2]).removesuffix(f".{LANCE}")
+        key = (self._store(folder.fs), table.real)
+        depth = real_root.rstrip("/").count("/")
+        if key not in self._tables or depth < self._tables[key][0]:
+            place = Place(kind=table.kind, at=at, name=unit_name(name) or "root")
+            self._tables[key] = depth, place
 
     def _matched(self, pattern: Location) -> Iterator[Found]:
         """What a pattern matches: folders are walked, files sorted among each other."""

@@ -6,6 +6,11 @@ from itertools import islice
 from typing import Any
 
 from llava_batch.read.files import Files
+from llava_batch.read.lake.delta import Delta
+from llava_batch.read.lake.iceberg import Iceberg
+from llava_batch.read.lake.keys import refuse_repeated_keys
+from llava_batch.read.lake.lance import Lance
+from llava_batch.read.lake.recognise import DELTA, ICEBERG, LANCE
 from llava_batch.read.parquet import Parquet
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row
@@ -15,7 +20,14 @@ from llava_batch.unit import Unit
 LOOSE = "files"
 """The kind whose input files are rows, many of them in a unit; of the others each is a shard."""
 
-KINDS: dict[str, Kind] = {"tar": Tar(), "parquet": Parquet(), LOOSE: Files()}
+KINDS: dict[str, Kind] = {
+    "tar": Tar(),
+    "parquet": Parquet(),
+    LOOSE: Files(),
+    DELTA: Delta(),
+    ICEBERG: Iceberg(),
+    LANCE: Lance(),
+}
 
 _FIRST_ROWS = 32
 _FIRST_UNITS = 16
@@ -45,6 +57,22 @@ def refuse_without_images(units: Sequence[Unit], reading: Reading) -> None:
     """
     for unit in [u for u in units if u.retry is None][:_FIRST_UNITS]:
         KINDS[unit.kind].refuse(unit, reading)
+
+
+def refuse_keys_of_tables(todo: Sequence[Unit], units: Sequence[Unit], column: str | None) -> None:
+    """Refuse lake tables in which `column` does not name each row; `todo` are those of all `units` that are
+    to be read whole.
+
+    Raises:
+        UsageError: a row without a key, or a key that several rows have.
+    """
+    if column is None:
+        return
+    for table in dict.fromkeys(u.id_base for u in todo if u.of_table and u.retry is None):
+        its = [unit for unit in units if unit.of_table and unit.id_base == table]
+        kind = KINDS[its[0].kind]
+        assert isinstance(kind, Delta | Iceberg | Lance)
+        refuse_repeated_keys(its, column, kind.column)
 
 
 def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:

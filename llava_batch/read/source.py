@@ -153,6 +153,7 @@ def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
         [False] * len(rows),
         [printable(r.key) for r in rows],
         [r.mark for r in rows],
+        [unit.id_base] * len(rows),
         [(r.images or None) if not r.error else None for r in rows],
         [[printable(u) for u in r.uris] or None for r in rows],
         [as_json(r.columns, reading.prompt_columns) for r in rows],

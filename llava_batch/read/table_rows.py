@@ -6,9 +6,10 @@ its key column's value, else its number in the table. A batch of which a value c
 Python costs the rows of those values alone.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pyarrow as pa
@@ -31,15 +32,24 @@ damage: see `is_damage`."""
 class Names:
     """What tells a row from all others: its key and mark, or its number in the file."""
 
-    def __init__(self, column: str | None, retry: frozenset[str]) -> None:
+    def __init__(
+        self, column: str | None, retry: frozenset[str], *, number_prefix: str = ""
+    ) -> None:
         self._column = column
         self._retry = retry
+        self._number_prefix = number_prefix
         self._keys = Keys()
+
+    def of_damaged(self, number: int) -> tuple[str, str]:
+        """Key and mark of a row whose key cannot be read; with the prefix, where ids of several files
+        begin alike."""
+        return f"{self._number_prefix}{number}", UNKEYED
 
     def of(self, number: int, values: dict[str, Any]) -> tuple[str, str]:
         """Key and mark; those of before for a row that was damaged, whose key could not be read."""
-        if name_in_unit(str(number), UNKEYED) in self._retry:
-            return str(number), UNKEYED
+        unread = self.of_damaged(number)
+        if name_in_unit(*unread) in self._retry:
+            return unread
         value = None if self._column is None else values.get(self._column)
         if isinstance(value, bytes):
             value = value.decode("utf-8", "surrogateescape")
@@ -59,9 +69,13 @@ class TableRows:
 
     def batch(self, batch: pa.RecordBatch, start: int) -> Iterator[Row]:
         """The rows of one batch, `start` its first's number."""
-        for number, values in enumerate(_values(batch), start):
+        return self.numbered(batch, count(start))
+
+    def numbered(self, batch: pa.RecordBatch, numbers: Iterable[int]) -> Iterator[Row]:
+        """The rows of one batch, each with its number in the file."""
+        for number, values in zip(numbers, _values(batch), strict=False):
             if isinstance(values, str):
-                yield damaged(str(number), UNKEYED, values)
+                yield damaged(*self.names.of_damaged(number), values)
             else:
                 yield self._row(*self.names.of(number, values), values)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import pyarrow.fs as pafs
 
 from llava_batch.errors import UsageError
+from llava_batch.read.lake.recognise import kind_of_folder, tables_among
 from llava_batch.read.neighbours import is_hidden
 from llava_batch.storage import Location
 
@@ -37,6 +38,15 @@ class File:
     """What it is where it is no file: `broken links`."""
 
 
+@dataclass(frozen=True)
+class Table:
+    """One folder that is a table of the lake: what lies in it is the table's alone."""
+
+    name: str
+    real: str
+    kind: str
+
+
 @dataclass
 class Listing:
     """What a walk saw. `skipped` has the rule by the path of what was passed over, folders whole."""
@@ -44,6 +54,7 @@ class Listing:
     files: list[File] = field(default_factory=list)
     folders: set[str] = field(default_factory=set)
     skipped: dict[str, str] = field(default_factory=dict)
+    tables: list[Table] = field(default_factory=list)
 
 
 def walk(folder: Location, own: Location | None) -> Listing:
@@ -73,9 +84,14 @@ def _listed(folder: Location, own: str | None) -> Listing:
     found = Listing()
     base = folder.path.rstrip("/") + "/"
     selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-    for info in folder.fs.get_file_info(selector):
+    infos = folder.fs.get_file_info(selector)
+    tables = _tables(folder, [i.path.removeprefix(base) for i in infos if i.is_file])
+    found.tables += tables.values()
+    for info in infos:
         name = info.path.removeprefix(base)
         parts = name.split("/")
+        if any("/".join(parts[:n]) in tables for n in range(len(parts) + 1)):
+            continue
         first = next((n for n, part in enumerate(parts) if is_hidden(part)), None)
         if own is not None and lies_in(info.path, own):
             found.skipped[own] = OUTPUT
@@ -86,6 +102,20 @@ def _listed(folder: Location, own: str | None) -> Listing:
         elif info.type == pafs.FileType.Directory:
             found.folders.add(name)
     found.folders |= {file.name.rpartition("/")[0] for file in found.files} - {""}
+    return found
+
+
+def _tables(folder: Location, files: list[str]) -> dict[str, Table]:
+    """The tables that files lie in, by their names; the folder itself is ""."""
+    own = folder.path.rpartition("/")[2]
+    among = tables_among([own, *name.split("/")] for name in files)
+    found = {}
+    for path, kind in sorted(among.items()):
+        parts = path[1:]
+        first = next((part for part in parts if is_hidden(part)), None)
+        if path and first is None:
+            name = "/".join(parts)
+            found[name] = Table(name, "/".join([folder.path, *parts]), kind)
     return found
 
 
@@ -106,16 +136,27 @@ class _Local:
             if linked and real in self._seen:
                 continue
             self._seen.add(real)
-            for entry in self._entries(real):
+            entries = list(self._entries(real))
+            kind = self._table_kind(real, entries)
+            if kind is not None:
+                self._found.tables.append(Table(below.rstrip("/"), real, kind))
+                continue
+            for entry in entries:
                 self._take(entry, f"{below}{entry.name}", os.path.join(real, entry.name), linked)
             self._links.sort()
         return self._found
+
+    def _table_kind(self, real: str, entries: list[os.DirEntry[str]]) -> str | None:
+        """What the folder is, where it is a table of the lake."""
+        names = [entry.name for entry in entries]
+        metadata = os.path.join(real, "metadata")
+        return kind_of_folder(real, names, lambda: (e.name for e in self._entries(metadata)))
 
     def _entries(self, real: str) -> Iterator[os.DirEntry[str]]:
         try:
             with os.scandir(real) as entries:
                 yield from entries
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return  # deleted while the walk went on
 
     def _take(self, entry: os.DirEntry[str], name: str, real: str, linked: bool) -> None:

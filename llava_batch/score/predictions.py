@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from llava_batch.answers.folder import open_answers
 from llava_batch.errors import UsageError
+from llava_batch.ids import image_of
 from llava_batch.prompts.questions import join_key
 from llava_batch.storage import locate, read_bytes
 
@@ -75,7 +76,7 @@ def read_given(path: str) -> GivenAnswers:
 
 def _from_tables(path: str) -> Iterator[Given]:
     for row in open_answers(path).rows(_COLUMNS):
-        if "~" in row["id"][len(row["unit"]) :]:
+        if "~" in row["id"].removeprefix(image_of(row["id"], row["unit"])):
             raise UsageError(
                 f"--answers {path}: {row['id']} is one of several samples; score a run with one"
             )

@@ -7,12 +7,13 @@ it might have less of them than there is. Runs in the driver only; writes nothin
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow.compute as pc
 
 from llava_batch.ids import name_in_unit, name_of
-from llava_batch.unit import Stamp, Unit, source_of
+from llava_batch.unit import Stamp, Unit, source_of, unpack_rows
 from llava_batch.write.ledger import Ledger
 from llava_batch.write.record import Record
 from llava_batch.write.refuse_changes import (
@@ -35,6 +36,8 @@ class Work:
     """Units answered before from an input that has changed since, which are answered again."""
     num_kept: int
     """Such units that keep their answers."""
+    standing: list[Record] = field(default_factory=list)
+    """Answered units of keyed tables, rows of which may come again in `todo`; see `standing`."""
 
 
 def compare(
@@ -58,30 +61,37 @@ def compare(
     refuse_another_folder(ledger, units)
     compared = [c for c in (_compared(ledger, unit) for unit in units) if c is not None]
     changed = [c for c in compared if c.is_changed]
-    others = _records_of_other_units(ledger, units)
+    others, moved = _vanished(ledger, units, compared)
     stay = on_change == "keep" or limit is not None
     if on_change is None and not overwrite:
         refuse_another_place(ledger, changed)
         if not stay:
             refuse_too_much(ledger, changed, others)
     if on_change == "refuse":
-        refuse_any(changed, others)
+        refuse_any(changed, [*others, *moved] if any(c.is_open for c in compared) else others)
     if stay:
         answered = {record.input for record in others}
+        tables = {unit.input for unit in units if unit.of_table}
+        # `keep`: files of a table that vanished keep theirs, beside those of new ones.
+        answered = answered - tables if limit is None else answered | {r.input for r in moved}
         compared = [_kept(c) for c in compared if not (c.is_open and c.unit.input in answered)]
     else:
         ledger.retire(others)
     if overwrite:
+        ledger.retire(_records_of_vanished_files(ledger, units))
         ledger.retire(_records_of_another_run(ledger, {c.unit.name for c in compared}))
     for one in compared:
         if one.unit.members and not (one.is_open or one.is_changed):
             ledger.note(one.unit)
     count = len(changed) + len(others)
+    todo = _limited(_todo(ledger, compared, retry_errors=retry_errors), limit)
+    reads_keys = any(u.id_base != u.name and u.retry is None for u in todo)
     return Work(
-        todo=_limited(_todo(ledger, compared, retry_errors=retry_errors), limit),
+        todo=todo,
         num_done=len([c for c in compared if not (c.is_open or c.is_changed)]),
         num_changed=0 if stay else count,
         num_kept=count if stay else 0,
+        standing=[*moved, *_with_fewer_rows(compared)] if reads_keys else [],
     )
 
 
@@ -114,18 +124,27 @@ def _compared(ledger: Ledger, unit: Unit) -> Compared | None:
         for member, stamp in zip(unit.members, unit.stamps, strict=True)
         if stamp is None
     )
-    if ledger.is_committed(unit):
-        return Compared(unit=unit, record=ledger.answered(unit.name), gone=gone)
+    committed = ledger.is_committed(unit)
+    record = ledger.answered(unit.name)
+    if committed:
+        is_changed = record is not None and _has_rows_again(record, unit)
+        return Compared(unit=unit, record=record, is_changed=is_changed, gone=gone)
     if unit.members and gone and ledger.is_committed(left := _without_gone(unit)):
         # A `forget` was killed before it wrote down that these are all.
         return Compared(unit=left, record=ledger.answered(unit.name))
-    record = ledger.answered(unit.name)
     if record is None:
         left = _without_gone(unit)
         return Compared(unit=left) if left.members or not unit.members else None
     if not unit.members:
         return Compared(unit=unit, record=record, is_changed=True)
     return _compared_files(ledger, unit, record, gone)
+
+
+def _has_rows_again(record: Record, unit: Unit) -> bool:
+    """Whether a lake table's file has rows that were deleted when it was answered (a table that was put
+    back as it was); one that has fewer rows now keeps its answers."""
+    before = unpack_rows(record.deleted_rows)
+    return bool(len(np.setdiff1d(before, unpack_rows(unit.deleted), assume_unique=True)))
 
 
 def _without_gone(unit: Unit) -> Unit:
@@ -178,9 +197,47 @@ def _with_errors(ledger: Ledger, compared: Compared) -> Compared:
     if table is None:
         return compared
     bad = table.filter(pc.equal(table["status"], "error"))["id"].to_pylist()
-    names = frozenset(name_of(ident, unit.name) for ident in bad) - compared.gone
+    names = frozenset(name_of(ident, unit.id_base) for ident in bad) - compared.gone
     again = replace(ledger.as_answered(unit), retry=(unit.retry or frozenset()) | names)
     return replace(compared, unit=again)
+
+
+def _vanished(
+    ledger: Ledger, units: Sequence[Unit], compared: Sequence[Compared]
+) -> tuple[list[Record], list[Record]]:
+    """Records of inputs that make units of other names now: those that are answered again, and those of
+    keyed tables, whose rows are known again.
+
+    Files of a lake table that vanished leave their answers, unless new files came: these may hold the
+    same rows, and where rows have no keys nobody can tell."""
+    records = _records_of_other_units(ledger, units)
+    tables = {unit.input for unit in units if unit.of_table}
+    grown = {c.unit.input for c in compared if c.is_open}
+    gone = _records_of_vanished_files(ledger, units)
+    moved = [r for r in gone if ledger.answered(r.unit) is not None]
+    known = {r.unit for r in gone}
+    again = [
+        r for r in records if r.unit not in known and (r.input not in tables or r.input in grown)
+    ]
+    return again, moved
+
+
+def _records_of_vanished_files(ledger: Ledger, units: Sequence[Unit]) -> list[Record]:
+    """Of all files that keyed tables had once and have no more, wherever they lay."""
+    tables = {f"{unit.id_base}/" for unit in units if unit.id_base != unit.name}
+    names = {unit.name for unit in units} if tables else set()
+    below = (r for n, r in ledger.records.items() if any(n.startswith(t) for t in tables))
+    return [r for r in below if r.unit not in names]
+
+
+def _with_fewer_rows(compared: Sequence[Compared]) -> list[Record]:
+    """Of files of keyed tables that lost rows since, or are answered again: those may be in other files."""
+    keyed = [c for c in compared if c.record is not None and c.unit.id_base != c.unit.name]
+    return [
+        c.record
+        for c in keyed
+        if c.record and (c.is_changed or c.record.deleted_rows != c.unit.deleted)
+    ]
 
 
 def _records_of_other_units(ledger: Ledger, units: Sequence[Unit]) -> list[Record]:

@@ -9,6 +9,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
@@ -24,6 +25,7 @@ from llava_batch.write.came import Came
 from llava_batch.write.ledger import Ledger, record_of
 from llava_batch.write.parts import Parts, is_kept
 from llava_batch.write.record import Record
+from llava_batch.write.standing import Standing
 from llava_batch.write.unit_table import gathered, retried
 
 PART_ROWS = 1000
@@ -42,6 +44,7 @@ class Tally:
     images: int = 0
     rows: int = 0
     images_without_question: int = 0
+    rows_copied: int = 0
     rows_with_several_images: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     units: int = 0
@@ -74,6 +77,8 @@ class _Open:
     fresh: list[pa.Table] = field(default_factory=list)
     num_images: int | None = None
     came: Came = field(default_factory=Came)
+    copies: list[pa.Table] = field(default_factory=list)
+    """Rows that stand for images whose answers are copied."""
 
     @property
     def is_whole(self) -> bool:
@@ -91,6 +96,7 @@ class Committer:
         keep: pa.Schema,
         run: dict[str, Any],
         on_commit: Callable[[str, pa.Table], None] | None = None,
+        standing: Standing | None = None,
     ) -> None:
         self.tally = Tally()
         self.taken_up: Tally | None = None
@@ -108,6 +114,7 @@ class Committer:
         self._keep = keep
         self._run = run
         self._on_commit = on_commit
+        self._standing = standing
 
     def take_up(self) -> tuple[list[Unit], list[pa.Table]]:
         """Go on where earlier runs were killed: the units, their images that were answered then left
@@ -169,7 +176,10 @@ class Committer:
         """Count rows that have not come before, and keep them."""
         asked = rows.filter(pc.greater(rows["siblings"], 0))
         self.tally.count(asked)
-        self.tally.images_without_question += rows.num_rows - asked.num_rows
+        copies = rows.filter(pc.fill_null(rows["copied"], False))
+        for name, part in _by_unit(copies):
+            self._open[name].copies.append(part)
+        self.tally.images_without_question += rows.num_rows - asked.num_rows - copies.num_rows
         if not self._num_fresh:
             self._since = time.monotonic()
         self._unsorted.append(asked)
@@ -193,7 +203,7 @@ class Committer:
             return
         counts = [sum(rows.num_rows for rows in opened.fresh) for opened in ours.values()]
         rows = pa.concat_tables([rows for opened in ours.values() for rows in opened.fresh])
-        kept = self._parts.put(rows, {name: self._units[name].source for name in ours})
+        kept = self._parts.put(rows, {name: self._units[name].as_read for name in ours})
         for opened, count, past in zip(ours.values(), counts, accumulate(counts), strict=True):
             opened.parts.append(kept.slice(past - count, count))
             opened.fresh = []
@@ -230,6 +240,11 @@ class Committer:
             )
 
     def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
+        num_copied = 0
+        if opened.copies:
+            assert self._standing is not None
+            opened.parts.append(self._standing.copied(pa.concat_tables(opened.copies), unit))
+            num_copied = opened.parts[-1].num_rows
         table = self._table(opened)
         num_images = opened.num_images or 0
         if unit.retry is not None:
@@ -247,16 +262,19 @@ class Committer:
         }
         contract = load_schema("answers").metadata or {}
         table = table.replace_schema_metadata({**contract, **footer})
-        self._ledger.write_table(unit, table)
-        record = record_of(self._ledger, unit, table, num_images)
-        if complete:
-            self._ledger.commit(record)
-            if unit.members:
-                self._ledger.remember(unit)
-        else:
-            self.limited.append(record)
+        moving = nullcontext() if self._standing is None else self._standing.move(unit, table)
+        with moving if complete else nullcontext():
+            self._ledger.write_table(unit, table)
+            record = record_of(self._ledger, unit, table, num_images)
+            if complete:
+                self._ledger.commit(record)
+                if unit.members:
+                    self._ledger.remember(unit)
+            else:
+                self.limited.append(record)
         self.tally.units += 1
         self.tally.images_of_units += opened.came.num_images
+        self.tally.rows_copied += num_copied
         return table
 
     def _table(self, opened: _Open) -> pa.Table:

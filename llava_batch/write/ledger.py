@@ -5,6 +5,7 @@
     OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
     OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
+    OUT/_manifest/_moving.json       stands while rows go from older units' tables to a new one's (standing.py)
     OUT/_manifest/_owner.json        the run that is writing now (owner.py)
     OUT/_manifest/_parts/            rows of open units (parts.py)
 
@@ -14,6 +15,7 @@ size, counts for nothing. Reading a ledger changes nothing in the folder; `begin
 Runs in the driver only.
 """
 
+import base64
 from collections.abc import Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -40,6 +42,7 @@ from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
+_MOVING = "_moving.json"
 PARTS = "_manifest/_parts/"
 _NEVER = 2**63 - 1
 
@@ -58,6 +61,7 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
         self.recasting = False
+        self.is_moving = False
         self.parts: list[str] = []
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
@@ -96,6 +100,8 @@ class Ledger:
                 self._written[name] = info.mtime_ns or 0
             elif name == f"_manifest/{_OVERWRITING}":
                 self._overwriting = info.mtime_ns or 0
+            elif name == f"_manifest/{_MOVING}":
+                self.is_moving = True
             elif name.endswith((".json", ".members")) and not _is_side_file(name):
                 records.append(name.removeprefix("_manifest/"))
         if overwrite:
@@ -239,7 +245,7 @@ class Ledger:
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
         left = (self._leftovers, self._retired, self._limited, self._adopted, self.parts)
-        return not (any(left) or self._is_given_up)
+        return not (any(left) or self._is_given_up or self.is_moving)
 
     @property
     def was_cut_short(self) -> bool:
@@ -287,6 +293,29 @@ class Ledger:
         opened = (u for u in units if u.members and self.answered(u.name) is None)
         for unit in (*opened, *self._noted):
             self.remember(unit)
+
+    def begin_move(self, said: bytes) -> None:
+        """Write down that rows go from some units' tables to another's; see `standing`."""
+        self._write(_MOVING, said)
+        self.is_moving = True
+
+    def moving(self) -> bytes | None:
+        """What `begin_move` wrote, until `forget_move`."""
+        return self._read(_MOVING) if self.is_moving else None
+
+    def forget_move(self) -> None:
+        self._delete(self._path(_MOVING))
+        self.is_moving = False
+
+    def remove(self, record: Record) -> None:
+        """Take a unit out of the folder now."""
+        self._remove(record)
+
+    def remove_table(self, unit: str) -> None:
+        """Take out a unit's table that no record tells of, if there is one."""
+        name = self.table_name(unit)
+        self._delete(f"{self.out.path}/{name}")
+        self._sizes.pop(name, None)
 
     def of_this_run(self) -> list[Record]:
         """Records of this run's settings that stay, also where a kill kept one from knowing its table's
@@ -379,7 +408,15 @@ class Ledger:
             "llava_batch.source": unit.source,
             "llava_batch.complete": str(complete).lower(),
             "llava_batch.rules": str(unit.rules),
+            **({"llava_batch.deleted": deleted} if (deleted := self.deleted_in(unit)) else {}),
         }
+
+    def deleted_in(self, unit: Unit) -> str:
+        """The rows of a lake table's file that the unit's table lacks, as a record says them: those
+        deleted now; where only some are answered again, those that were deleted when all were."""
+        if unit.retry is not None:
+            return self.records[unit.name].deleted
+        return base64.b64encode(unit.deleted).decode()
 
     def _adopt(self, unit: Unit) -> Record | None:
         """The record of a whole table of this run's settings, where a kill between table and record
@@ -398,6 +435,7 @@ class Ledger:
         if not fits or (before is not None and before.source == found["source"]):
             return None
         record = record_of(self, replace(unit, source=found["source"]), table, int(found["images"]))
+        record = replace(record, deleted=found.get("deleted", ""))
         if before is not None:
             record = replace(record, input=before.input)
         held = self.records.get(unit.name)
@@ -475,4 +513,5 @@ def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> R
         images=num_images,
         errors=dict(sorted(errors.items())),
         rules=unit.rules,
+        deleted=ledger.deleted_in(unit),
     )

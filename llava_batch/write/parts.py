@@ -38,8 +38,8 @@ class Parts:
         """Rows that earlier runs left of open `units`, by unit: those of images that were answered
         whole, each row once. Parts of which nothing can be taken go."""
         units = [*units]
-        wanted = {unit.name: unit.source for unit in units if is_kept(unit)}
-        later = {(unit.name, unit.source) for unit in units if unit.limit is not None}
+        wanted = {unit.name: unit.as_read for unit in units if is_kept(unit)}
+        later = {(unit.name, unit.as_read) for unit in units if unit.limit is not None}
         found: dict[str, list[pa.Table]] = {}
         for path in self._ledger.parts:
             rows = self._read(path)
@@ -79,11 +79,13 @@ class Parts:
         ledger = self._ledger
         data = ledger.patience.keep_trying(lambda: read_bytes(ledger.out.fs, path))
         try:
-            rows = _mapped(pa.py_buffer(data or b""))
+            rows = pa.ipc.open_stream(pa.py_buffer(data or b"")).read_all()
             fits = (rows.schema.metadata or {})[_FINGERPRINT].decode() == ledger.fingerprint
-        except (ValueError, KeyError, pa.ArrowException):
+        except (OSError, ValueError, KeyError, pa.ArrowException):  # cut short, or none of ours
             return None
-        return rows if fits and {f.name: f.type for f in rows.schema} == self._columns() else None
+        if not fits or {f.name: f.type for f in rows.schema} != self._columns():
+            return None
+        return _mapped(pa.py_buffer(data))
 
     def _columns(self) -> dict[str, pa.DataType]:
         keep = [field.with_name(KEEP + field.name) for field in self._ledger.keep or ()]

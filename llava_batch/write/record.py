@@ -29,6 +29,8 @@ class Record:
     """By which rules its rows were told apart and named; see `Unit.rules`. 0.1.0 wrote none down."""
     table_hash: str = ""
     """sha256 of the table's bytes; empty where the version that wrote it kept none."""
+    deleted: str = ""
+    """Of a lake table's file: the rows that were deleted when it was answered, `Unit.deleted` in base 64."""
 
     @property
     def digest(self) -> str:
@@ -37,7 +39,12 @@ class Record:
         return hashlib.sha256(said).hexdigest()[:16]
 
     def to_json(self) -> bytes:
-        return (json.dumps(self.__dict__, indent=1, sort_keys=True) + "\n").encode()
+        said = {name: v for name, v in self.__dict__.items() if name != "deleted" or v}
+        return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
+
+    @property
+    def deleted_rows(self) -> bytes:
+        return base64.b64decode(self.deleted)
 
     @classmethod
     def from_json(cls, data: bytes | None) -> "Record | None":

@@ -61,7 +61,7 @@ def retried(old: pa.Table, new: pa.Table, unit: Unit) -> pa.Table:
 
 def _with_changed(order: list[int], ids: list[str], num_old: int, unit: Unit) -> list[int]:
     """`order` with all new rows of the images that changed for all old ones, by the unit's members."""
-    names = [name_of(ident, unit.name) for ident in ids]
+    names = [name_of(ident, unit.id_base) for ident in ids]
     kept = [i for i in order if names[i] not in unit.changed]
     fresh = [i for i in range(num_old, len(ids)) if names[i] in unit.changed]
     rank = {name_in_unit(member, None): n for n, member in enumerate(unit.members)}

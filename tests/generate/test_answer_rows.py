@@ -16,6 +16,8 @@ ROW = {
     "unit": "photos/a",
     "key": "dog.jpg",
     "mark": "",
+    "id_base": "photos/a",
+    "copied": None,
     "ordinal": 3,
     "end": False,
     "num_images": 1,

@@ -121,6 +121,7 @@ def answered(monkeypatch, made: Checkpoint, **options: Any) -> tuple[dict, Reque
         "end": False,
         "key": "k",
         "mark": "",
+        "id_base": "u",
         "images": [picture(0)],
     }
     table = pa.Table.from_pylist([image], schema=image_schema(pa.schema([])))

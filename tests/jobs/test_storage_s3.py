@@ -2,18 +2,22 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.fs as pafs
 import pytest
 
+from llava_batch.read.find import find
 from llava_batch.storage import without_credentials
+from llava_batch.unit import Unit
 from tests.s3_server import KEY, SECRET, needs_a_server, s3
-from tests.shards import picture, put, put_parquet, tar_bytes
+from tests.shards import picture, put, put_parquet, rows_of, tar_bytes
 
 JOB = Path(__file__).resolve().parents[2] / "jobs" / "caption.py"
 __all__ = ["s3"]
@@ -121,6 +125,62 @@ def test_credentials_in_a_uri_reach_the_workers_and_are_shown_nowhere(s3, corpus
     assert len(rows("lake/by-uri", s3.fs)) == IN_EACH
     for text in (said, text_of(s3.fs, "lake/by-uri")):
         assert KEY not in text and SECRET not in text
+
+
+def test_a_delta_table_is_read_and_its_keys_are_shown_nowhere(s3, tmp_path_factory, monkeypatch):
+    deltalake = pytest.importorskip("deltalake")
+    ray = tmp_path_factory.mktemp("r")
+    options = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_region": "us-east-1",
+               "aws_endpoint": s3.gateway, "allow_http": "true",
+               "aws_conditional_put": "etag"}  # fmt: skip
+    pictures = pa.table({"image": pa.array([picture(n) for n in range(5)], pa.binary()),
+                         "n": range(5), "dt": [*"aabbb"]})  # fmt: skip
+    uri = "s3://lake/tables/shop"
+    deltalake.write_deltalake(uri, pictures, partition_by=["dt"], storage_options=options)
+    deltalake.DeltaTable(uri, storage_options=options).delete("n = 1")
+    job = start("s3://lake/tables", "s3://lake/of-delta", ray, s3.gateway)
+    said = "".join(job.communicate(timeout=300))
+    assert job.returncode == 0, said
+    assert len(rows("lake/of-delta", s3.fs)) == 4
+    told = json.loads(s3.fs.open_input_stream("lake/of-delta/_run.json").read())["run"]
+    assert told["snapshots"] == {"shop": 1}
+    for text in (said, text_of(s3.fs, "lake/of-delta")):
+        assert KEY not in text and SECRET not in text
+    port = s3.gateway.rpartition(":")[2]
+    by_uri = f"s3://{KEY}:{SECRET}@lake/tables/shop?endpoint_override=127.0.0.1:{port}&scheme=http"
+    assert sorted(u.name for u in find([by_uri + "&region=us-east-1"]).units) == sorted(
+        u.name for u in find_by_variables(uri, s3.gateway, monkeypatch)
+    )
+
+
+def test_iceberg_and_lance_tables_are_read_with_the_same_keys(s3, monkeypatch):
+    lance = pytest.importorskip("lance")
+    sql = pytest.importorskip("pyiceberg.catalog.sql")
+    pictures = pa.table({"image": pa.array([picture(n) for n in range(5)], pa.binary())})
+    keys = {"s3.endpoint": s3.gateway, "s3.access-key-id": KEY, "s3.secret-access-key": SECRET,
+            "s3.region": "us-east-1", "py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"}  # fmt: skip
+    catalog = sql.SqlCatalog("c", uri="sqlite:///:memory:", warehouse="s3://lake/ice", **keys)
+    catalog.create_namespace("ns")
+    catalog.create_table("ns.shop", schema=pictures.schema).append(pictures)
+    options = {"aws_access_key_id": KEY, "aws_secret_access_key": SECRET, "aws_region": "us-east-1",
+               "aws_endpoint": s3.gateway, "allow_http": "true"}  # fmt: skip
+    lance.write_dataset(pictures, "s3://lake/l/shop.lance", storage_options=options).delete(
+        "_rowid = 2"
+    )
+    for uri, numbers in (("s3://lake/ice", [0, 1, 2, 3, 4]), ("s3://lake/l", [0, 1, 3, 4])):
+        (unit,) = find_by_variables(uri, s3.gateway, monkeypatch)
+        read = rows_of(pickle.loads(pickle.dumps(unit)))  # as a worker has it
+        assert [row["key"] for row in read] == [str(n) for n in numbers]
+        assert [row["images"] for row in read] == [[picture(n)] for n in numbers]
+        assert KEY not in f"{unit}{unit.input}" and SECRET not in f"{unit}{unit.input}"
+
+
+def find_by_variables(uri: str, gateway: str, monkeypatch: pytest.MonkeyPatch) -> list[Unit]:
+    """The units, with the credentials as the usual variables have them."""
+    for name, value in {"ACCESS_KEY_ID": KEY, "SECRET_ACCESS_KEY": SECRET, "REGION": "us-east-1",
+                        "ENDPOINT_URL": gateway}.items():  # fmt: skip
+        monkeypatch.setenv(f"AWS_{name}", value)
+    return find([uri]).units
 
 
 def test_a_wrong_key_is_refused_in_a_line_before_anything_starts(s3, tmp_path_factory):

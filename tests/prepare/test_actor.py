@@ -14,6 +14,7 @@ import pytest
 from PIL import Image, ImageFile
 
 from llava_batch.checkpoint import Checkpoint
+from llava_batch.ids import answer_digest
 from llava_batch.job import Job
 from llava_batch.prepare.actor import Prepare
 from llava_batch.prepare.fetch import Fetch
@@ -56,6 +57,7 @@ def row(*images: bytes, number: int = 0, columns: dict | None = None, **change: 
         "end": False,
         "key": f"k{number}",
         "mark": "",
+        "id_base": "u",
         "images": list(images) or None,
         "columns": json.dumps(columns) if columns is not None else None,
         "error_code": None,
@@ -108,6 +110,30 @@ def test_a_row_among_broken_ones_is_as_it_is_alone() -> None:
     good = row(ODD[0], number=0)
     beside = [row(data, number=n) for n, data in enumerate(ODD[1:], 1)]
     assert prepared(preparer(), *beside, good)[-1] == prepared(preparer(), good)[0]
+
+
+@pytest.mark.parametrize("num_samples", [1, 2])
+def test_an_image_whose_every_answer_stands_is_left_to_be_copied_and_any_other_is_asked(
+    num_samples,
+) -> None:
+    def prepare(*standing: tuple[str, str, str]) -> list[dict]:
+        digests = [
+            answer_digest(ident, hashlib.sha256(picture(colour=colour)).hexdigest(), [question])
+            for ident, colour, question in standing
+        ]
+        job = Job(question=("What?", "Where?"), num_samples=num_samples, temperature=1.0)
+        actor = Prepare(job, LocalState(), standing=np.unique(np.array(digests, np.uint64)))
+        return prepared(actor, row(picture(colour="red")))
+
+    samples = [f"~{n}" for n in range(num_samples)] if num_samples > 1 else [""]
+    all_of_it = [(f"u/k0#{q}{s}", "red", text)
+                 for q, text in (("0", "What?"), ("1", "Where?")) for s in samples]  # fmt: skip
+    (copied,) = prepare(*all_of_it)
+    assert copied["copied"] and copied["asks"] == [] and copied["pixels"] is None
+    others = ([(i, "blue", q) for i, _, q in all_of_it], [(i, c, "Who?") for i, c, _ in all_of_it])
+    for standing in (all_of_it[:-1], *others):
+        (asked,) = prepare(*standing)
+        assert not asked["copied"] and len(asked["asks"]) == 2
 
 
 def test_pixels_leave_as_the_checkpoints_own_in_uint8() -> None:

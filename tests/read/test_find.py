@@ -127,15 +127,15 @@ def test_side_files_are_not_counted_as_left_out(tmp_path: Path) -> None:
 
 
 def test_names_that_begin_with_an_underscore_or_a_dot_are_skipped(tmp_path: Path) -> None:
-    # Checkpoints of a Delta table and half-written files of a Spark job were taken for shards.
-    lay(tmp_path, "a.parquet", "_delta_log/00010.checkpoint.parquet", "_delta_log/00010.json")
+    # Checkpoints of a log and half-written files of a Spark job were taken for shards.
+    lay(tmp_path, "a.parquet", "_spark_metadata/10.checkpoint.parquet", "_spark_metadata/10.json")
     lay(tmp_path, "_temporary/0/b.parquet", "_SUCCESS", ".c.tar", "x/.ipynb_checkpoints/d.png")
     assert named(tmp_path) == ["a"]
     assert counts(tmp_path) == ({}, {"names that begin with _ or .": 5})
 
 
 def test_a_pattern_matches_no_hidden_name_unless_it_says_so(tmp_path: Path) -> None:
-    lay(tmp_path, "a/1.parquet", "_delta_log/2.parquet", "a/_3.parquet")
+    lay(tmp_path, "a/1.parquet", "_metadata/2.parquet", "a/_3.parquet")
     assert named(f"{tmp_path}/*/*.parquet") == ["1"]
     assert named(f"{tmp_path}/_*/*.parquet") == ["2"]
     assert named(f"{tmp_path}/*/_*.parquet", f"{tmp_path}/a") == ["%5F3", "1"]

@@ -103,7 +103,8 @@ class Pairs:
             for name, image in self.images(unit):
                 if name in wanted:
                     key, about = wanted.pop(name)
-                    mark = name[len(unit) + 1 + len(escaped(key)) :]
+                    base = name[: name.rfind(f"/{escaped(key)}")]
+                    mark = name[len(base) + 1 + len(escaped(key)) :]
                     yield Pair(unit=unit, key=key, mark=mark, image=image, said=about)
             if wanted:
                 raise UsageError(
@@ -143,7 +144,7 @@ def images_of(
         rows = read_rows(by_name[name], reading)
         while batch := [*islice(rows, _ROWS_AT_ONCE)]:
             for row, image in _first_images(batch, fetch):
-                yield image_id(name, row.key, row.mark), image
+                yield image_id(by_name[name].id_base, row.key, row.mark), image
 
     return images
 

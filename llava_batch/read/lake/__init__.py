@@ -1,0 +1,1 @@
+"""Lake tables as inputs: Delta, Iceberg, Lance; one snapshot a run, deleted rows never read."""
