@@ -1,7 +1,7 @@
 """Inputs → work units: what `--input` names, found, named and fingerprinted.
 
 A unit is read, answered and committed as a whole: one tar, one Parquet file (a large one: a run of
-row groups), one run of loose image files. Its name comes from its own path and from nothing else.
+row groups), one run of loose image files, one run of a text table's rows. Its name comes from its own path and from nothing else.
 Every file under an input is in a unit, counted as left out by its kind, or skipped by a rule that is
 counted too (`gather`). Runs in the driver, before any actor starts; opens no image.
 """
@@ -14,6 +14,7 @@ from itertools import count
 from llava_batch.errors import UsageError
 from llava_batch.read.gather import Found, Gathered
 from llava_batch.read.kinds import KINDS, LOOSE
+from llava_batch.read.reading import Fixed
 from llava_batch.storage import Location
 from llava_batch.unit import Unit, source_of
 
@@ -24,6 +25,9 @@ _HIDING = {"_": "%5F", ".": "%2E"}
 
 Members = Callable[[str], dict[str, tuple[str, ...]]]
 """Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
+
+Rows = Callable[[str], Fixed]
+"""Given a text table's unit base (`list`), which rows earlier runs gave to its units, by unit name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +47,11 @@ def find_units(inputs: Iterable[str], remembered: Members = lambda base: {}) -> 
 
 
 def find(
-    inputs: Iterable[str], remembered: Members = lambda base: {}, *, output: Location | None = None
+    inputs: Iterable[str],
+    remembered: Members = lambda base: {},
+    *,
+    rows: Rows = lambda base: {},
+    output: Location | None = None,
 ) -> Inputs:
     """All that `inputs` name, in the order given and by path within each; `output` is no input.
 
@@ -53,7 +61,7 @@ def find(
     gathered = Gathered(output)
     for text in inputs:
         gathered.take(text)
-    units = [u for shard in gathered.shards for u in _shard_units(shard)]
+    units = [u for shard in gathered.shards for u in _shard_units(shard, rows)]
     for images in gathered.loose:
         base = _base_name(images[0].root)
         units.extend(_loose_units(images, base, remembered(base)))
@@ -64,7 +72,7 @@ def find(
     )
 
 
-def _shard_units(found: Found) -> Iterable[Unit]:
+def _shard_units(found: Found, rows: Rows) -> Iterable[Unit]:
     whole = Unit(
         name=_unit_name(os.path.splitext(found.name)[0]),
         kind=found.what,
@@ -73,7 +81,7 @@ def _shard_units(found: Found) -> Iterable[Unit]:
         fs=found.at.fs,
         source=f"{found.size}-{found.mtime_ns}",
     )
-    return KINDS[found.what].units(whole, found.size)
+    return KINDS[found.what].units(whole, found.size, rows(whole.name))
 
 
 def _unit_name(name: str) -> str:

@@ -1,7 +1,8 @@
 """Gather: what `--input` names → files, each once, with what it is.
 
 A folder is walked down and sorted (`walk`, `neighbours`); a file given by itself is read, whatever lies
-beside it; what a pattern matches is sorted like a folder, and its wildcards match no hidden name. A
+beside it; what a pattern matches is sorted like a folder, and its wildcards match no hidden name; text tables are read
+where they are named outright, by `*.csv` too. A
 file that several inputs name is read once, under the name that the outermost of them gives it,
 whatever their order. A folder that is there and empty gives nothing.
 """
@@ -118,7 +119,7 @@ class Gathered:
             there = ", ".join(f"{number} {kind}" for kind, number in kinds)
             raise UsageError(
                 f"--input {locate(text).shown}: no image, tar or Parquet file there, but {there}; "
-                "check the path"
+                "check the path (CSV and JSONL tables are read where they are named themselves)"
             )
 
     def _named(self, text: str) -> Iterator[Found]:
@@ -153,7 +154,7 @@ class Gathered:
         if what is None:
             raise UsageError(
                 f"--input {at.shown}: not a kind of file that is read; "
-                "give a .tar, a .parquet, an image, or a folder of them"
+                "give a .tar, a .parquet, a .csv, a .jsonl, an image, or a folder"
             )
         yield _alone(at, info, what)
 
@@ -181,7 +182,7 @@ class Gathered:
             at = Location(pattern.fs, info.path, info.path)
             if info.is_file:
                 _refuse_compressed(at)
-                yield _alone(at, info, neighbours.what(info.path))
+                yield _alone(at, info, _named_by(pattern.path) or neighbours.what(info.path))
             elif info.type != pafs.FileType.Directory:
                 odd = BROKEN_LINK if info.type == pafs.FileType.NotFound else DEVICE
                 yield _alone(at, info, odd)
@@ -220,6 +221,12 @@ def _alone(at: Location, info: pafs.FileInfo, what: str) -> Found:
     real_root = real_path(root)
     file = File(name, f"{real_root}/{name}", info.size or 0, info.mtime_ns)
     return Found(at, root, real_root, file, what)
+
+
+def _named_by(pattern: str) -> str | None:
+    """The kind that a pattern names by its end, of those that are read only where they are named."""
+    kind = kind_of(pattern)
+    return kind if kind is not None and KINDS[kind].only_named else None
 
 
 def _refuse_compressed(at: Location) -> None:

@@ -10,12 +10,19 @@ from llava_batch.read.parquet import Parquet
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row
 from llava_batch.read.tar import Tar
+from llava_batch.read.text_tables import Csv, JsonLines
 from llava_batch.unit import Unit
 
 LOOSE = "files"
 """The kind whose input files are rows, many of them in a unit; of the others each is a shard."""
 
-KINDS: dict[str, Kind] = {"tar": Tar(), "parquet": Parquet(), LOOSE: Files()}
+KINDS: dict[str, Kind] = {
+    "tar": Tar(),
+    "parquet": Parquet(),
+    "csv": Csv(),
+    "jsonl": JsonLines(),
+    LOOSE: Files(),
+}
 
 _FIRST_ROWS = 32
 _FIRST_UNITS = 16

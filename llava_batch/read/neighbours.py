@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable
 
-from llava_batch.read.kinds import LOOSE, kind_of
+from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 
 SIDE_FILE = "side files"
 
@@ -50,7 +50,8 @@ class Neighbours:
         """A kind's name, `SIDE_FILE`, or as what it is left out: `.csv`."""
         if self._is_side_file(name):
             return SIDE_FILE
-        return kind_of(name) or left_out_as(name)
+        kind = kind_of(name)
+        return left_out_as(name) if kind is None or KINDS[kind].only_named else kind
 
     def _is_side_file(self, name: str) -> bool:
         stem, extension = os.path.splitext(name)

@@ -58,7 +58,11 @@ class TableRows:
             if isinstance(values, str):
                 yield damaged(str(number), UNKEYED, values)
             else:
-                yield self._row(*self.names.of(number, values), values)
+                yield self.row(number, values)
+
+    def row(self, number: int, values: dict[str, Any]) -> Row:
+        """The row of one row's values, `number` its own."""
+        return self._row(*self.names.of(number, values), values)
 
     def _row(self, key: str, mark: str, values: dict[str, Any]) -> Row:
         cell = values.pop(self.image)

@@ -333,8 +333,8 @@ def test_a_folder_without_anything_to_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_kind_of_file_that_is_not_read_is_refused(tmp_path: Path) -> None:
-    lay(tmp_path, "a.csv")
-    assert "not a kind of file that is read" in refused(tmp_path / "a.csv")
+    lay(tmp_path, "a.zip")
+    assert "not a kind of file that is read" in refused(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.zst"])
