@@ -9,9 +9,10 @@ import pyarrow.fs as pafs
 Stamp = tuple[int, int | None]
 """A file's size in bytes and its modification time in nanoseconds, where the store keeps one."""
 
-ROW_RULES = 2
-"""The newest rules of which rows an input has and what their keys are. By the first, 1, a tar had a
-row for each sample of WebDataset's."""
+ROW_RULES = 3
+"""The newest rules of which units an input makes, which rows they have and what their keys are. By the
+first, 1, a tar had a row for each sample of WebDataset's; until 2 a Parquet file was split by bytes
+alone, however many rows it had."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class Unit:
     """Text tables: the number of the first row and one past the last."""
     span: tuple[int, int] | None = None
     """Text tables: where these rows lie in the file, in bytes."""
+    rows: tuple[int, int] | None = None
+    """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
     stamps: tuple[Stamp | None, ...] = ()

@@ -30,7 +30,13 @@ def text_of(data: bytes) -> str:
 def night(out: Path, *inputs: Path, prompt: str = "x", **how: Any) -> Work:
     """One run over `inputs`, to its end; `how` is what `compare` takes."""
     ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
-    found = find(map(str, inputs), ledger.members, rows=ledger.rows, output=locate(str(out)))
+    found = find(
+        map(str, inputs),
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        output=locate(str(out)),
+    )
     work = compare(ledger, found.units, **how)
     ledger.begin(work.todo, EMPTY)
     committer = Committer(ledger, work.todo, EMPTY, RUN)

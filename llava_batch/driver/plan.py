@@ -115,7 +115,9 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
-    inputs = find(job.input, ledger.members, rows=ledger.rows, output=ledger.out)
+    inputs = find(
+        job.input, ledger.members, ledger.split_before, rows=ledger.rows, output=ledger.out
+    )
     work = compare(
         ledger,
         inputs.units,

@@ -80,9 +80,26 @@ def _cast_array(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if not (_alike(array.type, kind) or (pa.types.is_timestamp(array.type) and _is_text(kind))):
         raise TypeError(f"{array.type} is no {kind}")
     made = array.cast(kind)
-    if not made.cast(array.type).equals(array):
+    if not _equal(made.cast(array.type), array):
         raise ValueError(f"{kind} is not {array.type}")
     return made
+
+
+def _equal(one: pa.Array, other: pa.Array) -> bool:
+    """Whether two arrays of one type say the same; what is not a number is the same as itself, where
+    Arrow's own comparison says that it is not."""
+    if one.equals(other):
+        return True
+    if not one.is_valid().equals(other.is_valid()):
+        return False
+    if pa.types.is_struct(one.type):
+        return all(map(_equal, one.flatten(), other.flatten()))
+    if pa.types.is_list(one.type) or pa.types.is_large_list(one.type):
+        lengths = one.value_lengths().equals(other.value_lengths())
+        return bool(lengths) and _equal(one.flatten(), other.flatten())
+    if not pa.types.is_floating(one.type):
+        return False
+    return all(_same(*pair) for pair in zip(one.to_pylist(), other.to_pylist(), strict=True))
 
 
 def _fitted(value: Any, kind: pa.DataType) -> Any:

@@ -8,7 +8,8 @@ counted too (`gather`). Runs in the driver, before any actor starts; opens no im
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import count
 
 from llava_batch.errors import UsageError
@@ -16,18 +17,24 @@ from llava_batch.read.gather import Found, Gathered
 from llava_batch.read.kinds import KINDS, LOOSE
 from llava_batch.read.reading import Fixed
 from llava_batch.storage import Location
-from llava_batch.unit import Unit, source_of
+from llava_batch.unit import ROW_RULES, Unit, source_of
 
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
 
 _HIDING = {"_": "%5F", ".": "%2E"}
 
+_LOOKS_AT_ONCE = 16
+
 Members = Callable[[str], dict[str, tuple[str, ...]]]
 """Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
 
 Rows = Callable[[str], Fixed]
 """Given a text table's unit base (`list`), which rows earlier runs gave to its units, by unit name."""
+
+Before = Callable[[Unit], int | None]
+"""Given a shard whole: by which rules earlier runs made its units, from the file as it is; 0 where it
+was one unit; None where no run has answered it so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,7 @@ def find_units(inputs: Iterable[str], remembered: Members = lambda base: {}) -> 
 def find(
     inputs: Iterable[str],
     remembered: Members = lambda base: {},
+    before: Before = lambda whole: None,
     *,
     rows: Rows = lambda base: {},
     output: Location | None = None,
@@ -61,7 +69,9 @@ def find(
     gathered = Gathered(output)
     for text in inputs:
         gathered.take(text)
-    units = [u for shard in gathered.shards for u in _shard_units(shard, rows)]
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        made = pool.map(lambda shard: _shard_units(shard, before, rows), gathered.shards)
+        units = [unit for units in made for unit in units]
     for images in gathered.loose:
         base = _base_name(images[0].root)
         units.extend(_loose_units(images, base, remembered(base)))
@@ -72,7 +82,8 @@ def find(
     )
 
 
-def _shard_units(found: Found, rows: Rows) -> Iterable[Unit]:
+def _shard_units(found: Found, before: Before, rows: Rows) -> list[Unit]:
+    """A shard's units; those that earlier runs made of it, where they did."""
     whole = Unit(
         name=_unit_name(os.path.splitext(found.name)[0]),
         kind=found.what,
@@ -81,7 +92,13 @@ def _shard_units(found: Found, rows: Rows) -> Iterable[Unit]:
         fs=found.at.fs,
         source=f"{found.size}-{found.mtime_ns}",
     )
-    return KINDS[found.what].units(whole, found.size, rows(whole.name))
+    rules = before(whole)
+    if rules == 0:
+        return [whole]
+    kind = KINDS[found.what]
+    fixed = rows(whole.name) if kind.only_named else {}
+    units = kind.units(replace(whole, rules=rules or ROW_RULES), found.size, fixed)
+    return [replace(unit, rules=ROW_RULES) for unit in units]
 
 
 def _unit_name(name: str) -> str:

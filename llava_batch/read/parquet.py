@@ -22,7 +22,13 @@ from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
 from llava_batch.unit import Unit
 
 SPLIT_BYTES = 256 * 2**20
-"""A Parquet file over this size is split into units of whole row groups of about this size."""
+SPLIT_ROWS = 10_000
+"""A Parquet file over this size, or of more rows, is split into units of about so much: runs of row
+groups, and runs of the rows of a group that has more of them and is itself no larger than SPLIT_BYTES.
+To read such a run, the rows before it in its group are read over."""
+
+_LEAST_BYTES = 10 * SPLIT_ROWS
+"""A smaller file is not looked into: it has hardly more rows than SPLIT_ROWS."""
 
 _ROWS_AT_ONCE = 64
 
@@ -33,15 +39,16 @@ class Parquet(Kind):
     extensions = frozenset({".parquet", ".parq", ".pq"})
 
     def units(self, whole: Unit, size: int, fixed: Fixed) -> list[Unit]:
-        if size <= SPLIT_BYTES:
+        by_rows = whole.rules >= 3
+        if size <= (min(_LEAST_BYTES, SPLIT_BYTES) if by_rows else SPLIT_BYTES):
             return [whole]
         metadata = _metadata(whole)
-        runs = _row_group_runs(metadata) if metadata else []
+        runs = _runs(metadata, SPLIT_ROWS if by_rows else None) if metadata else []
         if len(runs) < 2:
             return [whole]
         return [
-            replace(whole, name=f"{whole.name}-{number:05d}", row_groups=run)
-            for number, run in enumerate(runs)
+            replace(whole, name=f"{whole.name}-{number:05d}", row_groups=groups, rows=rows)
+            for number, (groups, rows) in enumerate(runs)
         ]
 
     def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
@@ -50,6 +57,7 @@ class Parquet(Kind):
                 file,
                 unit.shown,
                 row_groups=unit.row_groups,
+                rows=unit.rows,
                 image_column=reading.image_column,
                 key_column=reading.key_column,
                 columns=reading.columns,
@@ -73,6 +81,8 @@ class Parquet(Kind):
             return pa.schema([])  # its rows will say so
 
     def count(self, unit: Unit) -> int | None:
+        if unit.rows is not None:
+            return unit.rows[1] - unit.rows[0]
         metadata = _metadata(unit)
         if metadata is None:
             return None
@@ -96,18 +106,37 @@ def _metadata(unit: Unit) -> pq.FileMetaData | None:
             return None
 
 
-def _row_group_runs(metadata: pq.FileMetaData) -> list[tuple[int, int]]:
-    """Runs of row groups of about SPLIT_BYTES each."""
-    runs, start, size = [], 0, 0
+Run = tuple[tuple[int, int], tuple[int, int] | None]
+"""A run of row groups, and of one group perhaps some rows only: firsts, and ones past the last."""
+
+
+def _runs(metadata: pq.FileMetaData, most_rows: int | None) -> list[Run]:
+    """Runs of about SPLIT_BYTES or `most_rows` each, whichever is reached first."""
+    runs: list[Run] = []
+    start, size, count = 0, 0, 0
     for i in range(metadata.num_row_groups):
-        size += sum(
-            metadata.row_group(i).column(c).total_compressed_size
-            for c in range(metadata.num_columns)
-        )
-        if size >= SPLIT_BYTES:
-            runs.append((start, i + 1))
-            start, size = i + 1, 0
-    return runs + ([(start, metadata.num_row_groups)] if start < metadata.num_row_groups else [])
+        group_size, group_rows = _group_bytes(metadata, i), metadata.row_group(i).num_rows
+        if most_rows and group_rows > most_rows and group_size <= SPLIT_BYTES:
+            runs += [((start, i), None)] if start < i else []
+            runs += [((i, i + 1), part) for part in _slices(group_rows, most_rows)]
+            start, size, count = i + 1, 0, 0
+            continue
+        size, count = size + group_size, count + group_rows
+        if size >= SPLIT_BYTES or (most_rows and count >= most_rows):
+            runs.append(((start, i + 1), None))
+            start, size, count = i + 1, 0, 0
+    return runs + (
+        [((start, metadata.num_row_groups), None)] if start < metadata.num_row_groups else []
+    )
+
+
+def _group_bytes(metadata: pq.FileMetaData, group: int) -> int:
+    columns = range(metadata.num_columns)
+    return sum(metadata.row_group(group).column(c).total_compressed_size for c in columns)
+
+
+def _slices(count: int, most: int) -> list[tuple[int, int]]:
+    return [(first, min(first + most, count)) for first in range(0, count, most)]
 
 
 def read_parquet(
@@ -115,13 +144,15 @@ def read_parquet(
     shown: str,
     *,
     row_groups: tuple[int, int] | None,
+    rows: tuple[int, int] | None = None,
     image_column: str | None,
     key_column: str | None,
     columns: tuple[str, ...],
     max_image_bytes: int,
     retry: frozenset[str] = frozenset(),
 ) -> Iterator[Row]:
-    """The rows of `row_groups` (all where None); `columns` are read beside the image if present, and
+    """The rows of `row_groups` (all where None), or `rows` of the one;
+    `columns` are read beside the image if present, and
     rows named in `retry` that were damaged go by that name again.
 
     Raises:
@@ -144,7 +175,8 @@ def read_parquet(
         key = find_key_column(schema, key_column, shown)
     except UsageError as error:
         for group in groups:
-            for number in _numbers(sum(counts[:group]), counts[group], size):
+            first, past = rows or (0, counts[group])
+            for number in _numbers(sum(counts[:group]) + first, past - first, size):
                 yield missing(str(number), str(error))
         return
     asked = dict.fromkeys((image, key, *columns, "error_message"))
@@ -154,16 +186,17 @@ def read_parquet(
         rows_of=TableRows(image=image, names=Names(key, retry), max_image_bytes=max_image_bytes),
     )
     for group in groups:
-        start, done = sum(counts[:group]), 0
+        first, past = rows or (0, counts[group])
+        start, done = sum(counts[:group]) + first, 0
         try:
-            for row in table.rows(group, start):
+            for row in table.rows(group, start, first, past):
                 yield row
                 done += 1
         except UNREADABLE as error:
             if not is_damage(error):
                 raise
             what = f"row group {group} cannot be read: {error}"
-            for number in _numbers(start + done, counts[group] - done, size):
+            for number in _numbers(start + done, past - first - done, size):
                 yield damaged(str(number), UNKEYED, what)
 
 
@@ -181,10 +214,16 @@ class _Table:
     columns: list[str]
     rows_of: TableRows
 
-    def rows(self, group: int, start: int) -> Iterator[Row]:
-        """The rows of one row group, `start` its first's number; raises what `is_damage` tells where it
-        stops reading."""
+    def rows(self, group: int, start: int, first: int, past: int) -> Iterator[Row]:
+        """The rows `first` to before `past` of one row group, `start` the first's number in the file;
+        raises what `is_damage` tells where it stops reading."""
         batches = self.reader.iter_batches(_ROWS_AT_ONCE, [group], self.columns, use_threads=False)
+        at = 0
         for batch in batches:
-            yield from self.rows_of.batch(batch, start)
-            start += batch.num_rows
+            wanted = batch.slice(max(first - at, 0), max(past - max(at, first), 0))
+            at += batch.num_rows
+            if wanted.num_rows:
+                yield from self.rows_of.batch(wanted, start)
+                start += wanted.num_rows
+            if at >= past:
+                return

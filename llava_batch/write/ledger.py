@@ -67,6 +67,7 @@ class Ledger:
         self._limited: list[str] = []
         self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
+        self._by_input: dict[tuple[str, str], int] | None = None
 
     def load(self, *, overwrite: bool = False) -> None:
         """Read what the folder holds; with `overwrite`, all units count as open but those that an
@@ -139,6 +140,23 @@ class Ledger:
             for unit, membership in self._members.items()
             if unit.rpartition("-")[0] == base and membership.rows
         }
+
+    def split_before(self, whole: Unit) -> int | None:
+        """By which rules the units of a shard were made, where it was answered as it is now: 0 where it
+        was one unit, None where it was not. A table whose record a kill prevented counts too."""
+        held = self.records.get(whole.name)
+        if held is not None and (held.input, held.source) == (whole.input, whole.source):
+            return 0
+        if self._by_input is None:
+            self._by_input = {}
+            for record in self.records.values():
+                key = record.input, record.source
+                self._by_input[key] = min(record.rules, self._by_input.get(key, record.rules))
+        rules = self._by_input.get((whole.input, whole.source))
+        if rules is None and held is None and (name := self.table_name(whole.name)) in self._sizes:
+            said = origin_of(self.out.fs, f"{self.out.path}/{name}")
+            return 0 if said.get("source") == whole.source else None
+        return rules
 
     def stamps(self, unit: Unit) -> tuple[Stamp | None, ...]:
         """What is written of each of a unit's loose files; None where nothing is."""
@@ -300,6 +318,7 @@ class Ledger:
             "llava_batch.fingerprint": self.fingerprint,
             "llava_batch.source": unit.source,
             "llava_batch.complete": str(complete).lower(),
+            "llava_batch.rules": str(unit.rules),
         }
 
     def _adopt(self, unit: Unit) -> Record | None:
@@ -314,6 +333,8 @@ class Ledger:
         found = origin(table.schema)
         before = self.answered(unit.name)
         fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
+        if unit.row_groups is not None and "rules" not in found:
+            fits = False  # it may hold another run of the file's rows
         if not fits or (before is not None and before.source == found["source"]):
             return None
         record = record_of(self, replace(unit, source=found["source"]), table, int(found["images"]))

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,18 @@ def test_every_value_of_two_parquet_files_is_kept_exactly_or_named(
     schema = keep_of(units[0])
     for unit, column in zip(units, (first, second), strict=True):
         check(column, kept(unit, schema), unit.name, column.type == first.type)
+
+
+def test_what_is_not_a_number_is_kept_beside_times_of_nanoseconds(tmp_path: Path) -> None:
+    # Arrow says of such a number, within a struct, that it is not the same as itself.
+    wide = pa.struct([("p", pa.float64()), ("t", pa.time64("ns"))])
+    slim = pa.struct([("p", pa.float32()), ("t", pa.time64("ns"))])
+    values = pa.array([{"p": math.nan, "t": None}, {"p": 1.5, "t": 3}], wide)
+    lists = pa.array([[{"p": math.nan, "t": 1}], []], pa.list_(wide))
+    for column, kind in ((values, slim), (lists, pa.list_(slim))):
+        schema = pa.schema([("c", kind)])
+        found = kept(parquet(tmp_path / "a.parquet", column), schema)
+        assert str(pa.concat_arrays(found.chunks)) == str(column.cast(kind))
 
 
 JSON = st.recursive(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llava_batch.errors import UsageError
 from llava_batch.read import parquet as parquet_module
 from llava_batch.read.columns import keep_schema
-from llava_batch.read.kinds import first_row
+from llava_batch.read.kinds import KINDS, first_row
 from llava_batch.read.parquet import read_parquet
 from llava_batch.read.source import read_blocks
 from llava_batch.read.storage_failed import StorageFailed
@@ -299,6 +299,41 @@ def test_a_large_file_is_split_by_row_groups_and_keeps_its_row_numbers(tmp_path,
     assert len(parts) > 1
     keys = [r["key"] for part in parts for r in rows_of(part)]
     assert keys == [*map(str, range(30))]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=st.integers(0, 200), group=st.integers(1, 90), most=st.integers(1, 50))
+def test_units_of_few_rows_hold_all_of_them_once_and_in_order(
+    tmp_path, monkeypatch, rows, group, most
+) -> None:
+    # A file of a million rows and few bytes was one unit: all its answers were a kill's to lose.
+    monkeypatch.setattr(parquet_module, "SPLIT_ROWS", most)
+    monkeypatch.setattr(parquet_module, "_LEAST_BYTES", 0)
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"image": [b"%d" % n for n in range(rows)]}), path, row_group_size=group
+    )
+    parts = units_of(path)
+    read = [[(r["key"], r["images"][0]) for r in rows_of(part)] for part in parts]
+    assert [r for part in read for r in part] == [(str(n), b"%d" % n) for n in range(rows)]
+    assert all(len(part) < most + min(group, most) for part in read)
+    assert [KINDS["parquet"].count(part) for part in parts] == [len(part) for part in read]
+
+
+def test_a_damaged_group_costs_each_of_its_units_its_own_rows(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(parquet_module, "SPLIT_ROWS", 4)
+    monkeypatch.setattr(parquet_module, "_LEAST_BYTES", 0)
+    path = tmp_path / "a.parquet"
+    pq.write_table(
+        pa.table({"image": [bytes([n]) * 500 for n in range(30)]}), path, row_group_size=10
+    )
+    start = pq.read_metadata(path).row_group(1).column(0).data_page_offset
+    spoil(path, start, b"\xff" * 40)
+    found = [(r["key"], r["error_code"]) for part in units_of(path) for r in rows_of(part)]
+    bad = [None if not 10 <= n < 20 else "shard_damaged" for n in range(30)]
+    assert found == [(str(n), code) for n, code in enumerate(bad)]
 
 
 @settings(

@@ -252,6 +252,52 @@ def test_a_file_that_grew_until_it_is_split_is_a_change_as_any_other(tmp_path, m
     assert "a.parquet" not in tables(out) and len(answers(out)) == 8
 
 
+def by_rows(monkeypatch: pytest.MonkeyPatch, most: int = 4) -> None:
+    monkeypatch.setattr(parquet, "SPLIT_ROWS", most)
+    monkeypatch.setattr(parquet, "_LEAST_BYTES", 0)
+
+
+def with_rules(out: Path, rules: int) -> None:
+    """Have all records say that units were made by `rules`."""
+    for path in (out / "_manifest").rglob("[!_]*.json"):
+        path.write_text(json.dumps(json.loads(path.read_bytes()) | {"rules": rules}))
+
+
+def test_a_file_that_was_answered_as_one_unit_stays_one(tmp_path, monkeypatch) -> None:
+    out, path = tmp_path / "out", grown(tmp_path / "a.parquet", 12)
+    night(out, path)
+    by_rows(monkeypatch)
+    assert night(out, path).todo == []
+    (out / "_manifest" / "a.json").unlink()  # a kill came between table and record
+    assert night(out, path).todo == [] and tables(out) == ["a.parquet"]
+
+
+def test_a_file_that_was_split_by_bytes_alone_keeps_its_units(tmp_path, monkeypatch) -> None:
+    out, path = tmp_path / "out", grown(tmp_path / "a.parquet", 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(parquet, "SPLIT_BYTES", path.stat().st_size // 3)
+        night(out, path)
+        with_rules(out, 2)
+        before = tables(out)
+        assert len(before) == 2
+        (out / "_manifest" / "a-00001.json").unlink()
+        (out / "a-00001.parquet").unlink()
+        by_rows(patch, 2)
+        assert [u.name for u in night(out, path).todo] == ["a-00001"]
+        assert tables(out) == before and len(answers(out)) == 12
+        assert night(out, path).todo == []
+
+
+def test_a_changed_file_is_split_by_the_newest_rules(tmp_path, monkeypatch) -> None:
+    out, path = tmp_path / "out", grown(tmp_path / "a.parquet", 8)
+    night(out, path)
+    with_rules(out, 2)
+    by_rows(monkeypatch)
+    grown(path, 12)
+    night(out, path, on_change="answer")
+    assert tables(out) == [f"a-0000{n}.parquet" for n in range(3)] and len(answers(out)) == 12
+
+
 def test_what_vanished_is_not_left_beside_answers_to_another_prompt(tmp_path, monkeypatch):
     monkeypatch.setattr(finding, "FILES_PER_UNIT", 5)
     out, photos = tmp_path / "out", ten(tmp_path / "photos")
