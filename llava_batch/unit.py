@@ -36,6 +36,8 @@ class Unit:
     """Text tables: where these rows lie in the file, in bytes."""
     rows: tuple[int, int] | None = None
     """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Hive partition keys and values on the way to it: columns of all its rows."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
     stamps: tuple[Stamp | None, ...] = ()

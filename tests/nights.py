@@ -35,6 +35,7 @@ def night(out: Path, *inputs: Path, prompt: str = "x", **how: Any) -> Work:
         ledger.members,
         ledger.split_before,
         rows=ledger.rows,
+        answered=ledger.units_of,
         output=locate(str(out)),
     )
     work = compare(ledger, found.units, **how)

@@ -81,7 +81,15 @@ def _export(
 
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    found = find(job.input, ledger.members, rows=ledger.rows, output=ledger.out)
+    found = find(
+        job.input,
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        answered=ledger.units_of,
+        partitions=job.partition,
+        output=ledger.out,
+    )
     units = [ledger.as_answered(unit) for unit in found.units]
     images = images_of(
         units,

@@ -1,4 +1,6 @@
-"""A run of loose image files → rows; the columns are those of a `.json` or `.txt` beside the image."""
+"""A run of loose image files → rows; the columns are those of a `.json` or `.txt` beside the image,
+and the Hive partitions that it lies in.
+"""
 
 import json
 import os
@@ -9,6 +11,7 @@ import pyarrow.fs as pafs
 
 from llava_batch.errors import RowError
 from llava_batch.read.image_names import IMAGE_EXTENSIONS
+from llava_batch.read.partitions import partition_of
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row, missing
 from llava_batch.storage import read_bytes
@@ -45,6 +48,7 @@ def read_files(
     for name in members:
         path = f"{folder}/{name}"
         columns = _columns(fs, path) if with_columns else {}
+        columns |= partition_of(os.path.dirname(path))
         try:
             info = fs.get_file_info(path)
             if info.type == pafs.FileType.NotFound:

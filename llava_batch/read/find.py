@@ -7,27 +7,21 @@ counted too (`gather`). Runs in the driver, before any actor starts; opens no im
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import count
 
 from llava_batch.errors import UsageError
 from llava_batch.read.gather import Found, Gathered
-from llava_batch.read.kinds import KINDS, LOOSE
+from llava_batch.read.kinds import KINDS
+from llava_batch.read.loose_units import Answered, Members, loose_units
 from llava_batch.read.reading import Fixed
 from llava_batch.storage import Location
-from llava_batch.unit import ROW_RULES, Unit, source_of
-
-FILES_PER_UNIT = 1000
-"""Loose image files in one unit; the most that a kill costs is the open units' answers."""
+from llava_batch.unit import ROW_RULES, Unit
 
 _HIDING = {"_": "%5F", ".": "%2E"}
 
 _LOOKS_AT_ONCE = 16
-
-Members = Callable[[str], dict[str, tuple[str, ...]]]
-"""Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
 
 Rows = Callable[[str], Fixed]
 """Given a text table's unit base (`list`), which rows earlier runs gave to its units, by unit name."""
@@ -59,22 +53,25 @@ def find(
     before: Before = lambda whole: None,
     *,
     rows: Rows = lambda base: {},
+    answered: Answered = lambda input: (),
+    partitions: Sequence[str] = (),
     output: Location | None = None,
 ) -> Inputs:
-    """All that `inputs` name, in the order given and by path within each; `output` is no input.
+    """All that `inputs` name, in the order given and by path within each; `output` is no input. Of files
+    in Hive partitions, those in `partitions` alone, where any are named.
 
     Raises:
-        UsageError: as `gather` says; two units of one name.
+        UsageError: as `gather` says; two units of one name; no partition that fits.
     """
-    gathered = Gathered(output)
+    gathered = Gathered(output, partitions)
     for text in inputs:
         gathered.take(text)
+    gathered.refuse_unfit()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        made = pool.map(lambda shard: _shard_units(shard, before, rows), gathered.shards)
+        made = pool.map(lambda shard: _shard_units(shard, before, rows, answered), gathered.shards)
         units = [unit for units in made for unit in units]
     for images in gathered.loose:
-        base = _base_name(images[0].root)
-        units.extend(_loose_units(images, base, remembered(base)))
+        units.extend(loose_units(images, remembered, answered, _unit_name))
     return Inputs(
         units=_refuse_double_names(units),
         left_out=dict(gathered.left_out.most_common()),
@@ -82,7 +79,7 @@ def find(
     )
 
 
-def _shard_units(found: Found, before: Before, rows: Rows) -> list[Unit]:
+def _shard_units(found: Found, before: Before, rows: Rows, answered: Answered) -> list[Unit]:
     """A shard's units; those that earlier runs made of it, where they did."""
     whole = Unit(
         name=_unit_name(os.path.splitext(found.name)[0]),
@@ -91,7 +88,10 @@ def _shard_units(found: Found, before: Before, rows: Rows) -> list[Unit]:
         shown=found.at.shown,
         fs=found.at.fs,
         source=f"{found.size}-{found.mtime_ns}",
+        partition=found.partition,
     )
+    if found.partition:
+        whole = replace(whole, name=_name_before(whole, answered))
     rules = before(whole)
     if rules == 0:
         return [whole]
@@ -107,32 +107,13 @@ def _unit_name(name: str) -> str:
     return "/".join(_HIDING.get(part[:1], part[:1]) + part[1:] for part in parts)
 
 
-def _loose_units(
-    images: list[Found], base: str, remembered: dict[str, tuple[str, ...]]
-) -> Iterable[Unit]:
-    """Units of at most FILES_PER_UNIT files: those of earlier runs as they were, then new ones."""
-    there = {found.name: (found.size, found.mtime_ns) for found in images}
-    taken = {name for members in remembered.values() for name in members}
-    fresh = sorted(there.keys() - taken)
-    runs = [tuple(fresh[i : i + FILES_PER_UNIT]) for i in range(0, len(fresh), FILES_PER_UNIT)]
-    free = (n for number in count() if (n := f"{base}-{number:05d}") not in remembered)
-    root = images[0].root
-    for name, members in [*remembered.items(), *zip(free, runs, strict=False)]:
-        stamps = tuple(there.get(member) for member in members)
-        yield Unit(
-            name=name,
-            kind=LOOSE,
-            path=root.path,
-            shown=root.shown,
-            fs=root.fs,
-            source=source_of(members, stamps),
-            members=members,
-            stamps=stamps,
-        )
-
-
-def _base_name(root: Location) -> str:
-    return _unit_name(os.path.basename(root.path)) or "root"
+def _name_before(whole: Unit, answered: Answered) -> str:
+    """The name of a shard in a partition; where an earlier version answered it by a shorter one, counted
+    from the folder that was given, that."""
+    units = {*answered(whole.input)}
+    parts = whole.name.split("/")
+    names = ["/".join(parts[n:]) for n in range(len(parts))]
+    return next((n for n in names if n in units or f"{n}-00000" in units), whole.name)
 
 
 def _refuse_double_names(units: list[Unit]) -> list[Unit]:

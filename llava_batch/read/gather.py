@@ -7,8 +7,9 @@ file that several inputs name is read once, under the name that the outermost of
 whatever their order. A folder that is there and empty gives nothing.
 """
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
@@ -17,6 +18,14 @@ from braceexpand import braceexpand
 from llava_batch.errors import UsageError
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 from llava_batch.read.neighbours import SIDE_FILE, Neighbours, is_compressed_tar, is_hidden
+from llava_batch.read.partitions import (
+    LEFT_OUT,
+    Partition,
+    fits,
+    partition_of,
+    refuse_unfit,
+    table_of,
+)
 from llava_batch.read.patterns import is_pattern, matches, means_hidden, prefixes
 from llava_batch.read.walk import (
     BROKEN_LINK,
@@ -42,9 +51,20 @@ class Found:
     what: str
 
     @property
+    def table(self) -> str:
+        """The folder that its name is counted from: `root`, or where that lies in a Hive partition, the
+        one above all partitions."""
+        return table_of(self.root.path)
+
+    @property
     def name(self) -> str:
-        """The path below `root`; of a shard given by itself, the file's name."""
-        return self.file.name
+        """The path below `table`; of a shard given by itself, the file's name."""
+        above = self.root.path[len(self.table) :].strip("/")
+        return f"{above}/{self.file.name}" if above else self.file.name
+
+    @property
+    def partition(self) -> Partition:
+        return partition_of(os.path.dirname(self.at.path))
 
     @property
     def size(self) -> int:
@@ -67,10 +87,13 @@ class Found:
 
 
 class Gathered:
-    """The files that the inputs so far have named; `own` is the run's output."""
+    """The files that the inputs so far have named; `own` is the run's output, and only those in
+    `partitions` are read, where any are named."""
 
-    def __init__(self, own: Location | None) -> None:
+    def __init__(self, own: Location | None, partitions: Sequence[str] = ()) -> None:
         self._own = own
+        self._wanted = partitions
+        self._there: set[Partition] = set()
         self._stores: list[pafs.FileSystem] = []
         self._files: dict[tuple[int, str], Found] = {}
         self._skipped: dict[tuple[int, str], str] = {}
@@ -78,16 +101,31 @@ class Gathered:
     @property
     def shards(self) -> list[Found]:
         """Tars and Parquet files, in the order given and by path within each input."""
-        return [f for f in self._files.values() if f.is_read and f.what != LOOSE]
+        return [f for f in self._read() if f.what != LOOSE]
 
     @property
     def loose(self) -> list[list[Found]]:
         """Image files, by the folder that their names are counted from."""
         folders: dict[tuple[int, str], list[Found]] = defaultdict(list)
-        for (store, _), found in self._files.items():
+        for found in self._read():
             if found.what == LOOSE:
-                folders[store, found.root.path].append(found)
+                folders[self._store(found.at.fs), found.table].append(found)
         return list(folders.values())
+
+    def _read(self) -> Iterator[Found]:
+        """What is read, `--partition` among it."""
+        wanted = self._wanted
+        there = (f for f in self._files.values() if f.is_read)
+        return (f for f in there if not wanted or fits(f.partition, wanted))
+
+    def refuse_unfit(self) -> None:
+        """Refuse a `--partition` that fits nothing.
+
+        Raises:
+            UsageError: no partition that is there, be it empty, is one of those.
+        """
+        there = {found.partition for found in self._files.values()}
+        refuse_unfit(self._there | there, self._wanted)
 
     @property
     def left_out(self) -> Counter[str]:
@@ -99,7 +137,9 @@ class Gathered:
     def skipped(self) -> Counter[str]:
         """How many names each rule passed over; a folder counts as one."""
         side_files = [f.what for f in self._files.values() if f.what == SIDE_FILE]
-        return Counter([*self._skipped.values(), *side_files])
+        num_read = len([f for f in self._files.values() if f.is_read])
+        left_out = [LEFT_OUT] * (num_read - len([*self._read()]))
+        return Counter([*self._skipped.values(), *side_files, *left_out])
 
     def take(self, text: str) -> None:
         """Add what one `--input` names.
@@ -161,6 +201,7 @@ class Gathered:
     def _below(self, folder: Location) -> Iterator[Found]:
         listing = walk(folder, self._own)
         self._skip(folder.fs, listing.skipped)
+        self._there |= {partition_of(f"{folder.path}/{name}") for name in ("", *listing.folders)}
         real_root = real_path(folder)
         neighbours = Neighbours((f.name for f in listing.files if not f.odd), listing.folders)
         for file in listing.files:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -40,7 +41,10 @@ def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
     Raises:
         OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
     """
-    return KINDS[unit.kind].rows(unit, reading)
+    rows = KINDS[unit.kind].rows(unit, reading)
+    if not unit.partition:
+        return rows
+    return (replace(row, columns=row.columns | dict(unit.partition)) for row in rows)
 
 
 def refuse_without_images(units: Sequence[Unit], reading: Reading) -> None:
@@ -59,7 +63,7 @@ def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
     first value of each that is not null. Empty where none can be read."""
     schema = KINDS[unit.kind].columns(unit)
     if schema is not None:
-        return dict.fromkeys(schema.names)
+        return dict.fromkeys(schema.names) | dict(unit.partition)
     columns: dict[str, Any] = {}
     for row in islice(read_rows(unit, reading), _FIRST_ROWS):
         columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}

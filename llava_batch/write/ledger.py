@@ -68,6 +68,7 @@ class Ledger:
         self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
         self._by_input: dict[tuple[str, str], int] | None = None
+        self._units_of: dict[str, list[str]] | None = None
 
     def load(self, *, overwrite: bool = False) -> None:
         """Read what the folder holds; with `overwrite`, all units count as open but those that an
@@ -132,6 +133,14 @@ class Ledger:
             for unit, membership in sorted(self._members.items())
             if unit.rpartition("-")[0] == base and membership.members
         }
+
+    def units_of(self, input: str) -> list[str]:
+        """The units that were answered from what lies there."""
+        if self._units_of is None:
+            self._units_of = {}
+            for record in self.records.values():
+                self._units_of.setdefault(record.input, []).append(record.unit)
+        return self._units_of.get(input, [])
 
     def rows(self, base: str) -> dict[str, tuple[int, int]]:
         """Which rows earlier runs gave to the units of a text table, by unit name."""

@@ -11,6 +11,7 @@ import pytest
 
 from llava_batch.errors import UsageError
 from llava_batch.read import find as units_module
+from llava_batch.read import loose_units
 from llava_batch.read import parquet as parquet_module
 from llava_batch.read.find import find_units
 from llava_batch.storage import locate
@@ -368,7 +369,7 @@ def test_names_that_readers_of_tables_skip_are_not_given(tmp_path: Path) -> None
 
 @pytest.fixture
 def three_in_a_unit(monkeypatch) -> None:
-    monkeypatch.setattr(units_module, "FILES_PER_UNIT", 3)
+    monkeypatch.setattr(loose_units, "FILES_PER_UNIT", 3)
 
 
 def loose(folder: Path, remembered=None) -> dict[str, Unit]:
