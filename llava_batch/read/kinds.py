@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from llava_batch.read.arrow import Arrow
 from llava_batch.read.files import Files
 from llava_batch.read.parquet import Parquet
 from llava_batch.read.reading import Kind, Reading
@@ -20,6 +21,7 @@ LOOSE = "files"
 KINDS: dict[str, Kind] = {
     "tar": Tar(),
     "parquet": Parquet(),
+    "arrow": Arrow(),
     "csv": Csv(),
     "jsonl": JsonLines(),
     LOOSE: Files(),

@@ -4,6 +4,8 @@ or left out.
 A side file is read with what it stands beside, or written there by the tool that made it:
 - `x.json`, `x.txt` beside an image `x.*` (WebDataset's and img2dataset's columns);
 - `x_stats.json` beside a shard or folder `x` (img2dataset's figures of it);
+- `state.json`, `dataset_info.json` beside the Arrow files of a dataset that Hugging Face's `save_to_disk`
+  wrote, `dataset_dict.json` above them;
 - `x.parquet` beside a tar or folder `x`, exactly where `x_stats.json` stands (img2dataset's table).
 Knows names only; opens nothing.
 """
@@ -19,6 +21,9 @@ SIDE_FILE = "side files"
 _COMPRESSED = (".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4")
 _STATS = "_stats.json"
 _SIDE = (".json", ".txt")
+_STATE, _SPLITS = "state.json", "dataset_dict.json"
+_OF_DATASET = (_STATE, "dataset_info.json")
+_DATA = re.compile(r"(data-\d+-of-\d+|dataset)\.arrow")
 _USUAL = re.compile(r"\.[a-z][a-z0-9+_-]{0,11}")
 """An extension; what stands behind the last dot of a title or a date is none."""
 
@@ -45,13 +50,17 @@ class Neighbours:
         self._images = stems.get(LOOSE, set())
         self._tars = stems.get("tar", set())
         self._shards = self._tars | stems.get("parquet", set())
+        self._on_disk = {name for name in self._names if self._is_of_dataset(name)}
+        self._datasets = {os.path.dirname(name) for name in self._on_disk}
 
     def what(self, name: str) -> str:
         """A kind's name, `SIDE_FILE`, or as what it is left out: `.csv`."""
         if self._is_side_file(name):
             return SIDE_FILE
         kind = kind_of(name)
-        return left_out_as(name) if kind is None or KINDS[kind].only_named else kind
+        if kind is None or (KINDS[kind].only_named and name not in self._on_disk):
+            return left_out_as(name)
+        return kind
 
     def _is_side_file(self, name: str) -> bool:
         stem, extension = os.path.splitext(name)
@@ -60,8 +69,19 @@ class Neighbours:
         if name.endswith(_STATS):
             of = name.removesuffix(_STATS)
             return of in self._shards or of in self._folders
+        folder, _, last = name.rpartition("/")
+        if last in _OF_DATASET:
+            return folder in self._datasets
+        if last == _SPLITS:
+            return any(os.path.dirname(dataset) == folder for dataset in self._datasets)
         beside = stem in self._tars or stem in self._folders
         return beside and kind_of(name) == "parquet" and stem + _STATS in self._names
+
+    def _is_of_dataset(self, name: str) -> bool:
+        """Whether it is a file of a dataset on disk, and none that `datasets` keeps beside it."""
+        folder, _, last = name.rpartition("/")
+        state = f"{folder}/{_STATE}" if folder else _STATE
+        return _DATA.fullmatch(last) is not None and state in self._names
 
 
 def left_out_as(name: str) -> str:
