@@ -38,6 +38,8 @@ class Unit:
     """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
     partition: tuple[tuple[str, str | None], ...] = ()
     """Hive partition keys and values on the way to it: columns of all its rows."""
+    metadata: tuple[str, ...] = ()
+    """Loose files: paths of the files of metadata that have columns of them."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
     stamps: tuple[Stamp | None, ...] = ()

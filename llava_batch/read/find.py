@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from llava_batch.errors import UsageError
 from llava_batch.read.gather import Found, Gathered
 from llava_batch.read.kinds import KINDS
-from llava_batch.read.loose_units import Answered, Members, loose_units
+from llava_batch.read.loose_units import Answered, Members, loose_units, with_metadata
 from llava_batch.read.reading import Fixed
 from llava_batch.storage import Location
 from llava_batch.unit import ROW_RULES, Unit
@@ -37,7 +37,8 @@ class Inputs:
 
     units: list[Unit]
     left_out: dict[str, int]
-    """Files that are not read, by kind (`.csv`, `broken links`), the most first."""
+    """Files that are not read, by kind (`.csv`, `broken links`), the most first; and rows of image metadata
+    that belong to no image."""
     skipped: dict[str, int]
     """What a rule passes over, by rule; a hidden folder, or the output, counts as one."""
 
@@ -71,10 +72,11 @@ def find(
         made = pool.map(lambda shard: _shard_units(shard, before, rows, answered), gathered.shards)
         units = [unit for units in made for unit in units]
     for images in gathered.loose:
-        units.extend(loose_units(images, remembered, answered, _unit_name))
+        found = loose_units(images, remembered, answered, _unit_name)
+        units.extend(with_metadata(unit, gathered.metadata) for unit in found)
     return Inputs(
         units=_refuse_double_names(units),
-        left_out=dict(gathered.left_out.most_common()),
+        left_out=dict((gathered.left_out + gathered.strays()).most_common()),
         skipped=dict(gathered.skipped),
     )
 

@@ -16,6 +16,7 @@ import pyarrow.fs as pafs
 from braceexpand import braceexpand
 
 from llava_batch.errors import UsageError
+from llava_batch.read.image_metadata import names_files, strays
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 from llava_batch.read.neighbours import SIDE_FILE, Neighbours, is_compressed_tar, is_hidden
 from llava_batch.read.partitions import (
@@ -38,6 +39,8 @@ from llava_batch.read.walk import (
     walk,
 )
 from llava_batch.storage import Location, locate
+
+METADATA = "image metadata"
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,16 @@ class Gathered:
                 folders[self._store(found.at.fs), found.table].append(found)
         return list(folders.values())
 
+    @property
+    def metadata(self) -> list[Location]:
+        """Files that have columns of the images beside and below them."""
+        return [f.at for f in self._files.values() if f.what == METADATA]
+
+    def strays(self) -> Counter[str]:
+        """How many rows of the images' metadata belong to none of them, by what is wrong."""
+        images = {f.at.path for f in self._files.values() if f.what == LOOSE}
+        return sum((strays(at, images) for at in self.metadata), Counter())
+
     def _read(self) -> Iterator[Found]:
         """What is read, `--partition` among it."""
         wanted = self._wanted
@@ -131,12 +144,12 @@ class Gathered:
     def left_out(self) -> Counter[str]:
         """How many files of each kind are not read, and no rule says why."""
         unread = (f.what for f in self._files.values() if not f.is_read)
-        return Counter(what for what in unread if what != SIDE_FILE)
+        return Counter(what for what in unread if what not in (SIDE_FILE, METADATA))
 
     @property
     def skipped(self) -> Counter[str]:
         """How many names each rule passed over; a folder counts as one."""
-        side_files = [f.what for f in self._files.values() if f.what == SIDE_FILE]
+        side_files = [SIDE_FILE for f in self._files.values() if f.what in (SIDE_FILE, METADATA)]
         num_read = len([f for f in self._files.values() if f.is_read])
         left_out = [LEFT_OUT] * (num_read - len([*self._read()]))
         return Counter([*self._skipped.values(), *side_files, *left_out])
@@ -207,7 +220,8 @@ class Gathered:
         for file in listing.files:
             at = folder.child(file.name)
             _refuse_compressed(at)
-            yield Found(at, folder, real_root, file, file.odd or neighbours.what(file.name))
+            what = file.odd or _what(neighbours, file.name, at)
+            yield Found(at, folder, real_root, file, what)
 
     def _matched(self, pattern: Location) -> Iterator[Found]:
         """What a pattern matches: folders are walked, files sorted among each other."""
@@ -223,7 +237,7 @@ class Gathered:
             at = Location(pattern.fs, info.path, info.path)
             if info.is_file:
                 _refuse_compressed(at)
-                yield _alone(at, info, _named_by(pattern.path) or neighbours.what(info.path))
+                yield _alone(at, info, _named_by(pattern.path) or _what(neighbours, info.path, at))
             elif info.type != pafs.FileType.Directory:
                 odd = BROKEN_LINK if info.type == pafs.FileType.NotFound else DEVICE
                 yield _alone(at, info, odd)
@@ -253,6 +267,12 @@ class Gathered:
         if fs not in self._stores:
             self._stores.append(fs)
         return self._stores.index(fs)
+
+
+def _what(neighbours: Neighbours, name: str, at: Location) -> str:
+    """What a file is by its name; of one that is called as image metadata, by its columns."""
+    is_metadata = neighbours.may_be_metadata(name) and names_files(at)
+    return METADATA if is_metadata else neighbours.what(name)
 
 
 def _alone(at: Location, info: pafs.FileInfo, what: str) -> Found:

@@ -6,12 +6,13 @@ in. Earlier versions named all by the folder that was given, whatever partition 
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 from llava_batch.read.gather import Found
 from llava_batch.read.kinds import LOOSE
 from llava_batch.read.partitions import innermost, partition_of
+from llava_batch.read.walk import lies_in
 from llava_batch.storage import Location
 from llava_batch.unit import Stamp, Unit, source_of
 
@@ -57,6 +58,14 @@ def loose_units(
         free = (n for number in count() if (n := f"{place.base}-{number:05d}") not in held)
         for start in range(0, len(fresh), FILES_PER_UNIT):
             yield place.unit(next(free), tuple(fresh[start : start + FILES_PER_UNIT]), there)
+
+
+def with_metadata(unit: Unit, metadata: Iterable[Location]) -> Unit:
+    """The unit, with the files of metadata beside or above one of its images."""
+    folders = {os.path.dirname(f"{unit.path.rstrip('/')}/{member}") for member in unit.members}
+    there = (m.path for m in metadata if m.fs == unit.fs)
+    above = (p for p in there if any(lies_in(f, os.path.dirname(p)) for f in folders))
+    return replace(unit, metadata=tuple(sorted(above)))
 
 
 @dataclass(frozen=True)

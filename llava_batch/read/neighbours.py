@@ -12,8 +12,9 @@ Knows names only; opens nothing.
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
+from llava_batch.read.image_metadata import NAMES as METADATA_NAMES
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 
 SIDE_FILE = "side files"
@@ -48,10 +49,20 @@ class Neighbours:
         for name in self._names:
             stems.setdefault(kind_of(name), set()).add(os.path.splitext(name)[0])
         self._images = stems.get(LOOSE, set())
+        self._above_images = {
+            above
+            for folder in {os.path.dirname(i) for i in self._images}
+            for above in _above(folder)
+        }
         self._tars = stems.get("tar", set())
         self._shards = self._tars | stems.get("parquet", set())
         self._on_disk = {name for name in self._names if self._is_of_dataset(name)}
         self._datasets = {os.path.dirname(name) for name in self._on_disk}
+
+    def may_be_metadata(self, name: str) -> bool:
+        """Whether it is called as Hugging Face's metadata of the images in its folder and below."""
+        folder, _, last = name.rpartition("/")
+        return last in METADATA_NAMES and folder in self._above_images
 
     def what(self, name: str) -> str:
         """A kind's name, `SIDE_FILE`, or as what it is left out: `.csv`."""
@@ -82,6 +93,14 @@ class Neighbours:
         folder, _, last = name.rpartition("/")
         state = f"{folder}/{_STATE}" if folder else _STATE
         return _DATA.fullmatch(last) is not None and state in self._names
+
+
+def _above(folder: str) -> Iterator[str]:
+    """A folder and those that it lies in."""
+    yield folder
+    while folder:
+        folder = folder.rpartition("/")[0]
+        yield folder
 
 
 def left_out_as(name: str) -> str:

@@ -24,6 +24,7 @@ from llava_batch.read.reading import Fixed, Kind, Reading
 from llava_batch.read.records import LINES, Grammar, Record, csv_grammar, records
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.table_rows import UNKEYED, Names, TableRows
+from llava_batch.storage import Location
 from llava_batch.unit import Unit
 
 ROWS_PER_UNIT = 10_000
@@ -160,6 +161,37 @@ class JsonLines(TextTable):
 
     def values(self, record: Record, schema: pa.Schema, unit: Unit) -> dict[str, Any]:
         return _object(record)
+
+
+def text_columns(at: Location) -> pa.Schema:
+    """The columns of the CSV or JSON Lines file there.
+
+    Raises:
+        UsageError: it names none.
+    """
+    return _kind_of(at).columns(_whole(at))
+
+
+def text_rows(at: Location) -> Iterator[dict[str, Any] | None]:
+    """Each row's values; None for one that does not read."""
+    kind, whole = _kind_of(at), _whole(at)
+    schema = kind.columns(whole)
+    with at.fs.open_input_stream(at.path, compression=None) as stream:
+        found = records(stream, kind.grammar(at.path))
+        kind.head(found, whole)
+        for record in found:
+            try:
+                yield kind.values(record, schema, whole)
+            except Unreadable:
+                yield None
+
+
+def _kind_of(at: Location) -> TextTable:
+    return Csv() if at.path.lower().endswith(tuple(Csv.extensions)) else JsonLines()
+
+
+def _whole(at: Location) -> Unit:
+    return Unit(name="", kind="", path=at.path, shown=at.shown, fs=at.fs, source="")
 
 
 def _split(whole: Unit, head: bytes, found: Iterator[Record], fixed: Fixed) -> Iterator[Unit]:
