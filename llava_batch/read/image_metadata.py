@@ -55,6 +55,8 @@ def columns_of(
             image = _image(path, row)
             if image in images:
                 found.setdefault(image, row or {})
+                if len(found) == len(images):
+                    return found
     return found
 
 
