@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -125,6 +126,11 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
     with Progress(plan, committer, shared) as progress:
         try:
             several = None if joined is None else _several_images(plan, joined)
+            todo, before = committer.take_up()
+            plan = replace(plan, work=replace(plan.work, todo=todo))
+            if several is not None:
+                for rows in before:
+                    several.check(rows)
             for batch in answers(plan, sizing, shared):
                 with stop.whole():
                     owner.check()
@@ -136,6 +142,9 @@ def _run(plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership) -> Summary:
             if not committer.tally.failed_units:
                 plan.ledger.finish()
             status = "complete"
+        except KeyboardInterrupt:
+            committer.keep_safe()
+            raise
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,

@@ -51,6 +51,8 @@ class Unit:
     `--retry-errors`, and those of `changed`."""
     changed: frozenset[str] = frozenset()
     """Names of loose files that changed since they were answered: their good rows are replaced too."""
+    answered: frozenset[int] = frozenset()
+    """Places of images, counted in the unit, whose answers a run before this one kept: not read again."""
     rules: int = ROW_RULES
     """By which rules its rows are made and named: for rows answered before, those of then."""
 

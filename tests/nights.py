@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ def text_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:8]
 
 
-def night(out: Path, *inputs: Path, prompt: str = "x", **how: Any) -> Work:
-    """One run over `inputs`, to its end; `how` is what `compare` takes."""
+def night(
+    out: Path, *inputs: Path, prompt: str = "x", blocks: int | None = None, **how: Any
+) -> Work:
+    """One run over `inputs`, to its end or killed after so many `blocks`; `how` is what `compare` takes.
+
+    What it was to read is in the work that it returns, images left out that an earlier run answered.
+    """
     ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
     found = find(
         map(str, inputs),
@@ -41,12 +47,15 @@ def night(out: Path, *inputs: Path, prompt: str = "x", **how: Any) -> Work:
     work = compare(ledger, found.units, **how)
     ledger.begin(work.todo, EMPTY)
     committer = Committer(ledger, work.todo, EMPTY, RUN)
-    for block in _blocks(work.todo):
+    todo, _ = committer.take_up()
+    for number, block in enumerate(_blocks(todo)):
+        if number == blocks:
+            return replace(work, todo=todo)
         committer.add(_answered(block))
     committer.close()
     ledger.finish()
     assert committer.tally.failed_units == {}
-    return work
+    return replace(work, todo=todo)
 
 
 def answers(out: Path, *, limited: bool = True) -> dict[str, str]:

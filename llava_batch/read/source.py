@@ -88,17 +88,18 @@ def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Ta
 
 def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
     """The unit's rows as tables of `images` rows, and then its end row."""
-    ordinal, held, held_bytes = 0, [], 0
+    ordinal, held, held_bytes = 0, {}, 0
     try:
-        for row in _persistently(unit, reading):
-            held.append(row)
+        for ordinal, row in enumerate(_persistently(unit, reading), 1):
+            if ordinal - 1 in unit.answered:
+                continue
+            held[ordinal - 1] = row
             held_bytes += sum(map(len, row.images))
             if len(held) >= _BLOCK_ROWS or held_bytes >= _BLOCK_BYTES:
-                yield _table(unit, ordinal, held, reading)
-                ordinal, held, held_bytes = ordinal + len(held), [], 0
+                yield _table(unit, held, reading)
+                held, held_bytes = {}, 0
         if held:
-            yield _table(unit, ordinal, held, reading)
-            ordinal += len(held)
+            yield _table(unit, held, reading)
         yield _end(unit, ordinal, reading, None)
     except (OSError, MemoryError, LlavaBatchError) as error:
         yield _end(unit, ordinal, reading, f"{type(error).__name__}: {error}")
@@ -143,11 +144,12 @@ def _wanted(rows: Iterator[Row], unit: Unit, outage: Outage) -> Iterator[Row]:
             yield row
 
 
-def _table(unit: Unit, start: int, rows: list[Row], reading: Reading) -> pa.Table:
+def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
+    rows = [*held.values()]
     schema = image_schema(reading.keep)
     columns: list[Any] = [
         [unit.name] * len(rows),
-        list(range(start, start + len(rows))),
+        [*held],
         [False] * len(rows),
         [printable(r.key) for r in rows],
         [r.mark for r in rows],

@@ -2,13 +2,15 @@
 
 Rows come in any order and perhaps twice (a retried task); each is placed by its image's ordinal and
 its own position, so a unit is whole exactly when its end row and all its rows are there. Holds the
-rows of the units that are open at the moment, and no more. Runs in the driver.
+rows of open units that no part holds yet (`parts`), and no more. Runs in the driver.
 """
 
 import json
+import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,13 @@ from llava_batch.errors import first_line
 from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
+from llava_batch.write.parts import Parts, is_kept
 from llava_batch.write.unit_table import gathered, retried
+
+PART_ROWS = 1000
+PART_S = 60.0
+"""Rows, or seconds, after which those of open units are kept safe. By unit they are sorted then, or when
+a unit is whole: to do so batch by batch costs more than all the rest."""
 
 _UNUSABLE = (ValueError, TypeError, LookupError, pa.ArrowException)
 """What making a table of rows raises where they do not fit it; what its storage raises is OSError."""
@@ -43,12 +51,23 @@ class Tally:
     def num_errors(self) -> int:
         return self.errors.total()
 
+    def count(self, asked: pa.Table) -> None:
+        """Count rows that something was asked in."""
+        self.rows += asked.num_rows
+        self.errors.update(code for code in asked["error_code"].to_pylist() if code)
+        self.rows_with_several_images += pc.sum(pc.greater(asked["num_images"], 1)).as_py() or 0
+        turns = pc.list_flatten(asked["turns"])  # the row's own columns are its last turn's alone
+        self.answer_tokens += pc.sum(pc.struct_field(turns, "answer_tokens")).as_py() or 0
+        self.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
+
 
 @dataclass
 class _Open:
     """A unit whose rows are coming in."""
 
     parts: list[pa.Table] = field(default_factory=list)
+    """Rows that are kept safe."""
+    fresh: list[pa.Table] = field(default_factory=list)
     num_images: int | None = None
     seen: set[tuple[int, int]] = field(default_factory=set)
     siblings: dict[int, int] = field(default_factory=dict)
@@ -76,42 +95,119 @@ class Committer:
         self._ledger = ledger
         self._units = {unit.name: unit for unit in units}
         self._open: dict[str, _Open] = {}
+        self._parts = Parts(ledger)
+        self._unsorted: list[pa.Table] = []
+        self._num_fresh = 0
+        self._since = 0.0
         self._done: set[str] = set()
         self._keep = keep
         self._run = run
         self._on_commit = on_commit
 
+    def take_up(self) -> tuple[list[Unit], list[pa.Table]]:
+        """Go on where earlier runs were killed: the units, their images that were answered then left
+        out; and the rows of those, which are taken in."""
+        taken = self._parts.take_up(self._units.values())
+        for name, rows in taken.items():
+            places = (rows[n].to_pylist() for n in ("ordinal", "position", "siblings"))
+            for place in zip(*places, strict=True):
+                self._is_fresh(name, *place)
+            self.tally.count(rows)
+            self._open[name].parts.append(rows)
+            answered = frozenset(self._open[name].siblings)
+            self._units[name] = replace(self._units[name], answered=answered)
+        return [*self._units.values()], [*taken.values()]
+
     def add(self, batch: pa.Table) -> list[str]:
         """Take in answer rows of any units; returns the names of the units committed by it."""
-        committed = []
-        for name in pc.unique(batch["unit"]).to_pylist():
-            if self._add(name, batch.filter(pc.equal(batch["unit"], name))):
-                committed.append(name)
-        return committed
+        names = batch["unit"].to_pylist()
+        is_end = batch["end"].to_pylist()
+        touched = [name for name in dict.fromkeys(names) if self._is_awaited(name)]
+        if any(is_end):
+            for end in batch.filter(batch["end"]).to_pylist():
+                self._end(end)
+        places = (batch[n].to_pylist() for n in ("ordinal", "position", "siblings"))
+        rows = zip(names, is_end, *places, strict=True)
+        fresh = [i for i, row in enumerate(rows) if not row[1] and self._is_fresh(row[0], *row[2:])]
+        self._hold(
+            batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh, pa.int64()))
+        )
+        return [name for name in touched if self._committed(name)]
 
-    def _add(self, name: str, rows: pa.Table) -> bool:
-        unit = self._units.get(name)
-        if unit is None or name in self._done or name in self.tally.failed_units:
+    def _is_awaited(self, name: str) -> bool:
+        over = name in self._done or name in self.tally.failed_units
+        return name in self._units and not over
+
+    def _end(self, end: dict[str, Any]) -> None:
+        """Take in what a unit's end row says: how many images it has, or that it was not read whole."""
+        if not self._is_awaited(end["unit"]):
+            return
+        if end["error_code"]:
+            self.keep_safe()
+            self.tally.failed_units[end["unit"]] = end["error_message"]
+            self._open.pop(end["unit"], None)
+        else:
+            self._open.setdefault(end["unit"], _Open()).num_images = end["ordinal"]
+
+    def _is_fresh(self, name: str, ordinal: int, position: int, siblings: int) -> bool:
+        """Whether a row is awaited and has not come before; it has now."""
+        if not self._is_awaited(name):
             return False
         opened = self._open.setdefault(name, _Open())
-        for end in rows.filter(rows["end"]).to_pylist():
-            opened.num_images = end["ordinal"]
-            if end["error_code"]:
-                self.tally.failed_units[name] = end["error_message"]
-                del self._open[name]
-                return False
-        fresh = self._fresh(opened, rows.filter(pc.invert(rows["end"])))
-        if fresh.num_rows:
-            opened.parts.append(fresh)
-        if not opened.is_whole:
+        if (ordinal, position) in opened.seen:
             return False
+        opened.seen.add((ordinal, position))
+        self.tally.images += ordinal not in opened.siblings
+        opened.siblings[ordinal] = siblings
+        return True
+
+    def _hold(self, rows: pa.Table) -> None:
+        """Count rows that have not come before, and keep them."""
+        asked = rows.filter(pc.greater(rows["siblings"], 0))
+        self.tally.count(asked)
+        self.tally.images_without_question += rows.num_rows - asked.num_rows
+        if not self._num_fresh:
+            self._since = time.monotonic()
+        self._unsorted.append(asked)
+        self._num_fresh += asked.num_rows
+        if self._num_fresh >= PART_ROWS or time.monotonic() - self._since >= PART_S:
+            self.keep_safe()
+
+    def _sort(self) -> None:
+        """Give the rows that came of late to their units; those of units that failed go."""
+        for name, part in _by_unit(pa.concat_tables(self._unsorted)) if self._unsorted else ():
+            if name in self._open:
+                self._open[name].fresh.append(part)
+        self._unsorted = []
+
+    def keep_safe(self) -> None:
+        """Write the fresh rows of units that are open still as a part."""
+        self._sort()
+        self._num_fresh = 0
+        ours = {n: o for n, o in self._open.items() if o.fresh and is_kept(self._units[n])}
+        if not ours:
+            return
+        counts = [sum(rows.num_rows for rows in opened.fresh) for opened in ours.values()]
+        rows = pa.concat_tables([rows for opened in ours.values() for rows in opened.fresh])
+        kept = self._parts.put(rows, {name: self._units[name].source for name in ours})
+        for opened, count, past in zip(ours.values(), counts, accumulate(counts), strict=True):
+            opened.parts.append(kept.slice(past - count, count))
+            opened.fresh = []
+
+    def _committed(self, name: str) -> bool:
+        """Commit the unit, if it is whole now."""
+        opened = self._open.get(name)
+        if opened is None or not opened.is_whole:
+            return False
+        self._sort()
         del self._open[name]
         try:
-            table = self._commit(unit, opened)
+            table = self._commit(self._units[name], opened)
         except _UNUSABLE as error:
             self.tally.failed_units[name] = f"its table cannot be made: {first_line(error)}"
             return False
         self._done.add(name)
+        self._parts.drop(name)
         if self._on_commit is not None:
             self._on_commit(name, table)
         return True
@@ -128,33 +224,6 @@ class Committer:
                 f"rows of {len(opened.siblings)} images came back and not {end}; they were lost on "
                 "the way, which is a defect of llava-batch"
             )
-
-    def _fresh(self, opened: _Open, rows: pa.Table) -> pa.Table:
-        """The rows that have not come before, counted."""
-        keep = []
-        places = zip(
-            *(rows[n].to_pylist() for n in ("ordinal", "position", "siblings")), strict=True
-        )
-        for i, (ordinal, position, siblings) in enumerate(places):
-            if (ordinal, position) in opened.seen:
-                continue
-            opened.seen.add((ordinal, position))
-            self.tally.images += ordinal not in opened.siblings
-            opened.siblings[ordinal] = siblings
-            keep.append(i)
-        if len(keep) < rows.num_rows:
-            rows = rows.take(pa.array(keep, pa.int64()))
-        asked = rows.filter(pc.greater(rows["siblings"], 0))
-        self.tally.rows += asked.num_rows
-        self.tally.images_without_question += rows.num_rows - asked.num_rows
-        self.tally.errors.update(c for c in asked["error_code"].to_pylist() if c)
-        self.tally.rows_with_several_images += asked.filter(
-            pc.greater(asked["num_images"], 1)
-        ).num_rows
-        turns = pc.list_flatten(asked["turns"])  # the row's own columns are its last turn's alone
-        self.tally.answer_tokens += pc.sum(pc.struct_field(turns, "answer_tokens")).as_py() or 0
-        self.tally.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
-        return asked
 
     def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
         table = self._table(opened)
@@ -185,13 +254,28 @@ class Committer:
     def _table(self, opened: _Open) -> pa.Table:
         """The unit's rows in order, with the published schema."""
         schema = pa.schema([*load_schema("answers"), *self._keep])
-        if not opened.parts:
+        parts = [part.replace_schema_metadata() for part in (*opened.parts, *opened.fresh)]
+        if not parts:
             return schema.empty_table()
-        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in opened.parts])
+        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in parts])
         order = np.lexsort((places["position"].to_numpy(), places["ordinal"].to_numpy()))
-        rows = gathered(opened.parts, order).drop_columns(BOOKKEEPING.names)
+        rows = gathered(parts, order).drop_columns(BOOKKEEPING.names)
         rows = rows.rename_columns([n.removeprefix(KEEP) for n in rows.schema.names])
         return rows.select(schema.names).cast(schema)
+
+
+def _by_unit(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each unit, in the order in which they are."""
+    if not rows.num_rows:
+        return
+    units = rows["unit"].combine_chunks().dictionary_encode()
+    codes = units.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    if len(units.dictionary) > 1:
+        rows = rows.take(order)
+    bounds = np.searchsorted(codes[order], np.arange(len(units.dictionary) + 1))
+    for name, first, past in zip(units.dictionary.to_pylist(), bounds, bounds[1:], strict=False):
+        yield name, rows.slice(first, past - first)
 
 
 def _refuse_equal_ids(table: pa.Table) -> None:

@@ -7,6 +7,7 @@
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
     OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
     OUT/_manifest/_owner.json        the run that is writing now (owner.py)
+    OUT/_manifest/_parts/            rows of open units (parts.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
 kill prevented is adopted if its footer fits. A record whose table is not there, or has another
@@ -38,6 +39,7 @@ from llava_batch.write.unit_table import decoded, encoded, origin, origin_of
 
 _READS_AT_ONCE = 16
 _OVERWRITING = "_overwriting.json"
+PARTS = "_manifest/_parts/"
 _NEVER = 2**63 - 1
 
 
@@ -55,6 +57,7 @@ class Ledger:
         self.records: dict[str, Record] = {}
         self.keep: pa.Schema | None = None
         self.recasting = False
+        self.parts: list[str] = []
         self._members: dict[str, Membership] = {}
         self._job: bytes | None = None
         self._sizes: dict[str, int] = {}
@@ -85,6 +88,8 @@ class Ledger:
             name = info.path[len(self.out.path) + 1 :]
             if name.rpartition("/")[2].startswith(TEMPORARY):
                 self._leftovers.append(info.path)
+            elif name.startswith(PARTS):
+                self.parts.append(info.path)
             elif not name.startswith("_manifest/"):
                 self._sizes[name] = info.size
                 self._written[name] = info.mtime_ns or 0
@@ -218,7 +223,7 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        left = (self._leftovers, self._retired, self._limited, self._adopted)
+        left = (self._leftovers, self._retired, self._limited, self._adopted, self.parts)
         return not (any(left) or self._is_given_up)
 
     @property
@@ -248,7 +253,8 @@ class Ledger:
             self._write(_OVERWRITING, b"{}\n")
         elif self._is_given_up:
             self._delete(self._path(_OVERWRITING))  # what it did not replace stands
-        for path in self._leftovers:
+        units = [*units]
+        for path in (*self._leftovers, *(() if units else self.parts)):
             self._delete(path)
         for record in self._retired:
             self._remove(record)

@@ -20,6 +20,9 @@ _CHUNK_BYTES = 256 * 2**20
 
 def gathered(parts: Sequence[pa.Table], order: np.ndarray) -> pa.Table:
     """The rows of `parts` (of one schema, at least one) in `order`, which counts through all of them."""
+    whole = pa.concat_tables(parts)
+    if whole.nbytes <= _CHUNK_BYTES:
+        return whole.combine_chunks().take(pa.array(order, pa.int64()))
     starts = np.cumsum([0, *(part.num_rows for part in parts)])
     owners = np.searchsorted(starts, order, side="right") - 1
     breaks = np.flatnonzero((np.diff(order) != 1) | (np.diff(owners) != 0)) + 1
