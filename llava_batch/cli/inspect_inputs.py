@@ -1,7 +1,7 @@
 """Inspect: what is in the inputs, from a bounded sample of them, without a run.
 
-Says of each kind of shard how many there are, their columns, rows (where a footer or a listing
-tells), and of the first rows of some shards the image sizes and what could not be decoded.
+Says of each kind of shard how many there are, their columns, Hive partitions, rows (where a footer or a
+listing tells), and of the first rows of some shards the image sizes and what could not be decoded.
 """
 
 from collections import Counter
@@ -42,10 +42,12 @@ class Found:
     """Images that were tried."""
     sizes: tuple[tuple[int, int], ...]
     """(width, height) of those that decode, upright."""
+    partitions: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """Hive partitions: each key's values, sorted, null first."""
     bad: dict[str, int] = field(default_factory=dict)
     """Rows of the sample in error, by code."""
     examples: tuple[tuple[str, str], ...] = ()
-    """(id, what is wrong with it) of the first of them."""
+    """(id, what is wrong with it) of the first of them, what is wrong with several once."""
 
 
 def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
@@ -74,7 +76,7 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
     columns: dict[str, str] = {}
     sizes: list[tuple[int, int]] = []
     bad: Counter[str] = Counter()
-    examples: list[tuple[str, str]] = []
+    examples: dict[str, list[str]] = {}
     for unit in chosen:
         columns = _columns(unit) | columns
         for tried in _try_rows(unit, sample // len(chosen), limits):
@@ -83,7 +85,7 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
                 sizes.append(tried.size)
             else:
                 bad[tried.code] += 1
-                examples.append((tried.id, f"{tried.code}: {tried.message}"))
+                examples.setdefault(f"{tried.code}: {tried.message}", []).append(tried.id)
     return Found(
         kind=kind,
         units=tuple(unit.name for unit in units),
@@ -92,7 +94,11 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
         sampled=len(sizes) + bad.total(),
         sizes=tuple(sizes),
         bad=dict(bad.most_common()),
-        examples=tuple(examples[:_EXAMPLES]),
+        partitions=_partitions(units),
+        examples=tuple(
+            (ids[0], what + (f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""))
+            for what, ids in [*examples.items()][:_EXAMPLES]
+        ),
     )
 
 
@@ -127,7 +133,16 @@ def _try_rows(unit: Unit, most: int, limits: Job) -> Iterator[_Tried]:
 
 def _columns(unit: Unit) -> dict[str, str]:
     """The columns and types that the unit says before it is read; of other kinds, the rows tell."""
-    return {f.name: str(f.type) for f in KINDS[unit.kind].columns(unit) or ()}
+    columns = {f.name: str(f.type) for f in KINDS[unit.kind].columns(unit) or ()}
+    return columns | dict.fromkeys(dict(unit.partition), "string")
+
+
+def _partitions(units: list[Unit]) -> dict[str, tuple[str | None, ...]]:
+    found: dict[str, set[str | None]] = {}
+    for unit in units:
+        for key, value in unit.partition:
+            found.setdefault(key, set()).add(value)
+    return {key: tuple(sorted(v, key=lambda v: (v is not None, v))) for key, v in found.items()}
 
 
 def _kind(value: object) -> str:
@@ -138,7 +153,8 @@ def _kind(value: object) -> str:
 def _num_rows(units: list[Unit]) -> int | None:
     """Rows of all units from their footers or listings; None for tars, and where one does not read."""
     total = 0
-    for unit in {(u.path, u.members): replace(u, row_groups=None) for u in units}.values():
+    whole = {(u.path, u.members, u.span): replace(u, row_groups=None, rows=None) for u in units}
+    for unit in whole.values():
         count = KINDS[unit.kind].count(unit)
         if count is None:
             return None
@@ -154,6 +170,10 @@ def told(found: Found) -> list[str]:
     lines = [f"{found.kind}: {len(found.units):,} {noun} ({first}); rows: {count}"]
     if found.columns:
         lines.append("  columns: " + ", ".join(f"{n} ({t})" for n, t in found.columns.items()))
+    if found.partitions:
+        lines.append(
+            "  partitions: " + ", ".join(_range(k, v) for k, v in found.partitions.items())
+        )
     if found.sizes:
         widths, heights = zip(*found.sizes, strict=True)
         lines.append(
@@ -163,3 +183,8 @@ def told(found: Found) -> list[str]:
     codes = ", ".join(f"{n} {code}" for code, n in found.bad.items())
     lines.append(f"  sample of {found.sampled}: {codes or 'all can be decoded'}")
     return lines + [f"    {ident}: {what}" for ident, what in found.examples]
+
+
+def _range(key: str, values: tuple[str | None, ...]) -> str:
+    first, last = ("null" if value is None else value for value in (values[0], values[-1]))
+    return f"{key} ({first})" if len(values) == 1 else f"{key} ({len(values)}: {first} … {last})"

@@ -93,3 +93,33 @@ def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:
     tar = write_tar(tmp_path / "00000.tar", {"a.jpg": jpeg()})
     with pytest.raises(UsageError, match="--sample 0"):
         inspect([tar], 0)
+
+
+def test_rows_are_counted_once_however_a_file_is_split(tmp_path: Path) -> None:
+    # A Parquet file that was split by rows counted as its last unit alone.
+    rows = {"image": pa.array([b"x" * 30] * 25_000, pa.binary())}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet", compression="none", use_dictionary=False)
+    (tmp_path / "y.csv").write_text("path\n" + "x.png\n" * 12_345)
+    assert [unit.rows for unit in inspect([str(tmp_path / "x.parquet")])] == [25_000]
+    assert [unit.rows for unit in inspect([str(tmp_path / "y.csv")])] == [12_345]
+
+
+def test_partitions_are_told_by_key(tmp_path: Path) -> None:
+    table = pa.table({"image": [jpeg()], "n": [1]})
+    for day in ("2026-11-01", "2026-11-02", "2026-11-03", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"dt={day}" / "h=0").mkdir(parents=True)
+        pq.write_table(table, tmp_path / f"dt={day}" / "h=0" / "a.parquet")
+    (found,) = inspect([str(tmp_path)])
+    assert found.partitions["dt"] == (None, "2026-11-01", "2026-11-02", "2026-11-03")
+    assert found.columns == {"image": "binary", "n": "int64", "dt": "string", "h": "string"}
+    assert "  partitions: dt (4: null … 2026-11-03), h (0)" in told(found)
+
+
+def test_what_is_wrong_with_several_rows_is_said_once(tmp_path: Path) -> None:
+    # The columns of a table without images stood there once for each of five rows.
+    table = pa.table({f"column_{n}": list(range(9)) for n in range(18)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (found,) = inspect([str(tmp_path / "x.parquet")])
+    text = "\n".join(told(found))
+    assert text.count("no column holds images") == 1
+    assert "x/0: image_missing" in text and "(and 8 more)" in text

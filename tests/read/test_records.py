@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.read import records as records_module
@@ -47,6 +47,7 @@ def read_bytes(request, monkeypatch) -> Iterator[int]:
     yield request.param
 
 
+@settings(max_examples=300, deadline=None)
 @given(text=texts, piece=st.sampled_from([1, 2, 3, 7, 100]))
 def test_a_csv_files_records_are_those_of_pythons_csv(text: str, piece: int) -> None:
     data = text.encode()
@@ -57,6 +58,7 @@ def test_a_csv_files_records_are_those_of_pythons_csv(text: str, piece: int) -> 
         assert values(data) == by_csv(data)
 
 
+@settings(max_examples=300, deadline=None)
 @given(text=texts, most=st.sampled_from([1, 2, 5, 20, 1000]), piece=st.sampled_from([1, 3, 100]))
 def test_a_run_of_records_reads_by_itself_as_in_the_file(text: str, most: int, piece: int) -> None:
     data = text.encode()
@@ -69,6 +71,7 @@ def test_a_run_of_records_reads_by_itself_as_in_the_file(text: str, most: int, p
                 assert found(data[start:end], most=most, start=start) == whole[first : last + 1]
 
 
+@settings(max_examples=300, deadline=None)
 @given(text=texts, most=st.sampled_from([1, 4, 1000]))
 def test_where_records_end_does_not_depend_on_how_the_file_is_read(text: str, most: int) -> None:
     data = text.encode()

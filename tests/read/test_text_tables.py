@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_batch.errors import UsageError
@@ -95,6 +95,9 @@ def test_a_table_that_grows_makes_new_units_and_leaves_those_that_it_made(tmp_pa
     assert sources(again).items() >= sources(grown).items()
 
 
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=6).map(sorted),
     end=st.sampled_from(["\n", "\r\n", "\r"]),
