@@ -35,11 +35,13 @@ class RowError(StrEnum):
     """Codes of the answers table's `error_code`; `sentence` is what the documentation prints."""
 
     IMAGE_MISSING = "image_missing"
+    IMAGE_UNREACHABLE = "image_unreachable"
     IMAGE_UNREADABLE = "image_unreadable"
     IMAGE_TRUNCATED = "image_truncated"
     IMAGE_TOO_LARGE = "image_too_large"
     BAD_PROMPT = "bad_prompt"
     PROMPT_TOO_LONG = "prompt_too_long"
+    ANSWER_CUT_OFF = "answer_cut_off"
     SHARD_DAMAGED = "shard_damaged"
     OUT_OF_MEMORY = "out_of_memory"
     WORKER_DIED = "worker_died"
@@ -51,8 +53,10 @@ class RowError(StrEnum):
 
 
 _SENTENCES = {
-    RowError.IMAGE_MISSING: "The row has no image: no such member, a null, an empty value, "
-    "or a download that failed.",
+    RowError.IMAGE_MISSING: "The row has no image: no such member, file or object, no permission to "
+    "read it, a null, an empty value, a URI that is not fetched, or a download that failed.",
+    RowError.IMAGE_UNREACHABLE: "The image could not be fetched, tried again and again: its storage "
+    "or server did not answer, or failed. `--retry-errors` asks for it again.",
     RowError.IMAGE_UNREADABLE: "The bytes are not an image that Pillow can decode.",
     RowError.IMAGE_TRUNCATED: "The image ends early; `--allow-truncated` takes what is there.",
     RowError.IMAGE_TOO_LARGE: "The file, the image, or the canvas it would be resized or padded on "
@@ -60,6 +64,8 @@ _SENTENCES = {
     RowError.BAD_PROMPT: "The prompt cannot be made for this row: a null column, no question, "
     "or another number of `<image>` marks than images.",
     RowError.PROMPT_TOO_LONG: "Prompt and answer do not fit the model's context or a slot.",
+    RowError.ANSWER_CUT_OFF: "`--max-new-tokens` ended the answer before its JSON did (`--json-schema`); "
+    "the message ends with what was said.",
     RowError.SHARD_DAMAGED: "This part of the shard could not be read; the good rows around it were.",
     RowError.OUT_OF_MEMORY: "The row alone does not fit the device's memory.",
     RowError.WORKER_DIED: "The worker died every time it had this row, `--max-tries` times.",

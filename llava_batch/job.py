@@ -44,8 +44,12 @@ class Job:
         "any, of several keys each.", "Data",
     )  # fmt: skip
     image_column: str | None = _flag(
-        None, "Parquet column with the image (default: by type and name); in tars, the extension of "
+        None, "Table's column with the image, its path or its URI (default: by type and name); in tars, the extension of "
         "the members that are images (default: any image's).", "Data", answers=True,
+    )  # fmt: skip
+    image_root: str | None = _flag(
+        None, "Folder or URI where relative paths in the image column start (default: the table's "
+        "own folder).", "Data", answers=True,
     )  # fmt: skip
     key_column: str | None = _flag(
         None, "Parquet column with each row's key (default: `key`, else its number).", "Data",
@@ -158,6 +162,11 @@ class Job:
     )
     max_image_bytes: int = _flag(
         256 * 2**20, "Most bytes of one encoded image.", "Limits", answers=True
+    )
+    allow_http: bool = _flag(
+        False,
+        "Fetch images whose URIs are http or https. Off unless you trust the table.",
+        "Limits",
     )
     allow_truncated: bool = _flag(
         False, "Decode what is there of an image cut short.", "Limits", answers=True

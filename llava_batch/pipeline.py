@@ -1,5 +1,6 @@
 """run(job): read → prepare → generate → write, on one screen."""
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,11 +55,9 @@ def run_settled(settled: Settled) -> Summary:
     cluster.refuse_vanishing_output(job)
     with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
         patience = Patience(job.storage_patience, stop.sleep)
+        # The folder is this run's before it is looked into: nobody else commits there meanwhile.
+        owner = None if job.dry_run else held.enter_context(_owned(job, patience))
         with _refusing_the_storage():
-            # The folder is this run's before it is looked into: nobody else commits there meanwhile.
-            owner = None
-            if not job.dry_run:
-                owner = held.enter_context(Ownership(locate(job.output), patience))
             plan = make_plan(settled, patience)
         tell_left_out(plan)
         if owner is not None and not plan.todo:
@@ -99,6 +98,22 @@ def _failing_with_the_storage(job: Job) -> Iterator[None]:
             f"{without_credentials(job.output)}: the storage failed ({first_line(error)}); what was "
             f"committed stands, run again to go on; {advice(error)}"
         ) from error
+
+
+@contextmanager
+def _owned(job: Job, patience: Patience) -> Iterator[Ownership]:
+    """The output folder as this run's own: the first thing that is written there."""
+    with ExitStack() as held:
+        out = locate(job.output)
+        try:
+            owner = held.enter_context(Ownership(out, patience))
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else first_line(error)
+            what = "give another folder, or leave to write there" if out.is_local else advice(error)
+            raise UsageError(
+                f"--output {out.shown}: cannot be written to ({why}); {what}"
+            ) from error
+        yield owner
 
 
 @contextmanager
@@ -175,6 +190,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare
+    from llava_batch.prepare.stores import Stores
     from llava_batch.read.source import UnitSource
 
     job = plan.job
@@ -184,7 +200,7 @@ def answers(plan: Plan, sizing: Sizing, shared: Any) -> Iterator[pa.Table]:
     )
     prepared = rows.map_batches(
         Prepare,
-        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe),
+        fn_constructor_args=(job, shared, plan.lookup(), plan.settled.recipe, Stores.of(job)),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,

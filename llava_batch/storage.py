@@ -59,7 +59,7 @@ def locate(text: str) -> Location:
     try:
         fs, path = _s3(text) if text.startswith("s3://") else _from_uri(text)
     except (pa.ArrowInvalid, ValueError, ImportError, OSError) as error:
-        raise UsageError(f"{shown}: cannot be opened as a URI ({_scrub(error, text)})") from None
+        raise UsageError(f"{shown}: cannot be opened as a URI ({scrubbed(error, text)})") from None
     return Location(fs, path.rstrip("/"), shown.rstrip("/"))
 
 
@@ -131,6 +131,23 @@ def delete_file(fs: pafs.FileSystem, path: str) -> None:
     """Delete a file, if it is there."""
     if fs.get_file_info(path).type == pafs.FileType.File:
         fs.delete_file(path)
+
+
+def uri_of(fs: pafs.FileSystem, path: str) -> str:
+    """The URI of a path on `fs`, without credentials; of a local one, the path itself."""
+    if isinstance(fs, pafs.LocalFileSystem):
+        return path
+    protocol = fs.handler.fs.protocol if fs.type_name.startswith("py::fsspec") else fs.type_name
+    scheme = protocol if isinstance(protocol, str) else protocol[0]
+    return f"{'gs' if scheme == 'gcs' else scheme}://{path.lstrip('/')}"
+
+
+def root_uri(text: str) -> str:
+    """What a flag's `text` names, as `uri_of` has it; of the web, which is no storage, the text."""
+    if text.lower().startswith(("http://", "https://")):
+        return text
+    at = locate(text)
+    return uri_of(at.fs, at.path)
 
 
 def without_credentials(text: str) -> str:
@@ -205,12 +222,20 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
     machine's role), which renews what ends.
     """
     parts = urlsplit(text)
-    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
-    if "@" in parts.netloc or parts.query or not (key and secret):
+    own = None if "@" in parts.netloc or parts.query else s3_of_environment()
+    if own is None:
         found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
         return found
+    return own, parts.netloc + parts.path
+
+
+def s3_of_environment() -> pafs.S3FileSystem | None:
+    """S3 with the keys of the usual AWS variables of this process, for any bucket; None without them."""
+    key, secret = os.environ.get("AWS_ACCESS_KEY_ID"), os.environ.get("AWS_SECRET_ACCESS_KEY")
+    if not (key and secret):
+        return None
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    fs = pafs.S3FileSystem(
+    return pafs.S3FileSystem(
         access_key=key,
         secret_key=secret,
         session_token=os.environ.get("AWS_SESSION_TOKEN"),
@@ -218,10 +243,9 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
         endpoint_override=endpoint,
         scheme="http" if (endpoint or "").startswith("http://") else "https",
     )
-    return fs, parts.netloc + parts.path
 
 
-def _scrub(error: Exception, text: str) -> str:
+def scrubbed(error: BaseException, text: str) -> str:
     """The error's first line, with anything of the URI's secret parts taken out."""
     line = first_line(error)
     parts = urlsplit(text)

@@ -72,7 +72,7 @@ def rows_of(unit: Unit, how: Reading | None = None) -> list[dict[str, Any]]:
     *rows, end = rows
     assert end["end"] and end["ordinal"] == len(rows) and end["error_code"] is None, end
     assert [r["ordinal"] for r in rows] == list(range(len(rows)))
-    assert all(bool(r["images"]) != bool(r["error_code"]) for r in rows)
+    assert all(bool(r["images"] or r["uris"]) != bool(r["error_code"]) for r in rows)
     names = [(r["key"], r["mark"]) for r in rows]
     assert len(set(names)) == len(names), "an id stands twice"
     return rows

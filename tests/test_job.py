@@ -21,7 +21,7 @@ from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
     "input", "output", "join_anywhere", "format", "limit", "partition", "attention", "slots", "workers", "prepare_workers",
-    "max_tries", "stall_timeout_s", "storage_patience", "retry_errors", "overwrite", "on_change", "max_error_rate",
+    "max_tries", "allow_http", "stall_timeout_s", "storage_patience", "retry_errors", "overwrite", "on_change", "max_error_rate",
     "shared_filesystem", "quiet", "dry_run",
 }  # fmt: skip
 """Written down a second time: a flag that is left out of the fingerprint must be meant."""

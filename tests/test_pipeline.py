@@ -1,5 +1,7 @@
 """How a run begins: its folder is its own before anybody looks into it, and again nobody's if refused."""
 
+import errno
+import os
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,3 +126,37 @@ def test_an_overwrite_that_was_killed_at_its_very_end_is_over_when_it_is_run_aga
     assert made.add(table(answer("a", 0), end("a", 1))) == ["a"]
     assert run(again.but(quiet=True)).run["units_done_before"] == 1
     assert [unit.name for unit in make_plan(settle(again), BRIEF).todo] == ["a"]
+
+
+@pytest.mark.parametrize("in_the_way", ["new", "new/out/_manifest"])
+def test_a_file_in_the_outputs_way_is_the_reason_that_is_given(
+    tmp_path: Path, in_the_way: str
+) -> None:
+    # It said that "the storage refused", and sent one to look at credentials and endpoints.
+    put(tmp_path / in_the_way, b"a file")
+    with pytest.raises(UsageError) as error:
+        run(job(tmp_path))
+    out = tmp_path / "new" / "out"
+    assert str(error.value) == (
+        f"--output {out}: cannot be written to (Not a directory); give another folder, or leave to "
+        "write there"
+    )
+
+
+def test_a_read_only_output_is_refused_before_it_is_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*arguments, **named):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(tmp_path))
+
+    monkeypatch.setattr(os, "makedirs", refusing)
+    monkeypatch.setattr(pipeline, "make_plan", lambda *a, **n: pytest.fail("it looked"))
+    with pytest.raises(UsageError, match=r"out: cannot be written to \(Read-only file system\)"):
+        run(job(tmp_path))
+
+
+def test_a_folder_in_the_place_of_a_file_of_the_manifest_is_told_at_once(tmp_path: Path) -> None:
+    # It was taken for a storage that does not answer, and waited for ten minutes.
+    (tmp_path / "new" / "out" / "_manifest" / "_job.json").mkdir(parents=True)
+    with pytest.raises(UsageError, match="is a directory"):
+        run(job(tmp_path, storage_patience=5.0))

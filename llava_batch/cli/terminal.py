@@ -102,7 +102,8 @@ def _tell_where_to_look(job: Job) -> None:
     ):  # no tables or no _run.json to name; the failure is printed all the same
         totals = open_answers(job.output).run().get("totals")
         if totals and not job.quiet:
-            print("\n".join(_where_to_look(job.output, totals)), file=sys.stderr)
+            said = [*_holds(job.output, totals), *_where_to_look(job.output, totals)]
+            print("\n".join(said), file=sys.stderr)
 
 
 def result_lines(summary: "Summary") -> list[str]:
@@ -114,15 +115,33 @@ def result_lines(summary: "Summary") -> list[str]:
     for name, one, many in _COUNTED:
         if run.get(name):
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
-    errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
-    rate = summary.throughput.get("images_per_s", 0.0)
-    speed = f"{counted(run['images'], 'image')} in {summary.wall_s:.1f} s ({rate:.1f} images/s); "
-    lines.append(
-        f"{speed if run['images'] else ''}{summary.output} holds {counted(totals['rows'], 'answer')} in "
-        f"{counted(totals['units'], 'unit')}, {totals['rows'] - totals['ok']:,} of them in error"
-        + (f" ({errors})." if errors else ".")
-    )
+    if run["images"]:
+        lines.append(f"{counted(run['images'], 'image')} in {_speed(summary)}.")
+    lines += _holds(summary.output, totals)
     return [*lines, *_where_to_look(summary.output, totals)]
+
+
+def _speed(summary: "Summary") -> str:
+    """How long the run took, and how fast it was once it had started."""
+    startup_s = summary.throughput.get("startup_s") or 0.0
+    rate = summary.run["images"] / max(summary.wall_s - startup_s, 1e-9)
+    if not startup_s:
+        return f"{summary.wall_s:.1f} s ({rate:.1f} images/s)"
+    return f"{summary.wall_s:.1f} s: {startup_s:.1f} s of start-up, then {rate:.1f} images/s"
+
+
+def _holds(output: str, totals: dict[str, Any]) -> list[str]:
+    """What lies in the output folder: the same counts as in its report."""
+    errors = ", ".join(f"{count} {code}" for code, count in totals["errors"].items())
+    lines = [
+        f"{output} holds {counted(totals['rows'], 'row')} in {counted(totals['units'], 'unit')}, "
+        f"{totals['rows'] - totals['ok']:,} of them in error" + (f" ({errors})." if errors else ".")
+    ]
+    limited = totals.get("units_limited")
+    if limited:
+        lines.append(f"{counted(limited, 'unit')} not complete (--limit); a run without it answers "
+                     "all again.")  # fmt: skip
+    return lines
 
 
 _COUNTED = (

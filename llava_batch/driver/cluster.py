@@ -25,6 +25,10 @@ GROWTH_LOOK_S = 2.0
 """Between two looks at a cluster that is to grow; it is said every GROWTH_TOLD_S."""
 GROWTH_TOLD_S = 30.0
 
+_OWN_DOING = "killed by `ray.kill`"
+"""What Ray says of actors that a run lets go when it ends or is stopped, as if it were a failure; its word
+on any other death is shown."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sizing:
@@ -50,6 +54,8 @@ def connected(*, log_to_driver: bool = False) -> Iterator[None]:
     """Ray, as found in the environment or else a local one, for the length of the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _OWN_DOING)
+    os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 
     if ray.is_initialized():
@@ -194,7 +200,8 @@ def refuse_local_paths(job: Job) -> None:
     num_nodes = sum(node["Alive"] for node in ray.nodes())
     if num_nodes < 2 or job.shared_filesystem:
         return
-    for flag, text in [("--output", job.output), *(("--input", i) for i in job.input)]:
+    flags = [("--output", job.output), *(("--input", i) for i in job.input)]
+    for flag, text in [*flags, *([("--image-root", job.image_root)] if job.image_root else [])]:
         if locate(text).is_local:
             raise UsageError(
                 f"{flag} {text}: a local path, and the cluster has {num_nodes} nodes; give a URI, or "

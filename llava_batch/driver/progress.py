@@ -17,6 +17,9 @@ from llava_batch.write.committer import Committer
 
 _LIVE_EVERY_S = 0.5
 _LOG_EVERY_S = 30.0
+_LOG_FIRST_S = 5.0
+_JUDGED_S = 5.0
+"""Of answering, before which no time left is said: the first answers come in a burst."""
 _RECENT_S = 30.0
 _MAX_POINTS = 1000
 _MOST_KINDS = 8
@@ -35,6 +38,9 @@ class Progress:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="progress", daemon=True)
         self._stages: dict[str, dict[str, float]] = {}
+        self._ready_s: float | None = None
+        """Seconds after the start at which the first worker had its model."""
+        self._num_images = _num_images(plan)
         self.history: list[tuple[float, int]] = [(0.0, 0)]
 
     def __enter__(self) -> "Progress":
@@ -53,11 +59,12 @@ class Progress:
                     self._note()
                     display.update(self.drawn())
             return
-        last = 0.0
+        due_s = 0.0
         while not self._stop.wait(_LIVE_EVERY_S):
             self._note()
-            if not self._plan.job.quiet and time.monotonic() - last >= _LOG_EVERY_S:
-                last = time.monotonic()
+            elapsed = time.monotonic() - self._started
+            if not self._plan.job.quiet and elapsed >= due_s:
+                due_s = next_line_s(elapsed)
                 print(self.line().plain, file=sys.stderr, flush=True)
 
     def _note(self) -> None:
@@ -72,6 +79,8 @@ class Progress:
         if ready:
             with suppress(RayError):  # lost for now: it begins anew, and the last word stands
                 self._stages = ray.get(reference)
+        if self._ready_s is None and "generate" in self._stages:
+            self._ready_s = elapsed
 
     def drawn(self) -> Table:
         """The bar above the line."""
@@ -92,47 +101,66 @@ class Progress:
         parts = [f"{tally.images}{self._of_how_many()} images", units]
         if tally.num_errors:
             parts.append(f"{tally.num_errors} rows in error")
+        working = max(elapsed - (self._ready_s or 0.0), 1e-9)
         parts.append(
-            f"{self._recent():.1f} images/s now, {tally.images / max(elapsed, 1e-9):.1f} over all"
+            f"{self._recent():.1f} images/s now, {tally.images / working:.1f} since start-up"
         )
-        left = self._left_s(elapsed)
+        left = self._left_s()
         if left is not None:
             parts.append(f"{_clock(left)} left")
-        parts += self._busy(elapsed)
+        parts += self._busy(working)
         return Text(f"{_clock(elapsed)}  " + ", ".join(parts))
 
     def _starting(self) -> str:
+        loading = "" if "generate" in self._stages else ", loading the model"
         if not self._stages:
-            return "actors, loading the model"
-        return f"up: {self._stages.get('prepare', {}).get('rows', 0):g} images prepared, none answered yet"
+            return f"actors{loading}"
+        prepared = self._stages.get("prepare", {}).get("rows", 0)
+        return f"up: {prepared:g} images prepared{loading}, none answered yet"
 
     def _of_how_many(self) -> str:
-        """The number of images in this run where it is known before reading: loose files, a limit."""
-        todo, limit = self._plan.todo, self._plan.job.limit
-        if all(unit.members and unit.retry is None for unit in todo):
-            count = sum(len(unit.members) for unit in todo)
-            return f" of {count if limit is None else min(count, limit)}"
+        limit = self._plan.job.limit
+        if self._num_images is not None:
+            return f" of {self._num_images}"
         return "" if limit is None else f" of at most {limit}"
 
     def _done(self) -> tuple[int, int]:
-        """How far it is, of how much: by units, since only their number is known beforehand."""
-        tally, limit = self._committer.tally, self._plan.job.limit
-        return (tally.units, len(self._plan.todo)) if limit is None else (tally.images, limit)
+        """How far it is, of how much: by units where only their number is known."""
+        tally = self._committer.tally
+        total = self._num_images if self._num_images is not None else self._plan.job.limit
+        return (tally.units, len(self._plan.todo)) if total is None else (tally.images, total)
 
     def _recent(self) -> float:
-        """Images a second over the last half minute."""
+        """Images a second over the last half minute, start-up left out."""
         now = self.history[-1]
-        then = next(p for p in self.history if p[0] >= now[0] - _RECENT_S)
+        since = max(now[0] - _RECENT_S, self._ready_s or 0.0)
+        then = next((p for p in self.history if p[0] >= since), now)
         return (now[1] - then[1]) / (now[0] - then[0]) if now[0] > then[0] else 0.0
 
-    def _left_s(self, elapsed: float) -> float | None:
-        done, total = self._done()
-        return elapsed / done * (total - done) if done else None
+    def _left_s(self) -> float | None:
+        """By the pace since the first answers; None until there is one to judge by."""
+        total = self._expected()
+        now = self.history[-1]
+        first = next((p for p in self.history if p[1]), now)
+        if total is None or now[0] - first[0] < _JUDGED_S or now[1] <= first[1]:
+            return None
+        return max(total - now[1], 0.0) * (now[0] - first[0]) / (now[1] - first[1])
 
-    def _busy(self, elapsed: float) -> list[str]:
+    def _expected(self) -> float | None:
+        """Images of the whole run: known, or as many in each unit as in those that are whole."""
+        tally, limit = self._committer.tally, self._plan.job.limit
+        if self._num_images is not None:
+            return self._num_images
+        if not tally.units:
+            return limit
+        count = tally.images_of_units / tally.units * len(self._plan.todo)
+        return count if limit is None else min(count, limit)
+
+    def _busy(self, working_s: float) -> list[str]:
         said = []
         shares = {
-            stage: c["busy_s"] / elapsed / max(c["workers"], 1) for stage, c in self._stages.items()
+            stage: c["busy_s"] / working_s / max(c["workers"], 1)
+            for stage, c in self._stages.items()
         }
         for stage, share in shares.items():
             mark = " (bottleneck)" if len(shares) > 1 and share == max(shares.values()) else ""
@@ -154,6 +182,19 @@ def tell_left_out(plan: Plan) -> None:
     rest = len(kinds) - len(shown)
     more = [f"{rest} more kind{'s' if rest > 1 else ''}"] if rest else []
     print(f"Left out, since they are not read: {', '.join(shown + more)}.", file=sys.stderr)
+
+
+def next_line_s(said_s: float) -> float:
+    """When a log gets its next line after one at `said_s` seconds: soon at first, then now and then."""
+    return said_s + min(max(said_s, _LOG_FIRST_S), _LOG_EVERY_S)
+
+
+def _num_images(plan: Plan) -> int | None:
+    """The images of this run where they are known before reading: loose files, and what is retried."""
+    counts = [len(unit.members) if unit.retry is None else len(unit.retry) for unit in plan.todo]
+    if not all(unit.members or unit.retry for unit in plan.todo):
+        return None
+    return sum(counts) if plan.job.limit is None else min(sum(counts), plan.job.limit)
 
 
 def _clock(seconds: float) -> str:

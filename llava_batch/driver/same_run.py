@@ -21,7 +21,7 @@ from llava_batch.driver.settle import Settled
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.job import Job, fingerprint, flag_name
 from llava_batch.read.columns import kept_names
-from llava_batch.storage import locate, read_bytes
+from llava_batch.storage import locate, read_bytes, without_credentials
 from llava_batch.write.ledger import Ledger
 from llava_batch.write.record import Held
 
@@ -37,6 +37,7 @@ def answer_settings(
     del settings["revision"]
     settings["model_name"] = job.model
     settings["keep"] = kept_names(job.keep)  # their types stand in the ledger
+    settings["image_root"] = job.image_root and without_credentials(job.image_root)
     if version == 1:
         settings["model"] = checkpoint.commit or first_bytes_hash(checkpoint.folder)
     else:

@@ -3,6 +3,7 @@
 import json
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
 from llava_batch.write.committer import Committer, Tally
+from llava_batch.write.record import Record
 
 MANY_ROWS = 100
 """A run of so many rows without a good one has failed, whatever it is; one of fewer may be a night's."""
@@ -88,46 +90,66 @@ def summarise(
     A run without a committer was a dry one, or found nothing to do: what the last one wrote stands.
     Of a stopped run only what is at hand: its process may have three seconds to live.
     """
-    now = datetime.now(UTC)
-    begun = datetime.fromtimestamp(started, UTC) if committer else now
-    wall_s = (now - begun).total_seconds()
-    tally = committer.tally if committer else Tally()
-    machine: dict[str, Any] = {"platform": platform.platform(), "python": platform.python_version()}
-    outlook = plan.outlook()
-    if sizing is not None:
-        machine |= asdict(sizing)
-    if committer is None and sizing is not None:
-        outlook["weights_bytes"] = plan.weights_bytes  # loads torch
-    summary = Summary(
-        status=status,
-        output=plan.ledger.out.shown,
-        started_at=begun.isoformat(timespec="seconds"),
-        finished_at=now.isoformat(timespec="seconds"),
-        wall_s=round(wall_s, 3),
-        model=plan.job.model,
-        fingerprint=plan.ledger.fingerprint,
-        settings=public_settings(plan),
-        run=_run_counts(plan, tally),
-        totals=_totals(plan),
-        versions=versions(),
-        machine=machine,
-        outlook=outlook,
-    )
+    summary = _summary(plan, sizing, committer, started, status)
     if committer is None:
         return summary
     heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
     summary.notes.extend([heard.missing] if heard.missing else [])
-    summary.throughput.update(_throughput(tally, wall_s, history, heard.stages))
-    if joined is not None:
-        all_told = status == "complete" and not tally.failed_units and plan.job.limit is None
-        summary.run["questions_without_image"] = joined.count_unjoined() if all_told else None
-    if several is not None:
-        summary.run["questions_with_several_images"] = several.count
+    summary.throughput.update(
+        _throughput(committer.tally, started, summary.wall_s, history, heard.stages)
+    )
+    summary.run.update(_questions(plan, committer.tally, joined, several, status))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     plan.ledger.patience.keep_trying(
         lambda: thumbnails.save(plan.ledger.out, heard.thumbnails, most=NUM_THUMBNAILS)
     )
     return summary
+
+
+def _summary(
+    plan: Plan, sizing: Sizing | None, committer: Committer | None, started: float, status: str
+) -> Summary:
+    """What the driver knows by itself."""
+    now = datetime.now(UTC)
+    begun = datetime.fromtimestamp(started, UTC) if committer else now
+    return Summary(
+        status=status,
+        output=plan.ledger.out.shown,
+        started_at=begun.isoformat(timespec="seconds"),
+        finished_at=now.isoformat(timespec="seconds"),
+        wall_s=round((now - begun).total_seconds(), 3),
+        model=plan.job.model,
+        fingerprint=plan.ledger.fingerprint,
+        settings=public_settings(plan),
+        run=_run_counts(plan, committer.tally if committer else Tally()),
+        totals=_totals(plan, committer.limited if committer else []),
+        versions=versions(),
+        machine=_machine(sizing),
+        outlook=_outlook(plan, is_dry=committer is None and sizing is not None),
+    )
+
+
+def _machine(sizing: Sizing | None) -> dict[str, Any]:
+    here = {"platform": platform.platform(), "python": platform.python_version()}
+    return here | (asdict(sizing) if sizing is not None else {})
+
+
+def _outlook(plan: Plan, *, is_dry: bool) -> dict[str, Any]:
+    """What was to be done; of a dry run with the weights, which loads torch."""
+    return plan.outlook() | ({"weights_bytes": plan.weights_bytes} if is_dry else {})
+
+
+def _questions(
+    plan: Plan, tally: Tally, joined: Joined | None, several: SeveralImages | None, status: str
+) -> dict[str, int | None]:
+    """How a file's questions joined; which joined nothing is known where all was answered."""
+    counts: dict[str, int | None] = {}
+    if joined is not None:
+        all_told = status == "complete" and not tally.failed_units and plan.job.limit is None
+        counts["questions_without_image"] = joined.count_unjoined() if all_told else None
+    if several is not None:
+        counts["questions_with_several_images"] = several.count
+    return counts
 
 
 def provenance(plan: Plan) -> dict[str, Any]:
@@ -156,7 +178,7 @@ def public_settings(plan: Plan) -> dict[str, Any]:
     job = plan.job.settings()
     shown = {
         name: without_credentials(job[name])
-        for name in ("output", "model", "questions", "template")
+        for name in ("output", "image_root", "model", "questions", "template")
         if job[name]
     }
     return job | shown | {"input": [*map(without_credentials, plan.job.input)]}
@@ -182,14 +204,18 @@ def _run_counts(plan: Plan, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _totals(plan: Plan) -> dict[str, Any]:
-    records = [r for r in plan.ledger.records.values() if r.fingerprint == plan.ledger.fingerprint]
+def _totals(plan: Plan, limited: Sequence[Record]) -> dict[str, Any]:
+    """Counts of the tables that lie in the folder, those that `limited` speaks of among them."""
+    ledger = plan.ledger
+    standing = ledger.standing()
+    records = [*(ledger.records[name] for name in standing), *limited]
     errors: Counter[str] = Counter()
     for record in records:
         errors.update(record.errors)
     rows = sum(r.rows for r in records)
     return {
         "units": len(records),
+        "units_limited": len(limited),
         "images": sum(r.images for r in records),
         "rows": rows,
         "ok": rows - errors.total(),
@@ -199,24 +225,42 @@ def _totals(plan: Plan) -> dict[str, Any]:
 
 def _throughput(
     tally: Tally,
+    started: float,
     wall_s: float,
     history: list[tuple[float, int]],
     stages: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     seconds = max(wall_s, 1e-9)
+    startup_s = _startup_s(stages, started, next((t for t, n in history if n), wall_s))
+    working_s = max(wall_s - (startup_s or 0.0), 1e-9)
     for counters in stages.values():
-        counters["busy_share"] = counters["busy_s"] / seconds / max(counters["workers"], 1)
+        share = counters["busy_s"] / working_s / max(counters["workers"], 1)
+        counters["busy_share"] = min(share, 1.0)
     generate = stages.get("generate", {})
     slot_steps = generate.get("slot_steps", 0)
     return {
+        "startup_s": startup_s,
         "images_per_s": tally.images / seconds,
         "answers_per_s": tally.rows / seconds,
         "answer_tokens_per_s": tally.answer_tokens / seconds,
         "stages": stages,
         "slot_occupancy": generate["occupied_slot_steps"] / slot_steps if slot_steps else None,
-        "bottleneck": max(stages, key=lambda s: stages[s]["busy_share"]) if stages else None,
+        "bottleneck": max(stages, key=lambda s: _busy_s(stages[s])) if stages else None,
         "over_time": history,
     }
+
+
+def _startup_s(
+    stages: dict[str, dict[str, float]], started: float, latest_s: float
+) -> float | None:
+    """Seconds until the first generating worker had loaded its model, by that worker's clock, and no
+    later than `latest_s`; None where none has said so. Takes it out of `stages`."""
+    ready_at = stages.get("generate", {}).pop("first_ready_at", None)
+    return None if ready_at is None else round(min(max(ready_at - started, 0.0), latest_s), 3)
+
+
+def _busy_s(counters: dict[str, float]) -> float:
+    return counters["busy_s"] / max(counters["workers"], 1)
 
 
 def _write(plan: Plan, name: str, data: bytes) -> None:

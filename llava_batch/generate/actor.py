@@ -19,6 +19,7 @@ from llava_batch.errors import RowError
 from llava_batch.generate.answer_rows import (
     RowDict,
     body,
+    cut_off,
     failed,
     generated_schema,
     head,
@@ -27,7 +28,7 @@ from llava_batch.generate.answer_rows import (
 )
 from llava_batch.generate.choices import choices_of
 from llava_batch.generate.engine_thread import EngineLoop
-from llava_batch.generate.json_schema import Constraint
+from llava_batch.generate.json_schema import Constraint, is_cut_off
 from llava_batch.generate.shared_lock import Gate
 from llava_batch.ids import row_id
 from llava_batch.job import Job
@@ -61,6 +62,7 @@ class Generate:
         self._counters = Counters(shared, "generate")
         self._gate = Gate()
         process.freeze_heap()
+        self._counters.ready()
 
     def _load(self) -> Engine:
         import torch
@@ -83,7 +85,7 @@ class Generate:
             for i, row in enumerate(rows)
         ]
         answered = await self._answers(rows, pixels)
-        self._report(len(rows))
+        self._report(sum(not row["end"] for row in rows))
         flat = []
         for row, answers in zip(rows, answered, strict=True):
             beside = {field.name: row[field.name] for field in kept}
@@ -151,7 +153,16 @@ class Generate:
         by_sample: list[list[Completion]] = [[] for _ in range(num_samples)]
         for completion in sorted(completions, key=lambda c: c.turn):
             by_sample[completion.sample].append(self._without_close(completion))
-        return [body(ask, turns, [self._text(c) for c in turns]) for turns in by_sample]
+        return [self._body(ask, turns) for turns in by_sample]
+
+    def _body(self, ask: RowDict, turns: list[Completion]) -> RowDict:
+        """What one sample fills in; in error where its JSON has no end, in whichever turn."""
+        texts = [self._text(c) for c in turns]
+        if self._constraint is not None:
+            for completion, text in zip(turns, texts, strict=True):
+                if completion.finish_reason == "length" and is_cut_off(text):
+                    return cut_off(text.strip(), self._job.max_new_tokens)
+        return body(ask, turns, texts)
 
     def _request(self, row: RowDict, ask: RowDict, pixels: np.ndarray | None) -> Request:
         job = self._job

@@ -56,6 +56,12 @@ def failed(code: str | None, message: str | None) -> RowDict:
     return {"status": "error", "error_code": code, "error_message": message}
 
 
+def cut_off(text: str, max_new_tokens: int) -> RowDict:
+    """The row of an answer whose JSON has no end; what was said stands in its message."""
+    why = f"its JSON has no end after --max-new-tokens {max_new_tokens}, give more"
+    return failed(RowError.ANSWER_CUT_OFF.value, f"{why}; it said: {text}")
+
+
 def body(ask: RowDict, turns: Sequence[Completion], texts: Sequence[str]) -> RowDict:
     """The columns that answers fill, from each turn's completion and its text, in order."""
     broken = next((c for c in turns if c.finish_reason == "error"), None)

@@ -3,7 +3,7 @@
 Needs llguidance (the `json-schema` extra), which turns a schema into a grammar over the tokenizer's
 own tokens. JSON is written on one line, with `", "` and `": "` between its parts, so that no answer
 is blanks without end. Every answer that stops by itself parses as JSON of the schema; one that
-`--max-new-tokens` cut short does not (finish reason `length`). What a schema's key words allow is
+`--max-new-tokens` cut short may not (`is_cut_off`). What a schema's key words allow is
 llguidance's affair: those it does not know how to enforce are refused when the job starts.
 Knows neither Ray nor the engine.
 """
@@ -46,6 +46,16 @@ def read_schema(given: str) -> str:
     if wrong:
         raise UsageError(f"--json-schema {shown}: cannot be enforced ({wrong}); change the schema")
     return json.dumps(schema)
+
+
+def is_cut_off(answer: str) -> bool:
+    """Whether an answer that a token limit ended lacks its end. What closes itself is whole where it
+    parses; of a number more digits might have come."""
+    try:
+        said = json.loads(answer)
+    except ValueError:
+        return True
+    return type(said) in (int, float)
 
 
 class Constraint:

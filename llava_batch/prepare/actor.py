@@ -1,6 +1,7 @@
 """Prepare: encoded bytes → uint8 pixels, and questions → token ids, on CPU actors.
 
-One image row in, one row out, in order, end rows passed through. What is wrong with an image or a
+One image row in, one row out, in order, end rows passed through. Images that a table only names are
+fetched here, a batch's at once (`fetch.py`). What is wrong with an image or a
 prompt becomes the row's error; its neighbours never notice. Pixels leave as uint8, a quarter of the
 float32 that the model wants; the generating side rescales and normalises.
 
@@ -14,7 +15,9 @@ leaves out what is asked of it, and with transformers 5.17, whose tokenizers imp
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +27,8 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError, UsageError
 from llava_batch.ids import image_id, printable
 from llava_batch.job import Job
+from llava_batch.patience import Patience
+from llava_batch.prepare.fetch import Fetch, Fetched
 from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prepare.pixels import (
     BadImage,
@@ -32,6 +37,7 @@ from llava_batch.prepare.pixels import (
     decode,
     expand_to_square,
 )
+from llava_batch.prepare.stores import Stores
 from llava_batch.prepare.thumbnails import Thumbnails
 from llava_batch.prompts.asks import Ask, Lookup, asks_of
 from llava_batch.prompts.guards import unguarded
@@ -54,11 +60,14 @@ class Prepare:
         shared: Any,
         lookup: Lookup | None = None,
         recipe: Recipe | None = None,
+        stores: Stores | None = None,
     ) -> None:
+        """`stores` as the driver has them; None: as this process does."""
         configure_pillow(max_pixels=job.max_pixels, allow_truncated=job.allow_truncated)
         self._job = job
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._lookup, self._recipe = lookup, recipe
+        self._stores = stores
         self._guard = CrashGuard(shared, "prepare", job.max_tries)
         self._counters = Counters(shared, "prepare")
         self._thumbnails = Thumbnails(shared)
@@ -71,7 +80,7 @@ class Prepare:
     def __call__(self, table: pa.Table) -> pa.Table:
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
         rows = columns.to_pylist()
-        with self._counters.busy(len(rows)):
+        with self._counters.busy(sum(not row["end"] for row in rows)):
             made = self._rows(rows)
             self._thumbnails.hand_in()
         prepared = pa.Table.from_pylist(made, schema=PREPARED)
@@ -82,7 +91,7 @@ class Prepare:
 
     def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if self._guard.is_clean(rows):
-            made = [self._watched(row) for row in rows]
+            made = [self._watched(row) for row in self._with_images(rows)]
             self._guard.done(rows)
             return made
         return [self._careful(row) for row in rows]
@@ -91,9 +100,29 @@ class Prepare:
         """A row that was in hand when a worker died, by itself."""
         if not self._guard.may_try(row):
             row = row | self._guard.verdict()
-        made = self._watched(row)
+        (made,) = [self._watched(r) for r in self._with_images([row])]
         self._guard.done([row])
         return made
+
+    def _with_images(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The rows, the images that they only name put in. Not watched: it waits for storages, in
+        bounds of its own."""
+        wanted = [(row["uris"] or []) if not row["error_code"] else [] for row in rows]
+        if not any(wanted):
+            yield from rows
+            return
+        fetched = self._fetch.rows([[uri for uri in uris if uri] for uris in wanted])
+        with closing(fetched):
+            for row, got in zip(rows, fetched, strict=True):
+                yield _filled(row, got) if got else row
+
+    @cached_property
+    def _fetch(self) -> Fetch:
+        return Fetch(
+            self._stores or Stores.of(self._job),
+            max_image_bytes=self._job.max_image_bytes,
+            patience=Patience(self._job.storage_patience),
+        )
 
     def _watched(self, row: dict[str, Any]) -> dict[str, Any]:
         with process.watchdog(self._job.stall_timeout_s):
@@ -102,11 +131,11 @@ class Prepare:
     def row(self, row: dict[str, Any]) -> dict[str, Any]:
         """One `images` row as a PREPARED row (both as dicts)."""
         out = {name: row[name] for name in _PASSED_ON}
-        out["num_images"] = len(row["images"] or ())
+        out["num_images"] = len(row["images"] or row["uris"] or ())
         if row["end"]:
             return out
         num_tokens = 0
-        if row["images"]:
+        if row["images"] and row["images"][0]:
             out["image_sha256"] = hashlib.sha256(row["images"][0]).hexdigest()
         if row["images"] and not row["error_code"]:
             try:
@@ -178,6 +207,19 @@ class Prepare:
         for token in self._checkpoint.encode(segment, first=number == 0):
             ids += [image_token] * num_image_tokens if token == image_token else [token]
         return ids
+
+
+def _filled(row: dict[str, Any], got: list[Fetched]) -> dict[str, Any]:
+    """The row with what was fetched, in the places that its URIs stand in; the first that could not be
+    had is its error."""
+    coming = iter(got)
+    there = row["images"] or [b""] * len(row["uris"])
+    images = [next(coming) if uri else data for uri, data in zip(row["uris"], there, strict=True)]
+    filled = row | {"images": [i if isinstance(i, bytes) else b"" for i in images]}
+    bad = next((i for i in images if isinstance(i, BadImage)), None)
+    if bad is not None:
+        filled |= {"error_code": bad.code.value, "error_message": printable(str(bad))}
+    return filled
 
 
 def _refuse_half_characters(turns: Iterable[str]) -> None:

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import pyarrow as pa
 
 from llava_batch.errors import UsageError
-from llava_batch.read.image_column import find_image_column, find_key_column
+from llava_batch.read.image_column import find_image_column, find_key_column, names_images
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
 from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
+from llava_batch.read.uris import refuse_the_web, root_of
 from llava_batch.storage import read_bytes
 from llava_batch.unit import Unit
 
@@ -51,6 +52,7 @@ class Arrow(Kind):
                 image=image,
                 names=Names(key, unit.retry or frozenset()),
                 max_image_bytes=reading.max_image_bytes,
+                root=root_of(unit, reading),
             )
             yield from _rows(
                 file, [n for n in asked if n is not None and n in schema.names], rows_of
@@ -60,8 +62,10 @@ class Arrow(Kind):
         schema = self.columns(unit)
         _refuse_indices(unit)
         if len(schema):
-            find_image_column(schema, reading.image_column, unit.shown)
+            image = find_image_column(schema, reading.image_column, unit.shown)
             find_key_column(schema, reading.key_column, unit.shown)
+            if names_images(schema.field(image).type):
+                refuse_the_web(self.rows(unit, reading), reading, unit.shown)
 
     def columns(self, unit: Unit) -> pa.Schema:
         with unit.fs.open_input_file(unit.path) as file:

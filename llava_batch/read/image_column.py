@@ -1,10 +1,17 @@
-"""Which column of a table is the image, and which its key: as the flags say, or by type and name."""
+"""Which column of a table is the image, and which its key: as the flags say, or by type and name.
+
+An image column holds bytes, or text that says where the image lies (a path or a URI). Bytes win where
+no flag names the column: a table with both a `jpg` and the `url` it came from holds its images.
+"""
 
 import pyarrow as pa
 
 from llava_batch.errors import UsageError
 
 _IMAGE_NAMES = ("image", "images", "jpg", "jpeg", "png", "webp", "img", "image_bytes", "bytes")
+_TEXT_NAMES = (
+    "image", "image_path", "image_uri", "image_url", "path", "uri", "url", "file_name",
+)  # fmt: skip
 _KEY_NAMES = ("key", "__key__")
 
 
@@ -21,9 +28,9 @@ def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
             raise UsageError(
                 f"--image-column {wanted}: {shown} has no such column; there are {columns}"
             )
-        if not _holds_images(types[wanted]):
+        if not (_holds_images(types[wanted]) or names_images(types[wanted])):
             raise UsageError(
-                f"--image-column {wanted}: {shown} has no bytes in it; there are {columns}"
+                f"--image-column {wanted}: {shown} has neither bytes nor text in it; there are {columns}"
             )
         return wanted
     candidates: list[str] = [name for name, kind in types.items() if _holds_images(kind)]
@@ -32,6 +39,11 @@ def find_image_column(schema: pa.Schema, wanted: str | None, shown: str) -> str:
             return name
     if len(candidates) == 1:
         return candidates[0]
+    if not candidates:
+        texts = {name for name, kind in types.items() if names_images(kind)}
+        found = next((name for name in _TEXT_NAMES if name in texts), None)
+        if found is not None:
+            return found
     problem = "several columns could hold the image" if candidates else "no column holds images"
     raise UsageError(f"{shown}: {problem}; name one with --image-column; there are {columns}")
 
@@ -48,14 +60,40 @@ def find_key_column(schema: pa.Schema, wanted: str | None, shown: str) -> str | 
     return next((name for name in _KEY_NAMES if name in schema.names), None)
 
 
+def names_images(kind: pa.DataType) -> bool:
+    """Text, Hugging Face's struct of a path without bytes in any row, or a list of either."""
+    kind = _of_one(kind)
+    if pa.types.is_struct(kind):
+        data, path = _field(kind, "bytes"), _field(kind, "path")
+        return data is not None and pa.types.is_null(data) and path is not None and _is_text(path)
+    return _is_text(kind)
+
+
 def _holds_images(kind: pa.DataType) -> bool:
     """Bytes, Hugging Face's struct of bytes and path, or a list of either."""
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
+    kind = _of_one(kind)
     if pa.types.is_struct(kind):
-        index = kind.get_field_index("bytes")
-        return index >= 0 and _is_bytes(kind.field(index).type)
+        data = _field(kind, "bytes")
+        return data is not None and _is_bytes(data)
     return _is_bytes(kind)
+
+
+def _of_one(kind: pa.DataType) -> pa.DataType:
+    """The type of one image, where a row may have a list of them."""
+    return kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else kind
+
+
+def _field(struct: pa.DataType, name: str) -> pa.DataType | None:
+    index = struct.get_field_index(name)
+    return struct.field(index).type if index >= 0 else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
 
 
 def _is_bytes(kind: pa.DataType) -> bool:

@@ -1,7 +1,7 @@
 """A Parquet file → rows, one row group at a time, a bounded number of rows in memory.
 
-The image column is found by type and name: `binary`, Hugging Face's `struct<bytes, path>`, or a
-list of either. Keys are the key column's values, else row numbers in the whole file. A row group
+The image column is found by type and name: bytes, text that says where the image lies, Hugging Face's
+`struct<bytes, path>`, or a list of these. Keys are the key column's values, else row numbers in the whole file. A row group
 that does not read gives a `shard_damaged` row for each of its rows, a value that does not, one for
 its own row; a file without a footer, one. What says nothing of the file is raised: a storage that fails,
 memory that is short.
@@ -14,11 +14,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
-from llava_batch.read.image_column import find_image_column, find_key_column
+from llava_batch.read.image_column import find_image_column, find_key_column, names_images
 from llava_batch.read.reading import Fixed, Kind, Reading
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
 from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
+from llava_batch.read.uris import refuse_the_web, root_of
 from llava_batch.unit import Unit
 
 SPLIT_BYTES = 256 * 2**20
@@ -61,6 +62,7 @@ class Parquet(Kind):
                 image_column=reading.image_column,
                 key_column=reading.key_column,
                 columns=reading.columns,
+                root=root_of(unit, reading),
                 max_image_bytes=reading.max_image_bytes,
                 retry=unit.retry or frozenset(),
             )
@@ -68,8 +70,10 @@ class Parquet(Kind):
     def refuse(self, unit: Unit, reading: Reading) -> None:
         schema = self.columns(unit)
         if len(schema) and self.count(unit):
-            find_image_column(schema, reading.image_column, unit.shown)
+            image = find_image_column(schema, reading.image_column, unit.shown)
             find_key_column(schema, reading.key_column, unit.shown)
+            if names_images(schema.field(image).type):
+                refuse_the_web(self.rows(unit, reading), reading, unit.shown)
 
     def columns(self, unit: Unit) -> pa.Schema:
         metadata = _metadata(unit)
@@ -148,6 +152,7 @@ def read_parquet(
     image_column: str | None,
     key_column: str | None,
     columns: tuple[str, ...],
+    root: str,
     max_image_bytes: int,
     retry: frozenset[str] = frozenset(),
 ) -> Iterator[Row]:
@@ -183,7 +188,9 @@ def read_parquet(
     table = _Table(
         reader=reader,
         columns=[name for name in asked if name is not None and name in schema.names],
-        rows_of=TableRows(image=image, names=Names(key, retry), max_image_bytes=max_image_bytes),
+        rows_of=TableRows(
+            image=image, names=Names(key, retry), max_image_bytes=max_image_bytes, root=root
+        ),
     )
     for group in groups:
         first, past = rows or (0, counts[group])

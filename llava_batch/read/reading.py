@@ -12,6 +12,7 @@ import pyarrow as pa
 from llava_batch.job import Job
 from llava_batch.patience import Patience
 from llava_batch.read.row import Row
+from llava_batch.storage import root_uri
 from llava_batch.unit import Unit
 
 Fixed = Mapping[str, tuple[int, int]]
@@ -27,6 +28,9 @@ class Reading:
     keep: pa.Schema
     image_column: str | None
     key_column: str | None
+    image_root: str | None
+    """Where relative paths in an image column start; None is the table's folder."""
+    allow_http: bool
     max_image_bytes: int
     stall_timeout_s: float
     patience: Patience
@@ -39,6 +43,8 @@ class Reading:
             keep=keep,
             image_column=job.image_column,
             key_column=job.key_column,
+            image_root=job.image_root and root_uri(job.image_root),
+            allow_http=job.allow_http,
             max_image_bytes=job.max_image_bytes,
             stall_timeout_s=job.stall_timeout_s,
             patience=Patience(job.storage_patience),

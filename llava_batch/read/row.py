@@ -9,7 +9,7 @@ from llava_batch.ids import name_in_unit, printable
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One image of a unit. Exactly one of `images` and `error` says something.
+    """One image of a unit: its bytes, or where they are to be fetched from, or what is wrong with it.
 
     `columns` holds what else the row carries (caption, url, …), as the shard has it.
     """
@@ -18,6 +18,10 @@ class Row:
     mark: str = ""
     """What keeps ids apart where keys alone do not: `%dup2`, `%damaged-1`, `%row`."""
     images: tuple[bytes, ...] = ()
+    uris: tuple[str, ...] = ()
+    """Where the images lie, absolute (`read.uris`): empty where all of `images` is there, else one for
+    each image, and "" for one whose bytes stand in `images` (which is then as long, b"" for the others).
+    A reader never fetches."""
     columns: dict[str, Any] = field(default_factory=dict)
     error: tuple[RowError, str] | None = None
 

@@ -1,12 +1,14 @@
 """Table rows: record batches of a table → rows, whichever library read them.
 
-The image cell holds bytes, Hugging Face's `struct<bytes, path>`, or a list of either. A row's key is
+The image cell holds bytes, text (a path or a URI, to be fetched later), Hugging Face's
+`struct<bytes, path>`, whose path counts where its bytes are null, or a list of these. A row's key is
 its key column's value, else its number in the table. A batch of which a value cannot be turned into
 Python costs the rows of those values alone.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +18,7 @@ from llava_batch.ids import name_in_unit
 from llava_batch.read.exact import rows_of
 from llava_batch.read.row import Keys, Row, damaged
 from llava_batch.read.storage_failed import is_damage
+from llava_batch.read.uris import Escapes, absolute
 
 UNKEYED = "%row"
 """The mark of a row that is damaged: it goes by its number, for its key cannot be read."""
@@ -51,6 +54,8 @@ class TableRows:
     image: str
     names: Names
     max_image_bytes: int
+    root: str
+    """Where relative paths in the image column start (`read.uris.root_of`)."""
 
     def batch(self, batch: pa.RecordBatch, start: int) -> Iterator[Row]:
         """The rows of one batch, `start` its first's number."""
@@ -66,19 +71,33 @@ class TableRows:
 
     def _row(self, key: str, mark: str, values: dict[str, Any]) -> Row:
         cell = values.pop(self.image)
-        cells = cell if isinstance(cell, list) else [cell]
-        images: tuple[bytes, ...] = tuple(
-            (c.get("bytes") if isinstance(c, dict) else c) or b"" for c in cells
-        )
-        if not images or not all(images):
+        if isinstance(cell, str):
+            values[self.image] = cell  # where it lies is a column like any other
+        row = partial(Row, key=key, mark=mark, columns=values)
+        found = [_bytes_or_text(c) for c in (cell if isinstance(cell, list) else [cell])]
+        if not found or not all(found):
             said = values.get("error_message")
             what = f"null or empty {self.image}" + (f": {said}" if said else "")
-            return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_MISSING, what))
+            return row(error=(RowError.IMAGE_MISSING, what))
+        images = tuple(f if isinstance(f, bytes) else b"" for f in found)
         largest = max(map(len, images))
         if largest > self.max_image_bytes:
             what = f"{largest} bytes, the limit is {self.max_image_bytes} (--max-image-bytes)"
-            return Row(key=key, mark=mark, columns=values, error=(RowError.IMAGE_TOO_LARGE, what))
-        return Row(key=key, mark=mark, images=images, columns=values)
+            return row(error=(RowError.IMAGE_TOO_LARGE, what))
+        if all(images):
+            return row(images=images)
+        try:
+            uris = tuple(absolute(f, self.root) if isinstance(f, str) else "" for f in found)
+        except Escapes as error:
+            return row(error=(RowError.IMAGE_MISSING, str(error)))
+        return row(images=images if any(images) else (), uris=uris)
+
+
+def _bytes_or_text(cell: Any) -> bytes | str:
+    """One image as the cell has it; empty where it has none."""
+    if isinstance(cell, dict):
+        cell = cell.get("bytes") or cell.get("path")
+    return cell or b""
 
 
 def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | str]:

@@ -24,6 +24,7 @@ from llava_batch.read.reading import Fixed, Kind, Reading
 from llava_batch.read.records import LINES, Grammar, Record, csv_grammar, records
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.table_rows import UNKEYED, Names, TableRows
+from llava_batch.read.uris import refuse_the_web, root_of
 from llava_batch.storage import Location
 from llava_batch.unit import Unit
 
@@ -80,19 +81,22 @@ class TextTable(Kind):
             image=image,
             names=Names(key, unit.retry or frozenset()),
             max_image_bytes=reading.max_image_bytes,
+            root=root_of(unit, reading),
         )
         for number, record in self._records(unit):
             try:
-                values = self.values(record, schema, unit)
+                values = {image: None} | self.values(record, schema, unit)
+                _refuse_no_path(image, values[image])
             except Unreadable as error:
                 yield damaged(str(number), UNKEYED, str(error))
             else:
-                yield rows_of.row(number, {image: None} | values)
+                yield rows_of.row(number, values)
 
     def refuse(self, unit: Unit, reading: Reading) -> None:
         schema = self.columns(unit)
         find_image_column(schema, reading.image_column, unit.shown)
         find_key_column(schema, reading.key_column, unit.shown)
+        refuse_the_web(self.rows(unit, reading), reading, unit.shown)
 
     def count(self, unit: Unit) -> int:
         first, end = unit.numbers or (0, 0)
@@ -285,6 +289,14 @@ def _header(first: Record, unit: Unit) -> list[str]:
     if twice is not None:
         raise UsageError(f"{unit.shown}: two columns are called {twice}; rename one")
     return names
+
+
+def _refuse_no_path(column: str, cell: Any) -> None:
+    """Raises `Unreadable` where a cell holds neither a path nor nothing, but what JSON has besides."""
+    for each in cell if isinstance(cell, list) else [cell]:
+        path = each.get("path") if isinstance(each, dict) and not each.get("bytes") else each
+        if path is not None and not isinstance(path, str):
+            raise Unreadable(f"{column} holds no path: {json.dumps(each):.80}")
 
 
 def _object(record: Record) -> dict[str, Any]:

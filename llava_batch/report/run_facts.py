@@ -49,6 +49,21 @@ def number(run: dict[str, Any], *path: str) -> float | None:
     return _finite(_at(run, path))
 
 
+def startup_s(run: dict[str, Any]) -> float | None:
+    """Seconds of start-up; None where they are not known, or all that there was."""
+    startup, wall = number(run, "throughput", "startup_s"), number(run, "wall_s")
+    return startup if startup and wall and startup < wall else None
+
+
+def speed(run: dict[str, Any], name: str) -> float | None:
+    """A rate of `throughput` in the time after start-up."""
+    rate, wall = number(run, "throughput", name), number(run, "wall_s")
+    startup = startup_s(run)
+    if rate is None or wall is None or startup is None:
+        return rate
+    return rate * wall / (wall - startup)
+
+
 def texts(run: dict[str, Any], *path: str) -> list[str]:
     """The texts of the list at `path`; empty where there is none."""
     found = _at(run, path)

@@ -33,7 +33,15 @@ class Counters:
         grown_s = counters.get("busy_s", 0.0) - self._counters["busy_s"]
         self._counters |= counters
         self._counters["rows"] += num_rows
+        self._metrics.add(num_rows, grown_s, self._counters)
+        self._tell()
+
+    def ready(self) -> None:
+        """The worker has loaded what it needs, and waits for its first rows."""
+        self._counters["first_ready_at"] = time.time()
+        self._tell()
+
+    def _tell(self) -> None:
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         self._counters["peak_memory_bytes"] = peak_kib * 1024
-        self._metrics.add(num_rows, grown_s, self._counters)
         self._shared.report.remote(self._stage, self._worker, self._counters)

@@ -46,15 +46,19 @@ class SharedState:
         self._stages[stage][worker] = counters
 
     def stages(self) -> dict[str, dict[str, float]]:
-        """Each stage's counters summed over its workers (of a `peak_…` the largest), and how many
-        workers there were."""
+        """Each stage's counters summed over its workers (of a `peak_…` the largest, of a `first_…` the
+        smallest), and how many workers there were."""
         summed: dict[str, dict[str, float]] = {}
         for stage, workers in self._stages.items():
             total: dict[str, float] = defaultdict(float, workers=len(workers))
             for counters in workers.values():
                 for name, value in counters.items():
-                    peak = name.startswith("peak_")
-                    total[name] = max(total[name], value) if peak else total[name] + value
+                    if name.startswith("peak_"):
+                        total[name] = max(total[name], value)
+                    elif name.startswith("first_"):
+                        total[name] = min(total.get(name, value), value)
+                    else:
+                        total[name] += value
             summed[stage] = dict(total)
         return summed
 

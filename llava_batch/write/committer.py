@@ -22,6 +22,7 @@ from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger, record_of
 from llava_batch.write.parts import Parts, is_kept
+from llava_batch.write.record import Record
 from llava_batch.write.unit_table import gathered, retried
 
 PART_ROWS = 1000
@@ -43,6 +44,8 @@ class Tally:
     rows_with_several_images: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     units: int = 0
+    images_of_units: int = 0
+    """Images that came back of the `units`, which are whole."""
     failed_units: dict[str, str] = field(default_factory=dict)
     answer_tokens: int = 0
     prompt_tokens: int = 0
@@ -92,6 +95,8 @@ class Committer:
         on_commit: Callable[[str, pa.Table], None] | None = None,
     ) -> None:
         self.tally = Tally()
+        self.limited: list[Record] = []
+        """What there would be to record of the tables that `--limit` keeps from being whole units."""
         self._ledger = ledger
         self._units = {unit.name: unit for unit in units}
         self._open: dict[str, _Open] = {}
@@ -244,11 +249,15 @@ class Committer:
         contract = load_schema("answers").metadata or {}
         table = table.replace_schema_metadata({**contract, **footer})
         self._ledger.write_table(unit, table)
+        record = record_of(self._ledger, unit, table, num_images)
         if complete:
-            self._ledger.commit(record_of(self._ledger, unit, table, num_images))
+            self._ledger.commit(record)
             if unit.members:
                 self._ledger.remember(unit)
+        else:
+            self.limited.append(record)
         self.tally.units += 1
+        self.tally.images_of_units += len(opened.siblings)
         return table
 
     def _table(self, opened: _Open) -> pa.Table:

@@ -59,7 +59,7 @@ def summary(**changes: Any) -> Summary:
     """A run's, of 4 images in 2 units."""
     run = {"units_answered": 2, "units_done_before": 0, "units_changed": 0, "images": 4,
            "rows_with_several_images": 0, "images_without_question": 0}  # fmt: skip
-    totals = {"units": 2, "images": 4, "rows": 4, "ok": 4, "errors": {}}
+    totals = {"units": 2, "units_limited": 0, "images": 4, "rows": 4, "ok": 4, "errors": {}}
     given: dict[str, Any] = {
         "status": "complete", "output": "out", "started_at": "", "finished_at": "", "wall_s": 2.0,
         "model": "demo", "fingerprint": "", "settings": {}, "run": run | changes.pop("run", {}),
@@ -76,12 +76,12 @@ def test_one_is_not_said_as_many() -> None:
     assert re.findall(r"\b1 \w+s\b|\b1 \w+ were\b", one) == []
     for part in ("1 unit was answered before", "1 unit had changed and was", "1 row had several",
                  "1 image had no question", "1 question of the file joined", "1 image in 2.0 s",
-                 "holds 1 answer in 1 unit,"):  # fmt: skip
+                 "holds 1 row in 1 unit,"):  # fmt: skip
         assert part in one
     many = "\n".join(result_lines(summary(run=dict.fromkeys(counts, 2))))
     for part in ("2 units were answered before", "2 units had changed and were", "2 rows had several",
                  "2 images had no question", "2 questions of the file joined", "2 images in 2.0 s",
-                 "holds 4 answers in 2 units,"):  # fmt: skip
+                 "holds 4 rows in 2 units,"):  # fmt: skip
         assert part in many
 
 
@@ -110,6 +110,7 @@ def test_a_run_that_failed_says_it_too(
     job = ["caption", "--input", str(tmp_path), "--output", out]
     assert exit_status(app, job, "llava-batch") == 3
     assert capsys.readouterr().err.splitlines() == [
+        f"{out} holds 2 rows in 1 unit, 1 of them in error (1 image_missing).",
         f"Look at them: {out}/_report.html",
         f"The rows in error: llava-batch show {out} --errors",
         "llava-batch: 1 of 2 rows are in error",

@@ -29,7 +29,7 @@ def tables(tmp_path: Path) -> Path:
     """Two sound files behind one that is damaged."""
     put(tmp_path / "in" / "a.parquet", b"PAR1 nothing PAR1")
     for name in "bc":
-        columns = {"picture": [picture()], "text": ["x"], "thumb": [picture(1)]}
+        columns = {"picture": [picture()], "text": ["x"], "thumb": [picture(1)], "n": [1]}
         put_parquet(tmp_path / "in" / f"{name}.parquet", columns)
     return tmp_path / "in"
 
@@ -45,7 +45,7 @@ def test_a_table_without_an_image_column_is_refused_and_its_columns_are_listed(t
 def test_a_mistyped_column_is_refused_and_the_columns_are_listed(tables):
     message = refused(tables, image_column="pictures")
     assert message.startswith("--image-column pictures:") and "picture (binary)" in message
-    assert "b.parquet has no bytes in it" in refused(tables, image_column="text")
+    assert "b.parquet has neither bytes nor text in it" in refused(tables, image_column="n")
     assert refused(tables, image_column="thumb", key_column="id").startswith("--key-column id:")
 
 

@@ -1,13 +1,17 @@
 """Answers of a JSON schema: what the demo model says under one, and which schemas are refused."""
 
+import asyncio
 import functools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from llava_batch.demo import model_path
 from llava_batch.errors import UsageError
@@ -21,7 +25,12 @@ from transformers import AutoTokenizer  # noqa: E402
 from llava_batch.driver.same_run import answer_settings  # noqa: E402
 from llava_batch.driver.settle import settle  # noqa: E402
 from llava_batch.engine import Completion, Engine, Request  # noqa: E402
-from llava_batch.generate.json_schema import Constraint, read_schema  # noqa: E402
+from llava_batch.generate.actor import Generate  # noqa: E402
+from llava_batch.generate.json_schema import Constraint, is_cut_off, read_schema  # noqa: E402
+from llava_batch.prepare.actor import Prepare  # noqa: E402
+from llava_batch.read.columns import image_schema  # noqa: E402
+from tests.shards import picture  # noqa: E402
+from tests.without_ray import LocalState, go_without_ray  # noqa: E402
 
 YES_NO = {"enum": ["yes", "no"]}
 THING: dict[str, Any] = {
@@ -207,3 +216,60 @@ def test_a_job_answers_by_the_schema(demo_shards, tmp_path: Path) -> None:
     rows = ds.dataset(tmp_path / "out").to_table().to_pylist()
     assert len(rows) == 6 and {row["finish_reason"] for row in rows} == {"stop"}
     assert all(is_thing(json.loads(row["answer"])) for row in rows), [r["answer"] for r in rows]
+
+
+def answered(monkeypatch, **how: Any) -> list[dict]:
+    """The answer rows of one picture, asked under the schema of a thing."""
+    go_without_ray(monkeypatch)
+    job = settle(Job(json_schema=json.dumps(THING), slots=2, dtype="float32", **how)).job
+    image = {
+        "unit": "u",
+        "ordinal": 0,
+        "end": False,
+        "key": "k",
+        "mark": "",
+        "images": [picture(0)],
+    }
+    table = pa.Table.from_pylist([image], schema=image_schema(pa.schema([])))
+    prepared = Prepare(job, LocalState())(table)
+    rows: list[dict] = asyncio.run(Generate(job, LocalState(), 1)(prepared)).to_pylist()
+    return rows
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"max_new_tokens": 4},
+        {"max_new_tokens": 4, "num_samples": 3, "temperature": 1.0},
+        {"max_new_tokens": 4, "dialogue": True, "question": ("What is it?", "And now?")},
+    ],
+    ids=["one", "samples", "dialogue"],
+)
+def test_an_answer_that_was_cut_off_is_a_row_in_error_that_says_what_came(monkeypatch, how) -> None:
+    # It was `ok`, and its answer no JSON.
+    rows = answered(monkeypatch, **how)
+    assert len(rows) == how.get("num_samples", 1)
+    for row in rows:
+        assert (row["status"], row["error_code"]) == ("error", "answer_cut_off")
+        assert row["answer"] is None
+        why, _, said = row["error_message"].partition("; it said: ")
+        assert why == "its JSON has no end after --max-new-tokens 4, give more"
+        assert said.startswith("{") and not said.endswith("}")
+
+
+def test_an_answer_that_had_room_is_ok_as_before(monkeypatch) -> None:
+    (row,) = answered(monkeypatch, max_new_tokens=100)
+    assert row["status"] == "ok" and is_thing(json.loads(row["answer"]))
+
+
+@given(st.recursive(
+    st.none() | st.booleans() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+))  # fmt: skip
+def test_json_is_cut_off_wherever_it_lacks_its_end(value: object) -> None:
+    whole = json.dumps(value)
+    assert not is_cut_off(whole)
+    assert all(is_cut_off(whole[:end]) for end in range(len(whole)))
+
+
+def test_a_number_that_the_limit_ended_might_have_gone_on() -> None:
+    assert is_cut_off("12") and is_cut_off("-1.5") and not is_cut_off("true")

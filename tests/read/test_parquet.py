@@ -254,6 +254,7 @@ def test_a_storage_that_fails_is_never_taken_for_damage(tmp_path, reads):
         image_column=None,
         key_column=None,
         columns=(),
+        root="/",
         max_image_bytes=10**6,
     )
     good = []

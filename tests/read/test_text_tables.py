@@ -1,17 +1,28 @@
 """CSV and JSON Lines: where they are read, the units that they make, and how those stay when they grow."""
 
+import csv
+import io
+import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llava_batch.errors import UsageError
 from llava_batch.read import text_tables
+from llava_batch.read.columns import keep_schema
 from llava_batch.read.find import find, find_units
-from llava_batch.read.kinds import KINDS
+from llava_batch.read.kinds import KINDS, first_row, read_rows, refuse_without_images
+from llava_batch.read.reading import Reading
+from llava_batch.read.records import csv_grammar, records
+from llava_batch.read.row import Row
+from llava_batch.read.source import read_blocks
 from llava_batch.unit import Unit
-from tests.shards import picture, put
+from tests.nights import answers, night
+from tests.outputs import EMPTY, ledger_of
+from tests.shards import picture, put, reading
 
 Fixed = dict[str, tuple[int, int]]
 
@@ -143,3 +154,163 @@ def test_a_changed_line_changes_its_own_unit_and_a_changed_header_all(tmp_path: 
 )
 def test_a_header_that_names_no_columns_is_refused(tmp_path: Path, head: bytes, what: str) -> None:
     assert what in refused(put(tmp_path / "a.csv", head + b"x,1\n"))
+
+
+def rows(path: Path, how: Reading | None = None) -> list[Row]:
+    return [row for unit in units(path) for row in read_rows(unit, how or reading())]
+
+
+def outcomes(path: Path, how: Reading | None = None) -> dict[str, str]:
+    """Each row's name, with its first URI below the folder, or what is wrong with it."""
+    return {
+        row.name: row.error[1] if row.error else row.uris[0].removeprefix(f"{path.parent}/")
+        for row in rows(path, how)
+    }
+
+
+def test_rows_are_numbered_through_the_file_and_their_paths_start_at_its_folder(tmp_path) -> None:
+    path = put(
+        tmp_path / "a.csv", b'path,n\nx.png,1\n\n"a ""b"".png",2\n/abs.png,3\ns3://b/k.png,4\n'
+    )
+    assert outcomes(path) == {"0": "x.png", "1": 'a "b".png', "2": "/abs.png", "3": "s3://b/k.png"}
+    assert [u.name for u in units(path)] == ["a-00000", "a-00001"]
+
+
+def test_all_values_of_a_csv_file_are_text(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", '\ufeffpath,n,t\r\nx.png,007,"a\r\nb"\r\ny.png,,é\r\n'.encode())
+    assert [row.columns for row in rows(path)] == [
+        {"path": "x.png", "n": "007", "t": "a\r\nb"}, {"path": "y.png", "n": "", "t": "é"}]  # fmt: skip
+    (unit,) = units(path)
+    keep = keep_schema(["n", "path"], unit, first_row(unit, reading()))
+    assert [(r["keep.n"], r["keep.path"]) for r in table_rows(unit, keep)] == [
+        ("007", "x.png"), ("", "y.png")]  # fmt: skip
+
+
+def table_rows(unit: Unit, keep: pa.Schema) -> list[dict]:
+    *blocks, _ = [r for block in read_blocks(unit, reading(keep)) for r in block.to_pylist()]
+    return blocks
+
+
+def test_json_values_keep_their_types(tmp_path: Path) -> None:
+    lines = [{"image": "x.png", "n": 7, "f": 0.5, "t": True, "l": ["a"], "s": {"a": 1}},
+             {"image": ["y.png", "z.png"], "n": None}]  # fmt: skip
+    path = put(tmp_path / "a.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    first, second = rows(path)
+    assert first.columns == lines[0]
+    assert [second.columns["n"], len(second.uris)] == [None, 2]
+    (unit,) = units(path)
+    keep = keep_schema(["n", "f", "t", "l", "s", "n2:int64"][:5], unit, first_row(unit, reading()))
+    assert [str(kind) for kind in keep.types] == ["double", "double", "bool", "list<item: string>", "string"]  # fmt: skip
+    assert table_rows(unit, keep)[0]["keep.n"] == 7.0
+
+
+def test_a_bad_line_costs_its_own_row(tmp_path: Path) -> None:
+    bad = put(
+        tmp_path / "a.csv", b'path,n\nx,1\ny\nz,1,2\n\xff,1\nw,"2\nv,3\n' + b"x" * 2**20 + b",1\n,5"
+    )
+    said = outcomes(bad)
+    assert {name: what for name, what in said.items() if "%" not in name} == {
+        "0": "x", "5": "v", "7": "null or empty path"}  # fmt: skip
+    assert {name: what[:25] for name, what in said.items() if "%" in name} == {
+        "1%row": "1 values, the header name", "2%row": "3 values, the header name",
+        "3%row": "not UTF-8: 'utf-8' codec ", "4%row": "a quote in it is not clos",
+        "6%row": "1048578 bytes, the limit "}  # fmt: skip
+    lines = [b'{"path": "x"}', b"{", b"[1]", b"[" * 100_000, b'{"path": 5}', b'{"path": {"bytes": "x"}}',
+             b'{"n": 1}', b'{"path": "\xff"}', b'{"path": "y"}']  # fmt: skip
+    said = outcomes(put(tmp_path / "b.jsonl", b"\n".join(lines)))
+    assert [name for name in said if "%" not in name] == ["0", "6", "8"]
+    assert [said[f"{n}%row"][:19] for n in (1, 2, 3, 4, 5, 7)] == [
+        "no JSON: Expecting ", "no JSON object but ", "no JSON: maximum re", "path holds no path:", "path holds no path:",
+        "no JSON: 'utf-8' co"]  # fmt: skip
+
+
+def test_a_key_column_names_the_rows(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.csv", b"path,name\nx,a\ny,b#\nz,a\nw\n")
+    assert outcomes(path, reading(key_column="name")) == {
+        "a": "x", "b%23": "y", "a%dup2": "z", "3%row": "1 values, the header names 2 columns"}  # fmt: skip
+
+
+def test_tabs_part_the_columns_of_a_tsv_file(tmp_path: Path) -> None:
+    path = put(tmp_path / "a.tsv", b'path\tt\nx.png\t"a\tb", c\n')
+    assert [row.columns["t"] for row in rows(path)] == ["a\tb, c"]
+
+
+def test_a_table_without_images_is_refused_and_says_its_columns(tmp_path: Path) -> None:
+    found = units(put(tmp_path / "a.csv", b"a;b\n1;2\n"))
+    with pytest.raises(UsageError, match=r"no column holds images.*a;b \(string\)"):
+        refuse_without_images(found, reading())
+
+
+pieces = st.sampled_from(['"', '""', ",", "\n", "\r\n", "a", "é", " ", ",x\n", '"a\nb",', "\x00"])
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(text=st.lists(pieces, max_size=60).map("".join), most=st.integers(1, 5))
+def test_rows_by_units_are_those_that_pythons_csv_gives(tmp_path_factory, text, most) -> None:
+    data = ("path,n\n" + text).encode()
+    whole = [*records(io.BytesIO(data), csv_grammar(b","))]
+    if any(record.problem for record in whole):
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_tables, "ROWS_PER_UNIT", most)
+        path = put(tmp_path_factory.mktemp("t") / "a.csv", data)
+        ours = rows(path, reading(image_column="path"))
+    _, *theirs = [r for r in csv.reader(io.StringIO(data.decode(), newline="")) if r]
+    assert len(ours) == len(theirs)
+    for number, (row, values) in enumerate(zip(ours, theirs, strict=True)):
+        assert row.key == str(number)
+        if len(values) == 2:
+            assert row.columns == {"path": values[0], "n": values[1]}
+        else:
+            assert row.error and row.error[0] == "shard_damaged"
+
+
+class TestNights:
+    """A table that grows, night by night, in one output folder."""
+
+    def test_a_table_that_only_grows_opens_no_unit_again(self, tmp_path: Path) -> None:
+        path, out = tmp_path / "list.csv", tmp_path / "out"
+        for length, todo in ((4, ["list-00000", "list-00001"]), (4, []), (5, ["list-00002"]), (5, []),
+                             (9, ["list-00003", "list-00004"])):  # fmt: skip
+            table(path, *(f"x{n},{n}" for n in range(length)))
+            assert [u.name for u in night(out, path).todo] == todo
+            assert len(answers(out)) == length
+        assert sorted(answers(out))[:5] == [
+            "list-00000/0", "list-00000/1", "list-00000/2", "list-00001/3", "list-00002/4"]  # fmt: skip
+
+    def test_a_unit_that_a_kill_left_open_keeps_its_rows_when_the_table_grows(
+        self, tmp_path
+    ) -> None:
+        path, out = tmp_path / "list.csv", tmp_path / "out"
+        table(path, *(f"x{n},{n}" for n in range(4)))
+        ledger = ledger_of(out)
+        ledger.begin(units(path), EMPTY)  # and the run was killed
+        table(path, *(f"x{n},{n}" for n in range(9)))
+        assert [u.numbers for u in night(out, path).todo] == [(0, 3), (3, 4), (4, 7), (7, 9)]
+        assert len(answers(out)) == 9 and night(out, path).todo == []
+
+    def test_a_changed_line_is_answered_again_with_its_unit_and_asked_for_where_it_is_much(
+        self, tmp_path
+    ):
+        path, out = tmp_path / "list.csv", tmp_path / "out"
+        lines = [f"x{n},{n}" for n in range(40)]
+        night(out, table(path, *lines))
+        lines[4] = "y,4"
+        assert [u.name for u in night(out, table(path, *lines)).todo] == ["list-00001"]
+        lines.insert(0, "new,0")  # all rows after it have other numbers
+        with pytest.raises(UsageError, match="of 40 answered rows would be answered again"):
+            night(out, table(path, *lines))
+        kept = night(out, table(path, *lines), on_change="keep")
+        assert [u.numbers for u in kept.todo] == [(40, 41)]
+
+    def test_rows_that_are_cut_off_are_gone_where_that_is_wanted(self, tmp_path: Path) -> None:
+        path, out = tmp_path / "list.csv", tmp_path / "out"
+        lines = [f"x{n},{n}" for n in range(40)]
+        night(out, table(path, *lines))
+        work = night(out, table(path, *lines[:37]))
+        assert [u.numbers for u in work.todo] == [(36, 37)]
+        assert len(answers(out)) == 37
+        assert [u.numbers for u in night(out, table(path, *lines)).todo] == [(36, 39), (39, 40)]
+        assert len(answers(out)) == 40

@@ -1,0 +1,132 @@
+"""Start-up is shown apart: no speed, no stage's idleness and no time left is reckoned with it."""
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llava_batch.cli.terminal import result_lines
+from llava_batch.driver import progress
+from llava_batch.driver.progress import Progress
+from llava_batch.driver.summary import Summary, _throughput
+from llava_batch.job import Job
+from llava_batch.report import write_report
+from llava_batch.workers.shared_state import SharedState
+from llava_batch.write.committer import Tally
+from tests.answer_folder import good, write_folder
+from tests.outputs import unit
+
+STAGE = {"workers": 1.0, "rows": 100.0, "peak_memory_bytes": 1.0}
+
+
+def stages() -> dict[str, dict[str, float]]:
+    """Of a run that began at 1000 s and had its model at 1040 s."""
+    return {
+        "prepare": STAGE | {"busy_s": 3.0},
+        "generate": STAGE | {"busy_s": 9.5, "first_ready_at": 1040.0},
+    }
+
+
+def test_a_stage_is_idle_only_where_it_could_have_worked() -> None:
+    # `Bottleneck generate 12 %`, where four fifths were start-up.
+    told = _throughput(Tally(images=100), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], stages())
+    assert told["startup_s"] == 40.0
+    assert told["stages"]["generate"]["busy_share"] == pytest.approx(0.95)
+    assert told["bottleneck"] == "generate"
+    assert "first_ready_at" not in told["stages"]["generate"]
+    assert told["images_per_s"] == 2.0, "by all of the run's time, as the schema has it"
+
+
+def test_a_worker_whose_clock_is_wrong_began_no_later_than_its_first_answers() -> None:
+    said = stages()
+    said["generate"]["first_ready_at"] = 5000.0
+    assert _throughput(Tally(), 1000.0, 50.0, [(0.0, 0), (42.0, 30)], said)["startup_s"] == 42.0
+    assert _throughput(Tally(), 1000.0, 50.0, [], {})["startup_s"] is None
+
+
+def test_the_first_worker_that_is_ready_ends_the_start_up() -> None:
+    state = SharedState()
+    for worker, at in (("a", 7.0), ("b", 5.0), ("c", 9.0)):
+        state.report("generate", worker, {"rows": 1, "busy_s": 2.0, "first_ready_at": at})
+    assert state.stages()["generate"] == {
+        "workers": 3, "rows": 3, "busy_s": 6.0, "first_ready_at": 5.0
+    }  # fmt: skip
+
+
+def test_the_last_line_says_start_up_and_speed_apart() -> None:
+    totals = {"units": 1, "units_limited": 0, "rows": 100, "ok": 100, "errors": {}}
+    ended = Summary(
+        status="complete", output="out", started_at="", finished_at="", wall_s=50.0, model="demo",
+        fingerprint="", settings={}, run={"images": 100}, totals=totals, outlook={"notes": []},
+        throughput={"startup_s": 40.0},
+    )  # fmt: skip
+    assert "100 images in 50.0 s: 40.0 s of start-up, then 10.0 images/s." in result_lines(ended)
+
+
+def test_the_report_says_start_up_and_speed_apart(tmp_path: Path) -> None:
+    run = {
+        "wall_s": 50.0,
+        "throughput": {"startup_s": 40.0, "images_per_s": 2.0, "answer_tokens_per_s": 8.0},
+    }
+    out = write_folder(tmp_path / "out", [good("a", "A cat.")], run=run)
+    page = Path(write_report([out])).read_text()
+    assert "Start-up took 40 s of 50 s" in page
+    assert "<dt>Images/s</dt><dd>10</dd>" in page and "<dt>Tokens/s</dt><dd>40</dd>" in page
+
+
+def watched(monkeypatch: pytest.MonkeyPatch, *units: Any, now: float, **tally: Any) -> Progress:
+    """The progress of a run over `units` that is `now` seconds old, the first half of it start-up."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    plan: Any = SimpleNamespace(todo=list(units), job=Job(), num_units=len(units),
+                                work=SimpleNamespace(num_done=0))  # fmt: skip
+    made = Progress(plan, SimpleNamespace(tally=Tally(**tally)), None)  # type: ignore[arg-type]
+    clock[0] = now
+    return made
+
+
+def test_no_time_left_is_said_of_the_first_burst_of_answers(monkeypatch) -> None:
+    # It said 5:43, and took 6 s.
+    made = watched(
+        monkeypatch, unit("a"), unit("b"), now=22.0, images=32, units=1, images_of_units=32
+    )
+    made.history += [(20.0, 0), (21.0, 32), (22.0, 32)]
+    assert "left" not in made.line().plain
+    made.history += [(26.0, 48)]
+    made._committer.tally.images = 48
+    assert "0:00:05 left" in made.line().plain, "16 images in five seconds, 16 to come"
+
+
+def test_units_that_are_open_count_by_their_images(monkeypatch) -> None:
+    # Ten tars are read at once: when the first is whole the others nearly are.
+    made = watched(
+        monkeypatch, *map(unit, "abcdefghij"), now=30.0, images=950, units=1, images_of_units=100
+    )
+    made.history += [(20.0, 50), (30.0, 950)]
+    assert made._left_s() == pytest.approx(50 / 90)
+
+
+def test_of_loose_files_the_number_is_known(monkeypatch) -> None:
+    loose = unit("p", kind="files", members=tuple(map(str, range(200))))
+    made = watched(monkeypatch, loose, now=30.0, images=150)
+    made.history += [(20.0, 50), (30.0, 150)]
+    assert made._left_s() == pytest.approx(5.0)
+    assert "150 of 200 images" in made.line().plain
+
+
+def test_the_speed_in_the_line_is_that_since_start_up(monkeypatch) -> None:
+    made = watched(monkeypatch, unit("a"), now=50.0, images=100)
+    made._ready_s = 40.0
+    made.history += [(40.0, 0), (50.0, 100)]
+    assert "10.0 images/s now, 10.0 since start-up" in made.line().plain
+
+
+def test_a_log_gets_its_second_line_soon_and_then_one_each_half_minute() -> None:
+    # What followed the line of the start came after 31 s.
+    said = [1.0]
+    while said[-1] < 200:
+        said.append(progress.next_line_s(said[-1]))
+    assert said[1] <= 6 and said[2] <= 12
+    assert said[-1] - said[-2] == 30
