@@ -6,6 +6,7 @@ listing tells), and of the first rows of some shards the image sizes and what co
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import median
@@ -15,10 +16,14 @@ import pyarrow as pa
 
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
+from llava_batch.patience import BRIEF
+from llava_batch.prepare.fetch import Fetch
 from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
+from llava_batch.prepare.stores import Stores
 from llava_batch.read.find import find_units
 from llava_batch.read.kinds import KINDS, read_rows
 from llava_batch.read.reading import Reading
+from llava_batch.read.row import Row
 from llava_batch.unit import Unit
 
 SAMPLE = 200
@@ -40,6 +45,8 @@ class Found:
     """Each column's type, as the first sampled unit that has it says."""
     sampled: int
     """Images that were tried."""
+    fetched: int
+    """Those of them that the rows only name: they were to be fetched."""
     sizes: tuple[tuple[int, int], ...]
     """(width, height) of those that decode, upright."""
     partitions: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
@@ -50,8 +57,11 @@ class Found:
     """(id, what is wrong with it) of the first of them, what is wrong with several once."""
 
 
-def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
-    """What is in `inputs`: one entry for each kind of shard there; decodes up to `sample` images.
+def inspect(
+    inputs: Sequence[str], sample: int = SAMPLE, *, allow_http: bool = False
+) -> list[Found]:
+    """What is in `inputs`: one entry for each kind of shard there; decodes up to `sample` images, and
+    fetches those that a table only names, of the web with `allow_http`.
 
     Raises:
         UsageError: an input that matches nothing or cannot be read, or a `sample` under 1.
@@ -62,24 +72,31 @@ def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
         raise UsageError("no input was given; name a shard, a folder, a glob or a URI")
     units = find_units(inputs)
     kinds = list(dict.fromkeys(unit.kind for unit in units))
+    job = Job(input=tuple(inputs), allow_http=allow_http)
+    fetch = Fetch(Stores.of(job), max_image_bytes=job.max_image_bytes, patience=BRIEF)
     try:
-        return [_look(kind, [u for u in units if u.kind == kind], sample) for kind in kinds]
+        with closing(fetch):
+            return [
+                _look(kind, [u for u in units if u.kind == kind], sample, job, fetch)
+                for kind in kinds
+            ]
     except OSError as error:
         raise UsageError(f"{', '.join(inputs)}: cannot be read ({error})") from None
 
 
-def _look(kind: str, units: list[Unit], sample: int) -> Found:
+def _look(kind: str, units: list[Unit], sample: int, limits: Job, fetch: Fetch) -> Found:
     """One kind's units, the sample spread evenly over some of them."""
-    limits = Job()
     configure_pillow(max_pixels=limits.max_pixels, allow_truncated=limits.allow_truncated)
     chosen = units[:: max(1, -(-len(units) // min(_SAMPLED_UNITS, sample)))]
     columns: dict[str, str] = {}
     sizes: list[tuple[int, int]] = []
     bad: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
+    num_fetched = 0
     for unit in chosen:
         columns = _columns(unit) | columns
-        for tried in _try_rows(unit, sample // len(chosen), limits):
+        for tried in _try_rows(unit, sample // len(chosen), limits, fetch):
+            num_fetched += tried.is_fetched
             columns = {n: _kind(v) for n, v in tried.columns.items()} | columns
             if tried.size:
                 sizes.append(tried.size)
@@ -92,6 +109,7 @@ def _look(kind: str, units: list[Unit], sample: int) -> Found:
         rows=_num_rows(units),
         columns=columns,
         sampled=len(sizes) + bad.total(),
+        fetched=num_fetched,
         sizes=tuple(sizes),
         bad=dict(bad.most_common()),
         partitions=_partitions(units),
@@ -108,27 +126,41 @@ class _Tried:
 
     id: str
     columns: dict[str, Any]
+    is_fetched: bool
     size: tuple[int, int] | None = None
     code: str = ""
     message: str = ""
 
 
-def _try_rows(unit: Unit, most: int, limits: Job) -> Iterator[_Tried]:
+def _try_rows(unit: Unit, most: int, limits: Job, fetch: Fetch) -> Iterator[_Tried]:
     """The unit's first rows, each decoded."""
     # Where only rows tell the columns: any name, then side files are read.
     wanted = ("*",) if KINDS[unit.kind].columns(unit) is None else ()
     reading = Reading.of(limits, wanted, pa.schema([]))
     for row in islice(read_rows(unit, reading), most):
-        name = f"{unit.name}/{row.name}"
-        if row.error:
-            code, message = row.error
-            yield _Tried(id=name, columns=row.columns, code=code.value, message=message)
-            continue
+        tried = _Tried(id=f"{unit.name}/{row.name}", columns=row.columns, is_fetched=bool(row.uris))
         try:
-            image = decode(row.images[0], limits.max_pixels)
-            yield _Tried(id=name, columns=row.columns, size=image.size)
+            image = decode(_bytes_of(row, fetch), limits.max_pixels)
+            yield replace(tried, size=image.size)
         except BadImage as error:
-            yield _Tried(id=name, columns=row.columns, code=error.code.value, message=str(error))
+            yield replace(tried, code=error.code.value, message=str(error))
+
+
+def _bytes_of(row: Row, fetch: Fetch) -> bytes:
+    """The row's first image, fetched where the row only names it.
+
+    Raises:
+        BadImage: there is none.
+    """
+    if row.error:
+        raise BadImage(*row.error)
+    if row.images and row.images[0]:
+        return row.images[0]
+    with closing(fetch.rows([row.uris[:1]])) as fetched:
+        ((image,),) = fetched
+    if isinstance(image, BadImage):
+        raise image
+    return image
 
 
 def _columns(unit: Unit) -> dict[str, str]:
@@ -181,7 +213,8 @@ def told(found: Found) -> list[str]:
             f"median {median(widths):.0f}x{median(heights):.0f}"
         )
     codes = ", ".join(f"{n} {code}" for code, n in found.bad.items())
-    lines.append(f"  sample of {found.sampled}: {codes or 'all can be decoded'}")
+    named = f" ({found.fetched} by their paths or URIs)" if found.fetched else ""
+    lines.append(f"  sample of {found.sampled}{named}: {codes or 'all can be decoded'}")
     return lines + [f"    {ident}: {what}" for ident, what in found.examples]
 
 

@@ -123,3 +123,18 @@ def test_what_is_wrong_with_several_rows_is_said_once(tmp_path: Path) -> None:
     text = "\n".join(told(found))
     assert text.count("no column holds images") == 1
     assert "x/0: image_missing" in text and "(and 8 more)" in text
+
+
+def test_images_that_a_table_names_are_fetched_in_the_sample(tmp_path: Path) -> None:
+    # The first row of such a table ended the command with an IndexError.
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "b.jpg").write_bytes(b"<html>")
+    lines = ["path,t", "a.jpg,1", "b.jpg,2", "gone.jpg,3", "https://example.invalid/x.jpg,4", ""]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    (found,) = inspect([str(tmp_path / "x.csv")])
+    assert (found.kind, found.rows, found.sampled, found.fetched) == ("csv", 4, 4, 4)
+    assert (found.sizes, found.bad) == (((64, 48),), {"image_missing": 2, "image_unreadable": 1})
+    assert found.columns == {"path": "string", "t": "string"}
+    text = "\n".join(told(found))
+    assert "sample of 4 (4 by their paths or URIs): 2 image_missing, 1 image_unreadable" in text
+    assert "--allow-http" in text
