@@ -122,8 +122,9 @@ class Gathered:
 
     def strays(self) -> Counter[str]:
         """How many rows of the images' metadata belong to none of them, by what is wrong."""
-        images = {f.at.path for f in self._files.values() if f.what == LOOSE}
-        return sum((strays(at, images) for at in self.metadata), Counter())
+        metadata = self.metadata
+        images = {f.at.path for f in self._files.values() if f.what == LOOSE and metadata}
+        return sum((strays(at, images) for at in metadata), Counter())
 
     def _read(self) -> Iterator[Found]:
         """What is read, `--partition` among it."""
@@ -137,8 +138,9 @@ class Gathered:
         Raises:
             UsageError: no partition that is there, be it empty, is one of those.
         """
-        there = {found.partition for found in self._files.values()}
-        refuse_unfit(self._there | there, self._wanted)
+        if self._wanted:
+            there = {found.partition for found in self._files.values()}
+            refuse_unfit(self._there | there, self._wanted)
 
     @property
     def left_out(self) -> Counter[str]:

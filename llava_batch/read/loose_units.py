@@ -5,7 +5,7 @@ in. Earlier versions named all by the folder that was given, whatever partition 
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -60,8 +60,10 @@ def loose_units(
             yield place.unit(next(free), tuple(fresh[start : start + FILES_PER_UNIT]), there)
 
 
-def with_metadata(unit: Unit, metadata: Iterable[Location]) -> Unit:
+def with_metadata(unit: Unit, metadata: Sequence[Location]) -> Unit:
     """The unit, with the files of metadata beside or above one of its images."""
+    if not metadata:
+        return unit
     folders = {os.path.dirname(f"{unit.path.rstrip('/')}/{member}") for member in unit.members}
     there = (m.path for m in metadata if m.fs == unit.fs)
     above = (p for p in there if any(lies_in(f, os.path.dirname(p)) for f in folders))
@@ -124,5 +126,6 @@ def _at(folder: str, image: Found) -> Location:
         return root
     if folder.startswith(above := root.path.rstrip("/") + "/"):
         return root.child(folder[len(above) :])
-    more = root.path[len(folder) :]
-    return Location(root.fs, folder, root.shown.removesuffix(more) if more else folder)
+    is_above = root.path.startswith(folder.rstrip("/") + "/")
+    shown = root.shown.removesuffix(root.path[len(folder) :]) if is_above else folder
+    return Location(root.fs, folder, shown)

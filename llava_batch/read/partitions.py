@@ -66,7 +66,7 @@ def refuse_unfit(there: Iterable[Partition], patterns: Sequence[str]) -> None:
         UsageError: none of the partitions that are `there`, empty ones too, fits.
     """
     known = {*there} - {()}
-    if not patterns or any(fits(partition, patterns) for partition in known):
+    if any(fits(partition, patterns) for partition in known):
         return
     names = sorted({f"{key}={_NULL if v is None else v}" for each in known for key, v in each})
     shown = ", ".join(names[:_SHOWN]) + (f" … {names[-1]}" if len(names) > _SHOWN else "")

@@ -31,6 +31,9 @@ from llava_batch.unit import Unit
 ROWS_PER_UNIT = 10_000
 
 _FIRST_LINES = 100
+_SCAN_BYTES = 8 * 2**20
+"""Asked of a storage at once while a whole table is looked through."""
+
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -63,7 +66,9 @@ class TextTable(Kind):
         raise NotImplementedError
 
     def units(self, whole: Unit, size: int, fixed: Fixed) -> list[Unit]:
-        with whole.fs.open_input_stream(whole.path, compression=None) as stream:
+        with whole.fs.open_input_stream(
+            whole.path, compression=None, buffer_size=_SCAN_BYTES
+        ) as stream:
             found = records(stream, self.grammar(whole.path))
             head = self.head(found, whole)
             return [*_split(whole, head, found, fixed)]
