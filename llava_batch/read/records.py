@@ -15,6 +15,9 @@ from typing import NamedTuple, Protocol
 MOST_BYTES = 2**20
 """The longest record that is read."""
 
+UNCLOSED = "a quote in it is not closed"
+"""How what is wrong with such a record begins. To find that out, MOST_BYTES are looked at."""
+
 _READ_BYTES = 2**18
 _BOM = b"\xef\xbb\xbf"
 
@@ -98,7 +101,7 @@ class _Reader:
         line = grammar.line.match(self._held, self._place)
         if line is None or len(line[1]) > self._most:
             return self._too_long(grammar)
-        return self._taken(line, f"a quote in it is not closed within {self._most} bytes")
+        return self._taken(line, f"{UNCLOSED} within {self._most} bytes")
 
     def _too_long(self, grammar: Grammar) -> Record:
         start, first = self._start + self._place, self._held[self._place :][: self._most]

@@ -21,7 +21,7 @@ import pyarrow as pa
 from llava_batch.errors import UsageError
 from llava_batch.read.image_column import find_image_column, find_key_column
 from llava_batch.read.reading import Fixed, Kind, Reading
-from llava_batch.read.records import LINES, Grammar, Record, csv_grammar, records
+from llava_batch.read.records import LINES, UNCLOSED, Grammar, Record, csv_grammar, records
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.table_rows import UNKEYED, Names, TableRows
 from llava_batch.read.uris import refuse_the_web, root_of
@@ -31,6 +31,7 @@ from llava_batch.unit import Unit
 ROWS_PER_UNIT = 10_000
 
 _FIRST_LINES = 100
+_MOST_UNCLOSED = 10_000
 _SCAN_BYTES = 8 * 2**20
 """Asked of a storage at once while a whole table is looked through."""
 
@@ -71,7 +72,7 @@ class TextTable(Kind):
         ) as stream:
             found = records(stream, self.grammar(whole.path))
             head = self.head(found, whole)
-            return [*_split(whole, head, found, fixed)]
+            return [*_split(whole, head, _with_few_unclosed(found, whole), fixed)]
 
     def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
         try:
@@ -218,6 +219,24 @@ def _split(whole: Unit, head: bytes, found: Iterator[Record], fixed: Fixed) -> I
         rows = (start, start + num_rows)
         yield replace(whole, name=name or next(free), source=source, span=span, numbers=rows)
         start = end
+
+
+def _with_few_unclosed(found: Iterator[Record], unit: Unit) -> Iterator[Record]:
+    """The records, as long as those with a quote that is not closed are the exception.
+
+    Raises:
+        UsageError: they are not; each costs a look at all that a record may be long.
+    """
+    num_unclosed = 0
+    for record in found:
+        if record.problem and record.problem.startswith(UNCLOSED):
+            num_unclosed += 1
+        if num_unclosed > _MOST_UNCLOSED:
+            raise UsageError(
+                f"{unit.shown}: over {_MOST_UNCLOSED} lines open a quote that is not closed; write "
+                "quotes within a field as CSV does, doubled and the field in quotes"
+            )
+        yield record
 
 
 def _run(head: bytes, found: Iterator[Record]) -> tuple[int, tuple[int, int], str] | None:

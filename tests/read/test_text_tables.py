@@ -241,6 +241,15 @@ def test_a_table_without_images_is_refused_and_says_its_columns(tmp_path: Path) 
         refuse_without_images(found, reading())
 
 
+def test_a_table_that_is_quoted_by_no_rule_of_csv_is_refused(tmp_path: Path, monkeypatch) -> None:
+    # Each of its lines costs a look at a megabyte: a million of them took hours.
+    monkeypatch.setattr(text_tables, "_MOST_UNCLOSED", 50)
+    path = put(tmp_path / "a.csv", b"path,n\n" + b'5" x 7",".png\n' * 50 + b"x,1\n")
+    assert len(rows(path)) == 51
+    said = refused(put(path, b"path,n\n" + b'5" x 7",".png\n' * 51))
+    assert "over 50 lines open a quote that is not closed" in said
+
+
 pieces = st.sampled_from(['"', '""', ",", "\n", "\r\n", "a", "é", " ", ",x\n", '"a\nb",', "\x00"])
 
 
