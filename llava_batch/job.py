@@ -39,6 +39,10 @@ class Job:
         "is a demo, in demo-out.",
         "Data",
     )
+    partition: tuple[str, ...] = _flag(
+        (), "Read only the Hive partitions that fit KEY=PATTERN (dt=2026-11-*); repeatable: of one key "
+        "any, of several keys each.", "Data",
+    )  # fmt: skip
     image_column: str | None = _flag(
         None, "Table's column with the image, its path or its URI (default: by type and name); in tars, the extension of "
         "the members that are images (default: any image's).", "Data", answers=True,
@@ -215,6 +219,9 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise bad_flag(name, value, f"give at least {least}")
+        for pattern in self.partition:
+            if pattern.find("=") < 1:
+                raise bad_flag("partition", pattern, "give it as KEY=PATTERN, such as dt=2026-11-*")
         if not 0 < self.top_p <= 1:
             raise bad_flag("top_p", self.top_p, "give a share over 0 and up to 1")
         if self.max_error_rate is not None and not 0 <= self.max_error_rate <= 1:

@@ -48,11 +48,20 @@ class Unit:
     shown: str
     fs: pafs.FileSystem = field(compare=False, repr=False)
     source: str
-    """Fingerprint of the input: sizes and modification times. Another one: the input has changed."""
+    """Fingerprint of the input: sizes and modification times; of a run of rows in a text table, its
+    bytes. Another one: the input has changed."""
     row_groups: tuple[int, int] | None = None
     """Parquet: first and one past the last row group; None is the whole file."""
+    numbers: tuple[int, int] | None = None
+    """Text tables: the number of the first row and one past the last."""
+    span: tuple[int, int] | None = None
+    """Text tables: where these rows lie in the file, in bytes."""
     rows: tuple[int, int] | None = None
     """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Hive partition keys and values on the way to it: columns of all its rows."""
+    metadata: tuple[str, ...] = ()
+    """Loose files: paths of the files of metadata that have columns of them."""
     members: tuple[str, ...] = ()
     """Loose files, as paths below `path`."""
     stamps: tuple[Stamp | None, ...] = ()

@@ -42,9 +42,14 @@ def night(
     """
     ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
     found = find(
-        map(str, inputs), ledger.members, ledger.split_before, output=locate(str(out)),
+        map(str, inputs),
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        answered=ledger.units_of,
+        output=locate(str(out)),
         as_of=AsOf(key_column=key_column),
-    )  # fmt: skip
+    )
     if key_column is not None:
         refuse_keys_of_tables(found.units, found.units, key_column)
     work = compare(ledger, found.units, **how)

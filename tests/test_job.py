@@ -20,7 +20,7 @@ from llava_batch.prompts.presets import preset
 from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
-    "input", "output", "publish", "join_anywhere", "format", "limit", "snapshot", "attention", "slots", "workers", "prepare_workers",
+    "input", "output", "publish", "partition", "join_anywhere", "format", "limit", "snapshot", "attention", "slots", "workers", "prepare_workers",
     "max_tries", "allow_http", "stall_timeout_s", "storage_patience", "retry_errors", "overwrite", "on_change", "max_error_rate",
     "shared_filesystem", "quiet", "dry_run",
 }  # fmt: skip

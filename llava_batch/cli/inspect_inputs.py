@@ -1,8 +1,7 @@
 """Inspect: what is in the inputs, from a bounded sample of them, without a run.
 
-Says of each kind of shard how many there are, their columns, rows (where a footer or a listing
-tells), and of the first rows of some shards the image sizes and what could not be decoded, or fetched
-where a table only names it.
+Says of each kind of shard how many there are, their columns, Hive partitions, rows (where a footer or a
+listing tells), and of the first rows of some shards the image sizes and what could not be decoded.
 """
 
 from collections import Counter
@@ -18,7 +17,7 @@ import pyarrow as pa
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.patience import BRIEF
-from llava_batch.prepare.fetch import Fetch, Fetched
+from llava_batch.prepare.fetch import Fetch
 from llava_batch.prepare.pixels import BadImage, configure_pillow, decode
 from llava_batch.prepare.stores import Stores
 from llava_batch.read.find import find_units
@@ -47,18 +46,25 @@ class Found:
     """Each column's type, as the first sampled unit that has it says."""
     sampled: int
     """Images that were tried."""
+    fetched: int
+    """Those of them that the rows only name: they were to be fetched."""
     sizes: tuple[tuple[int, int], ...]
     """(width, height) of those that decode, upright."""
+    partitions: dict[str, tuple[str | None, ...]] = field(default_factory=dict)
+    """Hive partitions: each key's values, sorted, null first."""
     bad: dict[str, int] = field(default_factory=dict)
     """Rows of the sample in error, by code."""
     examples: tuple[tuple[str, str], ...] = ()
-    """(id, what is wrong with it) of the first of them."""
+    """(id, what is wrong with it) of the first of them, what is wrong with several once."""
     tables: tuple[str, ...] = ()
     """Of each lake table, in words: its snapshot, and what it is partitioned by."""
 
 
-def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
-    """What is in `inputs`: one entry for each kind of shard there; decodes up to `sample` images.
+def inspect(
+    inputs: Sequence[str], sample: int = SAMPLE, *, allow_http: bool = False
+) -> list[Found]:
+    """What is in `inputs`: one entry for each kind of shard there; decodes up to `sample` images, and
+    fetches those that a table only names, of the web with `allow_http`.
 
     Raises:
         UsageError: an input that matches nothing or cannot be read, or a `sample` under 1.
@@ -69,45 +75,52 @@ def inspect(inputs: Sequence[str], sample: int = SAMPLE) -> list[Found]:
         raise UsageError("no input was given; name a shard, a folder, a glob or a URI")
     units = find_units(inputs)
     kinds = list(dict.fromkeys(unit.kind for unit in units))
-    limits = Job(input=tuple(inputs))
-    made = Fetch(Stores.of(limits), max_image_bytes=limits.max_image_bytes, patience=BRIEF)
+    job = Job(input=tuple(inputs), allow_http=allow_http)
+    fetch = Fetch(Stores.of(job), max_image_bytes=job.max_image_bytes, patience=BRIEF)
     try:
-        with closing(made) as fetch:
+        with closing(fetch):
             return [
-                _look(kind, [u for u in units if u.kind == kind], sample, fetch) for kind in kinds
+                _look(kind, [u for u in units if u.kind == kind], sample, job, fetch)
+                for kind in kinds
             ]
     except OSError as error:
         raise UsageError(f"{', '.join(inputs)}: cannot be read ({error})") from None
 
 
-def _look(kind: str, units: list[Unit], sample: int, fetch: Fetch) -> Found:
+def _look(kind: str, units: list[Unit], sample: int, limits: Job, fetch: Fetch) -> Found:
     """One kind's units, the sample spread evenly over some of them."""
-    limits = Job()
     configure_pillow(max_pixels=limits.max_pixels, allow_truncated=limits.allow_truncated)
     chosen = units[:: max(1, -(-len(units) // min(_SAMPLED_UNITS, sample)))]
     columns: dict[str, str] = {}
     sizes: list[tuple[int, int]] = []
     bad: Counter[str] = Counter()
-    examples: list[tuple[str, str]] = []
+    examples: dict[str, list[str]] = {}
+    num_fetched = 0
     for unit in chosen:
         columns = _columns(unit) | columns
         for tried in _try_rows(unit, sample // len(chosen), limits, fetch):
+            num_fetched += tried.is_fetched
             columns = {n: _kind(v) for n, v in tried.columns.items()} | columns
             if tried.size:
                 sizes.append(tried.size)
             else:
                 bad[tried.code] += 1
-                examples.append((tried.id, f"{tried.code}: {tried.message}"))
+                examples.setdefault(f"{tried.code}: {tried.message}", []).append(tried.id)
     return Found(
         kind=kind,
         units=tuple(unit.name for unit in units),
         rows=_num_rows(units),
         columns=columns,
         sampled=len(sizes) + bad.total(),
+        fetched=num_fetched,
         sizes=tuple(sizes),
         bad=dict(bad.most_common()),
-        examples=tuple(examples[:_EXAMPLES]),
         tables=tuple(dict.fromkeys(_table(unit) for unit in units if unit.of_table)),
+        partitions=_partitions(units),
+        examples=tuple(
+            (ids[0], what + (f" (and {len(ids) - 1} more)" if len(ids) > 1 else ""))
+            for what, ids in [*examples.items()][:_EXAMPLES]
+        ),
     )
 
 
@@ -124,6 +137,7 @@ class _Tried:
 
     id: str
     columns: dict[str, Any]
+    is_fetched: bool
     size: tuple[int, int] | None = None
     code: str = ""
     message: str = ""
@@ -134,33 +148,44 @@ def _try_rows(unit: Unit, most: int, limits: Job, fetch: Fetch) -> Iterator[_Tri
     # Where only rows tell the columns: any name, then side files are read.
     wanted = ("*",) if KINDS[unit.kind].columns(unit) is None else ()
     reading = Reading.of(limits, wanted, pa.schema([]))
-    rows = islice(read_rows(unit, reading), most)
-    while batch := [*islice(rows, _ROWS_AT_ONCE)]:
-        for row, image in _with_images(batch, fetch):
-            name = f"{unit.name}/{row.name}"
-            try:
-                if isinstance(image, BadImage):
-                    raise image
-                size = decode(image, limits.max_pixels).size
-                yield _Tried(id=name, columns=row.columns, size=size)
-            except BadImage as error:
-                code = error.code.value
-                yield _Tried(id=name, columns=row.columns, code=code, message=str(error))
+    for row in islice(read_rows(unit, reading), most):
+        tried = _Tried(id=f"{unit.name}/{row.name}", columns=row.columns, is_fetched=bool(row.uris))
+        try:
+            image = decode(_bytes_of(row, fetch), limits.max_pixels)
+            yield replace(tried, size=image.size)
+        except BadImage as error:
+            yield replace(tried, code=error.code.value, message=str(error))
 
 
-def _with_images(rows: list[Row], fetch: Fetch) -> Iterator[tuple[Row, Fetched]]:
-    """Each row with its first image, or what is wrong with it; fetched where the row only names it."""
-    fetched = fetch.rows([row.uris[:1] if row.uris and row.uris[0] else () for row in rows])
-    for row, got in zip(rows, fetched, strict=True):
-        if row.error:
-            yield row, BadImage(*row.error)
-        else:
-            yield row, got[0] if got else row.images[0]
+def _bytes_of(row: Row, fetch: Fetch) -> bytes:
+    """The row's first image, fetched where the row only names it.
+
+    Raises:
+        BadImage: there is none.
+    """
+    if row.error:
+        raise BadImage(*row.error)
+    if row.images and row.images[0]:
+        return row.images[0]
+    with closing(fetch.rows([row.uris[:1]])) as fetched:
+        ((image,),) = fetched
+    if isinstance(image, BadImage):
+        raise image
+    return image
 
 
 def _columns(unit: Unit) -> dict[str, str]:
     """The columns and types that the unit says before it is read; of other kinds, the rows tell."""
-    return {f.name: str(f.type) for f in KINDS[unit.kind].columns(unit) or ()}
+    columns = {f.name: str(f.type) for f in KINDS[unit.kind].columns(unit) or ()}
+    return columns | dict.fromkeys(dict(unit.partition), "string")
+
+
+def _partitions(units: list[Unit]) -> dict[str, tuple[str | None, ...]]:
+    found: dict[str, set[str | None]] = {}
+    for unit in units:
+        for key, value in unit.partition:
+            found.setdefault(key, set()).add(value)
+    return {key: tuple(sorted(v, key=lambda v: (v is not None, v))) for key, v in found.items()}
 
 
 def _kind(value: object) -> str:
@@ -171,9 +196,11 @@ def _kind(value: object) -> str:
 def _num_rows(units: list[Unit]) -> int | None:
     """Rows of all units from their footers or listings; None for tars, and where one does not read."""
     total = 0
-    for unit in {
-        (u.path, u.members, u.of_table and u.name): replace(u, row_groups=None) for u in units
-    }.values():
+    whole = {
+        (u.path, u.members, u.span, u.of_table and u.name): replace(u, row_groups=None, rows=None)
+        for u in units
+    }
+    for unit in whole.values():
         count = KINDS[unit.kind].count(unit)
         if count is None:
             return None
@@ -190,6 +217,10 @@ def told(found: Found) -> list[str]:
     lines += [f"  {table}" for table in found.tables]
     if found.columns:
         lines.append("  columns: " + ", ".join(f"{n} ({t})" for n, t in found.columns.items()))
+    if found.partitions:
+        lines.append(
+            "  partitions: " + ", ".join(_range(k, v) for k, v in found.partitions.items())
+        )
     if found.sizes:
         widths, heights = zip(*found.sizes, strict=True)
         lines.append(
@@ -197,5 +228,11 @@ def told(found: Found) -> list[str]:
             f"median {median(widths):.0f}x{median(heights):.0f}"
         )
     codes = ", ".join(f"{n} {code}" for code, n in found.bad.items())
-    lines.append(f"  sample of {found.sampled}: {codes or 'all can be decoded'}")
+    named = f" ({found.fetched} by their paths or URIs)" if found.fetched else ""
+    lines.append(f"  sample of {found.sampled}{named}: {codes or 'all can be decoded'}")
     return lines + [f"    {ident}: {what}" for ident, what in found.examples]
+
+
+def _range(key: str, values: tuple[str | None, ...]) -> str:
+    first, last = ("null" if value is None else value for value in (values[0], values[-1]))
+    return f"{key} ({first})" if len(values) == 1 else f"{key} ({len(values)}: {first} … {last})"

@@ -98,7 +98,16 @@ def _export_with(
     job = settled.job
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    found = find(job.input, ledger.members, output=ledger.out, as_of=as_of(settled))
+    found = find(
+        job.input,
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        answered=ledger.units_of,
+        partitions=job.partition,
+        output=ledger.out,
+        as_of=as_of(settled),
+    )
     units = [ledger.as_answered(unit) for unit in found.units]
     images = images_of(
         units,

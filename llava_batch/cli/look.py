@@ -51,12 +51,15 @@ def inspect(
         list[str], typer.Argument(metavar="INPUT...", help="As `--input` of a run takes them.")
     ],
     sample: Annotated[int, typer.Option(help="Most images to decode.")] = 200,
+    allow_http: Annotated[
+        bool, typer.Option("--allow-http", help="Fetch the sample's images of the web too.")
+    ] = False,
 ) -> None:
     """Say what is in shards or folders: kind, columns, rows, image sizes, broken images in a sample."""
     from llava_batch.cli.inspect_inputs import inspect as inspect_inputs
     from llava_batch.cli.inspect_inputs import told
 
-    kinds = inspect_inputs(inputs, sample)
+    kinds = inspect_inputs(inputs, sample, allow_http=allow_http)
     for found in kinds:
         print("\n".join(told(found)))
     if not kinds:

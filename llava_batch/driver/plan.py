@@ -118,7 +118,14 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
     inputs = find(
-        job.input, ledger.members, ledger.split_before, output=ledger.out, as_of=as_of(settled)
+        job.input,
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        answered=ledger.units_of,
+        partitions=job.partition,
+        output=ledger.out,
+        as_of=as_of(settled),
     )
     work = compare(
         ledger,

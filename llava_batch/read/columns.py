@@ -137,7 +137,7 @@ def _types(unit: Unit) -> dict[str, pa.DataType]:
         kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
         # A column that is null in every row of this file holds text in the next, more often than not.
         plain[field.name] = pa.string() if pa.types.is_null(kind) else kind
-    return plain
+    return plain | dict.fromkeys(dict(unit.partition), pa.string())
 
 
 def _no_such(name: str, unit: Unit, first_row: dict[str, Any]) -> str:

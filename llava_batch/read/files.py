@@ -1,4 +1,6 @@
-"""A run of loose image files → rows; the columns are those of a `.json` or `.txt` beside the image."""
+"""A run of loose image files → rows; the columns are those of image metadata, of a `.json` or
+`.txt` beside the image, and the Hive partitions that it lies in.
+"""
 
 import json
 import os
@@ -8,7 +10,9 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from llava_batch.errors import RowError
+from llava_batch.read.image_metadata import columns_of
 from llava_batch.read.image_names import IMAGE_EXTENSIONS
+from llava_batch.read.partitions import partition_of
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row, missing
 from llava_batch.storage import read_bytes
@@ -25,6 +29,7 @@ class Files(Kind):
             unit.fs,
             unit.path,
             unit.members,
+            metadata=unit.metadata,
             with_columns=bool(reading.columns),
             max_image_bytes=reading.max_image_bytes,
         )
@@ -38,13 +43,16 @@ def read_files(
     folder: str,
     members: tuple[str, ...],
     *,
+    metadata: tuple[str, ...] = (),
     with_columns: bool,
     max_image_bytes: int,
 ) -> Iterator[Row]:
     """One row for each member, in order; a file that cannot be read is a row in error."""
-    for name in members:
-        path = f"{folder}/{name}"
-        columns = _columns(fs, path) if with_columns else {}
+    paths = {name: f"{folder}/{name}" for name in members}
+    said = columns_of(fs, metadata, {*paths.values()}) if with_columns else {}
+    for name, path in paths.items():
+        columns = said.get(path, {}) | (_columns(fs, path) if with_columns else {})
+        columns |= partition_of(os.path.dirname(path))
         try:
             info = fs.get_file_info(path)
             if info.type == pafs.FileType.NotFound:

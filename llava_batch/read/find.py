@@ -1,34 +1,32 @@
 """Inputs → work units: what `--input` names, found, named and fingerprinted.
 
 A unit is read, answered and committed as a whole: one tar, one Parquet file (a large one: a run of
-row groups), one run of loose image files. Its name comes from its own path and from nothing else.
+row groups), one run of loose image files, one run of a text table's rows. Its name comes from its own path and from nothing else.
 Every file under an input is in a unit, counted as left out by its kind, or skipped by a rule that is
 counted too (`gather`). Runs in the driver, before any actor starts; opens no image.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import count
 
 from llava_batch.errors import UsageError
 from llava_batch.read.gather import Found, Gathered
-from llava_batch.read.kinds import KINDS, LOOSE
+from llava_batch.read.kinds import KINDS
 from llava_batch.read.lake.opened import open_tables
 from llava_batch.read.lake.table import AsOf, Opened
+from llava_batch.read.loose_units import Answered, Members, loose_units, with_metadata
+from llava_batch.read.reading import Fixed
 from llava_batch.read.unit_name import unit_name
 from llava_batch.storage import Location
-from llava_batch.unit import ROW_RULES, Unit, source_of
-
-FILES_PER_UNIT = 1000
-"""Loose image files in one unit; the most that a kill costs is the open units' answers."""
+from llava_batch.unit import ROW_RULES, Unit
 
 _LOOKS_AT_ONCE = 16
 _NEWEST = AsOf()
 
-Members = Callable[[str], dict[str, tuple[str, ...]]]
-"""Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
+Rows = Callable[[str], Fixed]
+"""Given a text table's unit base (`list`), which rows earlier runs gave to its units, by unit name."""
 
 Before = Callable[[Unit], int | None]
 """Given a shard whole: by which rules earlier runs made its units, from the file as it is; 0 where it
@@ -41,7 +39,8 @@ class Inputs:
 
     units: list[Unit]
     left_out: dict[str, int]
-    """Files that are not read, by kind (`.csv`, `broken links`), the most first."""
+    """Files that are not read, by kind (`.csv`, `broken links`), the most first; and rows of image metadata
+    that belong to no image."""
     skipped: dict[str, int]
     """What a rule passes over, by rule; a hidden folder, or the output, counts as one."""
     tables: list[Opened] = field(default_factory=list)
@@ -58,35 +57,41 @@ def find(
     remembered: Members = lambda base: {},
     before: Before = lambda whole: None,
     *,
+    rows: Rows = lambda base: {},
+    answered: Answered = lambda input: (),
+    partitions: Sequence[str] = (),
     output: Location | None = None,
     as_of: AsOf = _NEWEST,
 ) -> Inputs:
     """All that `inputs` name, in the order given and by path within each; `output` is no input, and
-    `as_of` says how tables of the lake are read.
+    `as_of` says how tables of the lake are read. Of files in Hive partitions, those in `partitions`
+    alone, where any are named.
 
     Raises:
-        UsageError: as `gather` says; two units of one name; a table that cannot be read.
+        UsageError: as `gather` says; two units of one name; a table that cannot be read; no partition
+            that fits.
     """
-    gathered = Gathered(output)
+    gathered = Gathered(output, partitions)
     for text in inputs:
         gathered.take(text)
+    gathered.refuse_unfit()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        made = pool.map(lambda shard: _shard_units(shard, before), gathered.shards)
+        made = pool.map(lambda shard: _shard_units(shard, before, rows, answered), gathered.shards)
         units = [unit for units in made for unit in units]
     for images in gathered.loose:
-        base = _base_name(images[0].root)
-        units.extend(_loose_units(images, base, remembered(base)))
+        found = loose_units(images, remembered, answered, unit_name)
+        units.extend(with_metadata(unit, gathered.metadata) for unit in found)
     tables = open_tables(gathered.tables, as_of)
     units.extend(unit for table in tables for unit in table.units)
     return Inputs(
         units=_refuse_double_names(units),
-        left_out=dict(gathered.left_out.most_common()),
+        left_out=dict((gathered.left_out + gathered.strays()).most_common()),
         skipped=dict(gathered.skipped),
         tables=tables,
     )
 
 
-def _shard_units(found: Found, before: Before) -> list[Unit]:
+def _shard_units(found: Found, before: Before, rows: Rows, answered: Answered) -> list[Unit]:
     """A shard's units; those that earlier runs made of it, where they did."""
     whole = Unit(
         name=unit_name(os.path.splitext(found.name)[0]),
@@ -95,40 +100,26 @@ def _shard_units(found: Found, before: Before) -> list[Unit]:
         shown=found.at.shown,
         fs=found.at.fs,
         source=f"{found.size}-{found.mtime_ns}",
+        partition=found.partition,
     )
+    if found.partition:
+        whole = replace(whole, name=_name_before(whole, answered))
     rules = before(whole)
     if rules == 0:
         return [whole]
-    units = KINDS[found.what].units(replace(whole, rules=rules or ROW_RULES), found.size)
+    kind = KINDS[found.what]
+    fixed = rows(whole.name) if kind.only_named else {}
+    units = kind.units(replace(whole, rules=rules or ROW_RULES), found.size, fixed)
     return [replace(unit, rules=ROW_RULES) for unit in units]
 
 
-def _loose_units(
-    images: list[Found], base: str, remembered: dict[str, tuple[str, ...]]
-) -> Iterable[Unit]:
-    """Units of at most FILES_PER_UNIT files: those of earlier runs as they were, then new ones."""
-    there = {found.name: (found.size, found.mtime_ns) for found in images}
-    taken = {name for members in remembered.values() for name in members}
-    fresh = sorted(there.keys() - taken)
-    runs = [tuple(fresh[i : i + FILES_PER_UNIT]) for i in range(0, len(fresh), FILES_PER_UNIT)]
-    free = (n for number in count() if (n := f"{base}-{number:05d}") not in remembered)
-    root = images[0].root
-    for name, members in [*remembered.items(), *zip(free, runs, strict=False)]:
-        stamps = tuple(there.get(member) for member in members)
-        yield Unit(
-            name=name,
-            kind=LOOSE,
-            path=root.path,
-            shown=root.shown,
-            fs=root.fs,
-            source=source_of(members, stamps),
-            members=members,
-            stamps=stamps,
-        )
-
-
-def _base_name(root: Location) -> str:
-    return unit_name(os.path.basename(root.path)) or "root"
+def _name_before(whole: Unit, answered: Answered) -> str:
+    """The name of a shard in a partition; where an earlier version answered it by a shorter one, counted
+    from the folder that was given, that."""
+    units = {*answered(whole.input)}
+    parts = whole.name.split("/")
+    names = ["/".join(parts[n:]) for n in range(len(parts))]
+    return next((n for n in names if n in units or f"{n}-00000" in units), whole.name)
 
 
 def _refuse_double_names(units: list[Unit]) -> list[Unit]:

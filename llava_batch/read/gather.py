@@ -1,24 +1,35 @@
 """Gather: what `--input` names → files, each once, with what it is.
 
 A folder is walked down and sorted (`walk`, `neighbours`); a file given by itself is read, whatever lies
-beside it; what a pattern matches is sorted like a folder, and its wildcards match no hidden name. A
+beside it; what a pattern matches is sorted like a folder, and its wildcards match no hidden name; text tables are read
+where they are named outright, by `*.csv` too. A
 file that several inputs name is read once, under the name that the outermost of them gives it,
 whatever their order. A folder that is there and empty gives nothing.
 """
 
+import os
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow.fs as pafs
 from braceexpand import braceexpand
 
 from llava_batch.errors import UsageError
+from llava_batch.read.image_metadata import names_files, strays
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 from llava_batch.read.lake import iceberg
 from llava_batch.read.lake.recognise import CATALOG, LANCE
 from llava_batch.read.lake.table import Place
 from llava_batch.read.neighbours import SIDE_FILE, Neighbours, is_compressed_tar, is_hidden
+from llava_batch.read.partitions import (
+    LEFT_OUT,
+    Partition,
+    fits,
+    partition_of,
+    refuse_unfit,
+    table_of,
+)
 from llava_batch.read.patterns import is_pattern, matches, means_hidden, prefixes
 from llava_batch.read.unit_name import unit_name
 from llava_batch.read.walk import (
@@ -34,6 +45,8 @@ from llava_batch.read.walk import (
 )
 from llava_batch.storage import Location, locate
 
+METADATA = "image metadata"
+
 
 @dataclass(frozen=True)
 class Found:
@@ -46,9 +59,20 @@ class Found:
     what: str
 
     @property
+    def table(self) -> str:
+        """The folder that its name is counted from: `root`, or where that lies in a Hive partition, the
+        one above all partitions."""
+        return table_of(self.root.path)
+
+    @property
     def name(self) -> str:
-        """The path below `root`; of a shard given by itself, the file's name."""
-        return self.file.name
+        """The path below `table`; of a shard given by itself, the file's name."""
+        above = self.root.path[len(self.table) :].strip("/")
+        return f"{above}/{self.file.name}" if above else self.file.name
+
+    @property
+    def partition(self) -> Partition:
+        return partition_of(os.path.dirname(self.at.path))
 
     @property
     def size(self) -> int:
@@ -71,10 +95,13 @@ class Found:
 
 
 class Gathered:
-    """The files that the inputs so far have named; `own` is the run's output."""
+    """The files that the inputs so far have named; `own` is the run's output, and only those in
+    `partitions` are read, where any are named."""
 
-    def __init__(self, own: Location | None) -> None:
+    def __init__(self, own: Location | None, partitions: Sequence[str] = ()) -> None:
         self._own = own
+        self._wanted = partitions
+        self._there: set[Partition] = set()
         self._stores: list[pafs.FileSystem] = []
         self._files: dict[tuple[int, str], Found] = {}
         self._skipped: dict[tuple[int, str], str] = {}
@@ -83,15 +110,15 @@ class Gathered:
     @property
     def shards(self) -> list[Found]:
         """Tars and Parquet files, in the order given and by path within each input."""
-        return [f for f in self._files.values() if f.is_read and f.what != LOOSE]
+        return [f for f in self._read() if f.what != LOOSE]
 
     @property
     def loose(self) -> list[list[Found]]:
         """Image files, by the folder that their names are counted from."""
         folders: dict[tuple[int, str], list[Found]] = defaultdict(list)
-        for (store, _), found in self._files.items():
+        for found in self._read():
             if found.what == LOOSE:
-                folders[store, found.root.path].append(found)
+                folders[self._store(found.at.fs), found.table].append(found)
         return list(folders.values())
 
     @property
@@ -99,17 +126,45 @@ class Gathered:
         """Tables of the lake; one that several inputs name has the name that the outermost gives it."""
         return [place for _, place in self._tables.values()]
 
+    def metadata(self) -> list[Location]:
+        """Files that have columns of the images beside and below them."""
+        return [f.at for f in self._files.values() if f.what == METADATA]
+
+    def strays(self) -> Counter[str]:
+        """How many rows of the images' metadata belong to none of them, by what is wrong."""
+        metadata = self.metadata
+        images = {f.at.path for f in self._files.values() if f.what == LOOSE and metadata}
+        return sum((strays(at, images) for at in metadata), Counter())
+
+    def _read(self) -> Iterator[Found]:
+        """What is read, `--partition` among it."""
+        wanted = self._wanted
+        there = (f for f in self._files.values() if f.is_read)
+        return (f for f in there if not wanted or fits(f.partition, wanted))
+
+    def refuse_unfit(self) -> None:
+        """Refuse a `--partition` that fits nothing.
+
+        Raises:
+            UsageError: no partition that is there, be it empty, is one of those.
+        """
+        if self._wanted:
+            there = {found.partition for found in self._files.values()}
+            refuse_unfit(self._there | there, self._wanted)
+
     @property
     def left_out(self) -> Counter[str]:
         """How many files of each kind are not read, and no rule says why."""
         unread = (f.what for f in self._files.values() if not f.is_read)
-        return Counter(what for what in unread if what != SIDE_FILE)
+        return Counter(what for what in unread if what not in (SIDE_FILE, METADATA))
 
     @property
     def skipped(self) -> Counter[str]:
         """How many names each rule passed over; a folder counts as one."""
-        side_files = [f.what for f in self._files.values() if f.what == SIDE_FILE]
-        return Counter([*self._skipped.values(), *side_files])
+        side_files = [SIDE_FILE for f in self._files.values() if f.what in (SIDE_FILE, METADATA)]
+        num_read = len([f for f in self._files.values() if f.is_read])
+        left_out = [LEFT_OUT] * (num_read - len([*self._read()]))
+        return Counter([*self._skipped.values(), *side_files, *left_out])
 
     def take(self, text: str) -> None:
         """Add what one `--input` names.
@@ -134,7 +189,7 @@ class Gathered:
             there = ", ".join(f"{number} {kind}" for kind, number in kinds)
             raise UsageError(
                 f"--input {locate(text).shown}: no image, tar or Parquet file there, but {there}; "
-                "check the path"
+                "check the path (CSV and JSONL tables are read where they are named themselves)"
             )
 
     def _named(self, text: str) -> Iterator[Found]:
@@ -169,13 +224,14 @@ class Gathered:
         if what is None:
             raise UsageError(
                 f"--input {at.shown}: not a kind of file that is read; "
-                "give a .tar, a .parquet, an image, or a folder of them"
+                "give a .tar, a .parquet, a .csv, a .jsonl, an image, or a folder"
             )
         yield _alone(at, info, what)
 
     def _below(self, folder: Location) -> Iterator[Found]:
         listing = walk(folder, self._own)
         self._skip(folder.fs, listing.skipped)
+        self._there |= {partition_of(f"{folder.path}/{name}") for name in ("", *listing.folders)}
         real_root = real_path(folder)
         for table in listing.tables:
             self._take_table(folder, real_root, table)
@@ -183,7 +239,8 @@ class Gathered:
         for file in listing.files:
             at = folder.child(file.name)
             _refuse_compressed(at)
-            yield Found(at, folder, real_root, file, file.odd or neighbours.what(file.name))
+            what = file.odd or _what(neighbours, file.name, at)
+            yield Found(at, folder, real_root, file, what)
 
     def _take_table(self, folder: Location, real_root: str, table: Table) -> None:
         at = folder.child(table.name) if table.name else folder
@@ -208,7 +265,7 @@ class Gathered:
             at = Location(pattern.fs, info.path, info.path)
             if info.is_file:
                 _refuse_compressed(at)
-                yield _alone(at, info, neighbours.what(info.path))
+                yield _alone(at, info, _named_by(pattern.path) or _what(neighbours, info.path, at))
             elif info.type != pafs.FileType.Directory:
                 odd = BROKEN_LINK if info.type == pafs.FileType.NotFound else DEVICE
                 yield _alone(at, info, odd)
@@ -240,6 +297,12 @@ class Gathered:
         return self._stores.index(fs)
 
 
+def _what(neighbours: Neighbours, name: str, at: Location) -> str:
+    """What a file is by its name; of one that is called as image metadata, by its columns."""
+    is_metadata = neighbours.may_be_metadata(name) and names_files(at)
+    return METADATA if is_metadata else neighbours.what(name)
+
+
 def _alone(at: Location, info: pafs.FileInfo, what: str) -> Found:
     """A file that is named by itself: its name is counted from its own folder."""
     folder, _, name = at.path.rpartition("/")
@@ -247,6 +310,12 @@ def _alone(at: Location, info: pafs.FileInfo, what: str) -> Found:
     real_root = real_path(root)
     file = File(name, f"{real_root}/{name}", info.size or 0, info.mtime_ns)
     return Found(at, root, real_root, file, what)
+
+
+def _named_by(pattern: str) -> str | None:
+    """The kind that a pattern names by its end, of those that are read only where they are named."""
+    kind = kind_of(pattern)
+    return kind if kind is not None and KINDS[kind].only_named else None
 
 
 def _refuse_compressed(at: Location) -> None:

@@ -2,9 +2,11 @@
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+from llava_batch.read.arrow import Arrow
 from llava_batch.read.files import Files
 from llava_batch.read.lake.delta import Delta
 from llava_batch.read.lake.iceberg import Iceberg
@@ -15,6 +17,7 @@ from llava_batch.read.parquet import Parquet
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row
 from llava_batch.read.tar import Tar
+from llava_batch.read.text_tables import Csv, JsonLines
 from llava_batch.unit import Unit
 
 LOOSE = "files"
@@ -23,6 +26,9 @@ LOOSE = "files"
 KINDS: dict[str, Kind] = {
     "tar": Tar(),
     "parquet": Parquet(),
+    "arrow": Arrow(),
+    "csv": Csv(),
+    "jsonl": JsonLines(),
     LOOSE: Files(),
     DELTA: Delta(),
     ICEBERG: Iceberg(),
@@ -45,7 +51,10 @@ def read_rows(unit: Unit, reading: Reading) -> Iterator[Row]:
     Raises:
         OSError: the storage failed (what is wrong *inside* a shard is a row in error instead).
     """
-    return KINDS[unit.kind].rows(unit, reading)
+    rows = KINDS[unit.kind].rows(unit, reading)
+    if not unit.partition:
+        return rows
+    return (replace(row, columns=row.columns | dict(unit.partition)) for row in rows)
 
 
 def refuse_without_images(units: Sequence[Unit], reading: Reading) -> None:
@@ -80,7 +89,7 @@ def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
     first value of each that is not null. Empty where none can be read."""
     schema = KINDS[unit.kind].columns(unit)
     if schema is not None:
-        return dict.fromkeys(schema.names)
+        return dict.fromkeys(schema.names) | dict(unit.partition)
     columns: dict[str, Any] = {}
     for row in islice(read_rows(unit, reading), _FIRST_ROWS):
         columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}

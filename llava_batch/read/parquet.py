@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
 from llava_batch.read.image_column import find_image_column, find_key_column, names_images
-from llava_batch.read.reading import Kind, Reading
+from llava_batch.read.reading import Fixed, Kind, Reading
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
 from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
@@ -39,7 +39,7 @@ class Parquet(Kind):
 
     extensions = frozenset({".parquet", ".parq", ".pq"})
 
-    def units(self, whole: Unit, size: int) -> list[Unit]:
+    def units(self, whole: Unit, size: int, fixed: Fixed) -> list[Unit]:
         by_rows = whole.rules >= 3
         if size <= (min(_LEAST_BYTES, SPLIT_BYTES) if by_rows else SPLIT_BYTES):
             return [whole]

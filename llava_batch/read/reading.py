@@ -3,7 +3,7 @@
 A kind stands in one file, and in the registry (`kinds.py`). Knows nothing of Ray.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,10 @@ from llava_batch.patience import Patience
 from llava_batch.read.row import Row
 from llava_batch.storage import root_uri
 from llava_batch.unit import Unit
+
+Fixed = Mapping[str, tuple[int, int]]
+"""The rows of the units that earlier runs made of one text table, by unit name: the number of the first,
+and one past the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +62,12 @@ class Kind(Protocol):
     extensions: frozenset[str]
     """Of the files that are of this kind, in lower case, with the dot."""
 
-    def units(self, whole: Unit, size: int) -> list[Unit]:
-        """The units that one input file of `size` bytes makes; `whole` is all of it as one."""
+    only_named: bool = False
+    """Whether a folder's files of it are left out: it is read where it is named outright."""
+
+    def units(self, whole: Unit, size: int, fixed: Fixed) -> list[Unit]:
+        """The units that one input file of `size` bytes makes; `whole` is all of it as one. What stands
+        in `fixed` stays as it is."""
         return [whole]
 
     def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:

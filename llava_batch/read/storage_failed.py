@@ -42,7 +42,8 @@ class _Stored:
         self._file = file
 
     def read(self, size: int = -1) -> bytes:
-        data: bytes = _told(self._file.read, size)
+        left = self._file.size() - self._file.tell()  # a damaged size asks for more
+        data: bytes = _told(self._file.read, left if size < 0 else min(size, left))
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:

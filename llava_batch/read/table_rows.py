@@ -77,10 +77,16 @@ class TableRows:
             if isinstance(values, str):
                 yield damaged(*self.names.of_damaged(number), values)
             else:
-                yield self._row(*self.names.of(number, values), values)
+                yield self.row(number, values)
+
+    def row(self, number: int, values: dict[str, Any]) -> Row:
+        """The row of one row's values, `number` its own."""
+        return self._row(*self.names.of(number, values), values)
 
     def _row(self, key: str, mark: str, values: dict[str, Any]) -> Row:
         cell = values.pop(self.image)
+        if isinstance(cell, str):
+            values[self.image] = cell  # where it lies is a column like any other
         row = partial(Row, key=key, mark=mark, columns=values)
         found = [_bytes_or_text(c) for c in (cell if isinstance(cell, list) else [cell])]
         if not found or not all(found):

@@ -2,7 +2,8 @@
 
     OUT/<unit>.parquet               the unit's table; its footer says which job and input it answers
     OUT/_manifest/<unit>.json        the record that makes the unit committed, written after its table
-    OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were
+    OUT/_manifest/<unit>.members     a unit of loose files: which, fixed before they are read, and what they were;
+                                     a unit of a text table: which rows
     OUT/_manifest/_job.json          the settings that every table in OUT was answered under
     OUT/_manifest/_overwriting.json  stands while `--overwrite` is at work: tables older than it are open
     OUT/_manifest/_moving.json       stands while rows go from older units' tables to a new one's (standing.py)
@@ -77,6 +78,7 @@ class Ledger:
         self._looked_into: set[str] = set()
         self._adopted: dict[str, Record] = {}
         self._by_input: dict[tuple[str, str], int] | None = None
+        self._units_of: dict[str, list[str]] | None = None
 
     def load(self, *, overwrite: bool = False) -> None:
         """Read what the folder holds; with `overwrite`, all units count as open but those that an
@@ -146,6 +148,22 @@ class Ledger:
             if unit.rpartition("-")[0] == base and membership.members
         }
 
+    def units_of(self, input: str) -> list[str]:
+        """The units that were answered from what lies there."""
+        if self._units_of is None:
+            self._units_of = {}
+            for record in self.records.values():
+                self._units_of.setdefault(record.input, []).append(record.unit)
+        return self._units_of.get(input, [])
+
+    def rows(self, base: str) -> dict[str, tuple[int, int]]:
+        """Which rows earlier runs gave to the units of a text table, by unit name."""
+        return {
+            unit: membership.rows
+            for unit, membership in self._members.items()
+            if unit.rpartition("-")[0] == base and membership.rows
+        }
+
     def split_before(self, whole: Unit) -> int | None:
         """By which rules the units of a shard were made, where it was answered as it is now: 0 where it
         was one unit, None where it was not. A table whose record a kill prevented counts too."""
@@ -202,7 +220,7 @@ class Ledger:
         self._noted.append(unit)
 
     def remember(self, unit: Unit) -> None:
-        """Write down which loose files a unit is made of and what they are."""
+        """Write down which loose files a unit is made of and what they are, or which rows."""
         if not self._remembers(unit):
             membership = self._members[unit.name] = Membership.of(unit)
             self._write(f"{unit.name}.members", membership.to_json())
@@ -264,7 +282,7 @@ class Ledger:
         return unit if record is None else replace(unit, rules=record.rules)
 
     def begin(self, units: Iterable[Unit], keep: pa.Schema, *, recasting: bool = False) -> None:
-        """Write down the job and the members of loose units, before anything is answered; `recasting`
+        """Write down the job, the members of loose units and the rows of text tables' units, before anything is answered; `recasting`
         stands there until `end_recasting`.
 
         Raises:
@@ -290,7 +308,7 @@ class Ledger:
             del self._sizes[name]
         for record in self._adopted.values():
             self.commit(record)
-        opened = (u for u in units if u.members and self.answered(u.name) is None)
+        opened = (u for u in units if (u.members or u.numbers) and self.answered(u.name) is None)
         for unit in (*opened, *self._noted):
             self.remember(unit)
 
@@ -447,7 +465,8 @@ class Ledger:
     def _remembers(self, unit: Unit) -> bool:
         """Whether there is nothing to write down of a unit's files, or nothing that is known."""
         membership = Membership.of(unit)
-        return membership.source != unit.source or self._members.get(unit.name) == membership
+        known = unit.numbers is not None or membership.source == unit.source
+        return not known or self._members.get(unit.name) == membership
 
     def _limited_tables(self) -> list[str]:
         """Tables that an earlier `--limit` run left: they have no record, so no run would replace one

@@ -103,3 +103,48 @@ def test_a_table_of_paths_tells_which_images_can_be_fetched_in_a_sample(tmp_path
     assert found.sizes == ((40, 30),) and found.columns == {"image_path": "string"}
     assert found.bad == {"image_missing": 4} and found.sampled == 5
     assert "hidden" not in "\n".join(told(found))
+
+
+def test_rows_are_counted_once_however_a_file_is_split(tmp_path: Path) -> None:
+    # A Parquet file that was split by rows counted as its last unit alone.
+    rows = {"image": pa.array([b"x" * 30] * 25_000, pa.binary())}
+    pq.write_table(pa.table(rows), tmp_path / "x.parquet", compression="none", use_dictionary=False)
+    (tmp_path / "y.csv").write_text("path\n" + "x.png\n" * 12_345)
+    assert [unit.rows for unit in inspect([str(tmp_path / "x.parquet")])] == [25_000]
+    assert [unit.rows for unit in inspect([str(tmp_path / "y.csv")])] == [12_345]
+
+
+def test_partitions_are_told_by_key(tmp_path: Path) -> None:
+    table = pa.table({"image": [jpeg()], "n": [1]})
+    for day in ("2026-11-01", "2026-11-02", "2026-11-03", "__HIVE_DEFAULT_PARTITION__"):
+        (tmp_path / f"dt={day}" / "h=0").mkdir(parents=True)
+        pq.write_table(table, tmp_path / f"dt={day}" / "h=0" / "a.parquet")
+    (found,) = inspect([str(tmp_path)])
+    assert found.partitions["dt"] == (None, "2026-11-01", "2026-11-02", "2026-11-03")
+    assert found.columns == {"image": "binary", "n": "int64", "dt": "string", "h": "string"}
+    assert "  partitions: dt (4: null … 2026-11-03), h (0)" in told(found)
+
+
+def test_what_is_wrong_with_several_rows_is_said_once(tmp_path: Path) -> None:
+    # The columns of a table without images stood there once for each of five rows.
+    table = pa.table({f"column_{n}": list(range(9)) for n in range(18)})
+    pq.write_table(table, tmp_path / "x.parquet")
+    (found,) = inspect([str(tmp_path / "x.parquet")])
+    text = "\n".join(told(found))
+    assert text.count("no column holds images") == 1
+    assert "x/0: image_missing" in text and "(and 8 more)" in text
+
+
+def test_images_that_a_table_names_are_fetched_in_the_sample(tmp_path: Path) -> None:
+    # The first row of such a table ended the command with an IndexError.
+    (tmp_path / "a.jpg").write_bytes(jpeg())
+    (tmp_path / "b.jpg").write_bytes(b"<html>")
+    lines = ["path,t", "a.jpg,1", "b.jpg,2", "gone.jpg,3", "https://example.invalid/x.jpg,4", ""]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    (found,) = inspect([str(tmp_path / "x.csv")])
+    assert (found.kind, found.rows, found.sampled, found.fetched) == ("csv", 4, 4, 4)
+    assert (found.sizes, found.bad) == (((64, 48),), {"image_missing": 2, "image_unreadable": 1})
+    assert found.columns == {"path": "string", "t": "string"}
+    text = "\n".join(told(found))
+    assert "sample of 4 (4 by their paths or URIs): 2 image_missing, 1 image_unreadable" in text
+    assert "--allow-http" in text

@@ -11,6 +11,7 @@ import pytest
 
 from llava_batch.errors import UsageError
 from llava_batch.read import find as units_module
+from llava_batch.read import loose_units
 from llava_batch.read import parquet as parquet_module
 from llava_batch.read.find import find_units
 from llava_batch.storage import locate
@@ -333,8 +334,8 @@ def test_a_folder_without_anything_to_read_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_kind_of_file_that_is_not_read_is_refused(tmp_path: Path) -> None:
-    lay(tmp_path, "a.csv")
-    assert "not a kind of file that is read" in refused(tmp_path / "a.csv")
+    lay(tmp_path, "a.zip")
+    assert "not a kind of file that is read" in refused(tmp_path / "a.zip")
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.zst"])
@@ -368,7 +369,7 @@ def test_names_that_readers_of_tables_skip_are_not_given(tmp_path: Path) -> None
 
 @pytest.fixture
 def three_in_a_unit(monkeypatch) -> None:
-    monkeypatch.setattr(units_module, "FILES_PER_UNIT", 3)
+    monkeypatch.setattr(loose_units, "FILES_PER_UNIT", 3)
 
 
 def loose(folder: Path, remembered=None) -> dict[str, Unit]:

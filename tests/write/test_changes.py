@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_batch.errors import OutputConflict, UsageError
-from llava_batch.read import find as finding
+from llava_batch.read import loose_units as finding
 from llava_batch.read import parquet
 from tests.nights import BAD, answers, night, read_again, text_of
 from tests.outputs import tables

@@ -226,7 +226,7 @@ def loose(folder: Path, *numbers: int) -> None:
 
 
 def test_a_folder_that_grows_makes_new_units_and_keeps_the_old(tmp_path, monkeypatch):
-    monkeypatch.setattr("llava_batch.read.find.FILES_PER_UNIT", 2)
+    monkeypatch.setattr("llava_batch.read.loose_units.FILES_PER_UNIT", 2)
     loose(tmp_path / "in", 1, 3, 5)
     out = tmp_path / "out"
     first = find_units([str(tmp_path / "in")])
