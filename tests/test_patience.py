@@ -42,6 +42,7 @@ def test_what_may_pass_is_tried_again(error: OSError) -> None:
         OSError(S3.format("SIGNATURE_DOES_NOT_MATCH")),
         OSError(S3.format("NO_SUCH_BUCKET")),
         OSError(S3.format("UNKNOWN (HTTP status 403)")),
+        OSError(S3.format("UNKNOWN (HTTP status 301)")),  # a bucket of another region
         OSError("Unable to parse ExceptionName: ExpiredToken Message: the token has expired"),
         OSError("Cannot open for reading: path '/out/_job.json' is a directory"),
     ],
