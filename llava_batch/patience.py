@@ -83,7 +83,7 @@ _LASTING_KINDS = (FileNotFoundError, PermissionError, IsADirectoryError, NotADir
 """Raised by some of fsspec's storages without a number."""
 _LASTING_TEXT = re.compile(
     r"AWS Error (ACCESS_DENIED|INVALID_|SIGNATURE_|NO_SUCH_|MISSING_|MALFORMED|VALIDATION|"
-    r"UNRECOGNIZED_CLIENT|OPT_IN_REQUIRED)|Expired ?Token|HTTP status 40[0134]|is a directory",
+    r"UNRECOGNIZED_CLIENT|OPT_IN_REQUIRED)|Expired ?Token|HTTP status (301|40[0134])|is a directory",
     re.IGNORECASE,
 )
 """How pyarrow words a refusal that has no errno; what it words otherwise may pass."""
