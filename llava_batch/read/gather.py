@@ -126,6 +126,7 @@ class Gathered:
         """Tables of the lake; one that several inputs name has the name that the outermost gives it."""
         return [place for _, place in self._tables.values()]
 
+    @property
     def metadata(self) -> list[Location]:
         """Files that have columns of the images beside and below them."""
         return [f.at for f in self._files.values() if f.what == METADATA]
