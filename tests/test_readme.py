@@ -6,7 +6,9 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from deltalake import write_deltalake
 
 from llava_batch.cli.jobs import COMMANDS, app, exit_status
 from llava_batch.demo.scenes import draw
@@ -37,7 +39,7 @@ def commands() -> list[list[str]]:
 @pytest.fixture
 def place(tmp_path: Path, demo_shards: list[Path], monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the inputs that the README speaks of."""
-    for folder in ("shards", "lake/shards", "lake/new"):
+    for folder in ("shards", "lake/shards", "lake/new", "lake/shards/dt=2026-11-02"):
         (tmp_path / folder).mkdir(parents=True)
         shutil.copy(demo_shards[1], tmp_path / folder)
     questions = []
@@ -49,6 +51,9 @@ def place(tmp_path: Path, demo_shards: list[Path], monkeypatch: pytest.MonkeyPat
             questions.append({"question_id": number, "image": name, "text": "How many objects?"})
     lines = (json.dumps(question) for question in questions[:2])
     (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    (tmp_path / "photos.csv").write_text("path\nmy-photos/0.png\nmy-photos/1.png\n")
+    images = [(tmp_path / "my-photos" / f"{n}.png").read_bytes() for n in range(2)]
+    write_deltalake(tmp_path / "lake/photos", pa.table({"id": ["a", "b"], "image": images}))
     (tmp_path / "schema.json").write_text('{"enum": ["star", "circle", "square"]}')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -60,11 +65,16 @@ def test_the_readme_shows_commands_of_every_kind():
 
 @pytest.mark.usefixtures("local_ray", "place")
 def test_every_command_of_the_readme_runs():
+    published = ""
     for number, command in enumerate(commands()):
         arguments = list(command)
         if command[0] in COMMANDS:
             # Each into a folder of its own, but for the first, which the commands after it look at.
             place = arguments.index("--output") + 1
             arguments[place] = arguments[place] if number < 3 else f"out-{number}"
-            arguments += ["--limit", "2"] if "--export" not in arguments else []
+            whole = "--export" in arguments or "--publish" in arguments
+            arguments += [] if whole else ["--limit", "2"]
+            published = arguments[place] if "--publish" in arguments else published
+        if command[0] == "forget":
+            arguments[1] = published
         assert exit_status(app, arguments, "llava-batch") == 0, command
