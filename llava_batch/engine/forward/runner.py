@@ -119,10 +119,10 @@ class Runner:
             rows = [sequence.slot for sequence in sequences]
             return Scored(logits=logits, best=best, logprobs=logprobs, rows=rows)
         places = rows_of(sequences)
-        device = self.llava.device
-        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=device)
-        positions = torch.tensor(places.past, device=device)[:, None]
-        hidden = self.llava.forward(self.llava.embed(ids), positions, self.cache, places)
+        newest = np.array([[sequence.ids[-1]] for sequence in sequences], dtype=np.int64)
+        ids = on_device(newest, self.llava.device)
+        _, past = places.places(self.llava.device)
+        hidden = self.llava.forward(self.llava.embed(ids), past[:, None], self.cache, places)
         return self.score(self.llava.logits(hidden[:, 0]))
 
     def keep(
