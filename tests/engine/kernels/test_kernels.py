@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -117,6 +118,32 @@ def test_the_engine_answers_through_each_kernel_as_alone(monkeypatch, name, shap
             "old varlen": {"varlen_attn"},
         }[name]
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "call"), [("flash", "flash_attn_with_kvcache"), ("varlen", "varlen_attn")]
+)
+def test_a_decode_without_a_window_asks_for_none_so_that_queries_share_their_keys(
+    monkeypatch, name, call
+):
+    """flash-attn and torch's copy of it group queries (`seqlenq_ngroups_swapped`) only if both sides of
+    the window are negative, and `causal` leaves them so where each row has one query."""
+    stand_in.install(monkeypatch)
+    module = sys.modules["flash_attn" if name == "flash" else "torch.nn.attention.varlen"]
+    whole, seen = getattr(module, call), []
+
+    @wraps(whole)
+    def noted(*tensors, **how):
+        seen.append(how["window_size"])
+        return whole(*tensors, **how)
+
+    monkeypatch.setattr(module, call, noted)
+    keys, values = slots_of(2, 8, 20)
+    past = torch.tensor([5, 0, 19, 7])
+    step = Prefix(positions=past, lengths=past.int() + 1, span=20)
+    for window in (None, 6):
+        cuda.kernels(name).decode(torch.randn(4, 4, 1, 8), keys, values, step, 0.3, window)
+    assert seen == [(-1, -1), (5, 0)]
 
 
 @pytest.mark.parametrize(("max_tokens", "window"), [(100, 24), (25, 24), (24, None)])
