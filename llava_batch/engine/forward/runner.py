@@ -6,17 +6,20 @@ the slots; else a prefill is left-padded `[B, Q]` and a decode step takes the ro
 """
 
 import logging
+import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.cache import SlotCache, slot_bytes
 from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
 from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.model.memory import activation_bytes
 from llava_batch.engine.model.quantize import is_int8
 from llava_batch.engine.model.supported import waits_for_the_device
 from llava_batch.engine.passes import Packed, Rows
@@ -45,6 +48,7 @@ class Runner:
     ) -> None:
         self.llava, self.cache, self.stats = llava, cache, stats
         self.max_prefill_tokens = max_prefill_tokens
+        self._gathering = gathering(llava) if llava.kernels.gathers else 0.0
         # Ahead of need only on a card, and no more than one group holds: the memory is planned for it.
         together = 1 if llava.device.type == "cpu" else max_prefill_tokens // llava.tokens_per_image
         self.encoder = Encoder(llava, stats, max_images=max(1, together), reuse=reuse)
@@ -72,7 +76,12 @@ class Runner:
         self.encoder.trim()
 
     def _groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        return groups(sequences, self.max_prefill_tokens, padded=not self.llava.kernels.packed)
+        return groups(
+            sequences,
+            self.max_prefill_tokens,
+            padded=not self.llava.kernels.packed,
+            gathering=self._gathering,
+        )
 
     def _prefill(self, group: list[Sequence], take: Take) -> Iterator[Sequence]:
         """One group, halved when memory runs out, as are then the groups to come."""
@@ -87,8 +96,10 @@ class Runner:
         if len(group) == 1:
             yield group[0]
             return
-        fed = sum(sequence.num_pending for sequence in group)
-        self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, fed // 2))
+        load = Load(self._gathering)
+        for sequence in group:
+            load = load.plus(sequence, sequence.num_pending)
+        self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, load.tokens // 2))
         half = len(group) // 2
         yield from self._prefill(group[:half], take)
         yield from self._prefill(group[half:], take)
@@ -181,21 +192,57 @@ def rows_of(sequences: list[Sequence]) -> Rows:
     )
 
 
+@dataclass(frozen=True)
+class Load:
+    """What a prefill group takes beside its weights, in tokens fed. held: tokens that its rows have with the pass."""
+
+    gathering: float
+    fed: int = 0
+    held: int = 0
+    has_past: bool = False
+
+    def plus(self, sequence: Sequence, size: int) -> "Load":
+        """With one row more, for which `size` tokens are fed."""
+        return Load(
+            self.gathering,
+            self.fed + size,
+            self.held + len(sequence.ids),
+            self.has_past or sequence.num_cached > 0,
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Those fed, and as many as would take what is gathered."""
+        return self.fed + (math.ceil(self.gathering * self.held) if self.has_past else 0)
+
+
+def gathering(llava: Llava) -> float:
+    """A layer's keys and values of one token, in activations of one token."""
+    text = llava.text_config
+    num_layers: int = text.num_hidden_layers
+    return slot_bytes(text, 1, llava.dtype) / num_layers / activation_bytes(text, llava.dtype)
+
+
 def groups(
-    sequences: list[Sequence], max_tokens: int, *, padded: bool = True
+    sequences: list[Sequence], max_tokens: int, *, padded: bool = True, gathering: float = 0.0
 ) -> list[list[Sequence]]:
-    """Sequences of like length together, at most `max_tokens` a group, its padding counted."""
+    """Sequences of like length together, at most `max_tokens` a group, its padding counted.
+
+    gathering: see `gathering`; so much of a token is counted for each that a group's rows hold, past and
+    new, where it has a row with a past.
+    """
     made: list[list[Sequence]] = []
-    fed = 0
+    load = Load(gathering)
     for sequence in sorted(sequences, key=lambda s: s.num_pending, reverse=True):
         # The first of a group is its longest: it sets the padded length.
         size = made[-1][0].num_pending if made and padded else sequence.num_pending
-        if made and fed + size <= max_tokens:
+        together = load.plus(sequence, size)
+        if made and together.tokens <= max_tokens:
             made[-1].append(sequence)
-            fed += size
+            load = together
         else:
             made.append([sequence])
-            fed = sequence.num_pending
+            load = Load(gathering).plus(sequence, sequence.num_pending)
     return made
 
 

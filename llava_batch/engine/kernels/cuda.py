@@ -30,6 +30,7 @@ def kernels(name: str) -> Kernels:
             packed=True,
             prefill=flash_prefill,
             decode=flash_decode,
+            gathers=True,
             tower="flash_attention_2",
         )
     if name == "varlen":
@@ -41,6 +42,7 @@ def kernels(name: str) -> Kernels:
             prefill=varlen_prefill,
             decode=decode,
             reads_span=not by_length,
+            gathers=True,
         )
     return Kernels(
         name=name, packed=True, prefill=sdpa_prefill, decode=sdpa_decode, reads_span=True
