@@ -153,15 +153,17 @@ def test_no_step_waits_for_the_device_however_the_engine_is_made(card, options) 
     answer(made, [*forks(3, temperature=0.5), ask("a", turns=TURNS[:1])])
 
 
-def test_rows_of_several_key_lengths_are_captured_as_well(card, monkeypatch) -> None:
-    monkeypatch.setattr("llava_batch.engine.forward.decode_batch.SPAN", 32)
+def test_every_bucket_of_key_lengths_is_captured_before_the_work(card, monkeypatch) -> None:
+    monkeypatch.setattr("llava_batch.engine.forward.decode_batch.SPAN", 48)
     made = card.engine(vision_config(), small(), attention="sdpa")
-    answer(made, [ask("a", prompt_ids=prompt(1, 20 * n), id=str(n)) for n in range(1, 5)])
-    batch = made._runner.batch
-    assert batch is not None
-    assert batch._graphs is not None
-    assert len({span for _, span in batch._graphs._captured}) > 1
-    assert all(batch._graphs._captured.values())
+    batch: Any = made._runner.batch
+    captured = dict(batch._graphs._captured)
+    assert set(captured) == {(size, span) for size in batch.sizes for span in batch.spans}
+    assert all(captured.values())
+    answer(made, [ask("a", prompt_ids=prompt(1, 30 * n), id=str(n)) for n in range(1, 4)])
+    assert batch._graphs._captured == captured
+    spans = {key[1] for key, one in captured.items() if one.graph.num_replays}
+    assert len(spans) > 1, "rows of several lengths"
 
 
 @pytest.mark.parametrize(
