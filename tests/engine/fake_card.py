@@ -149,7 +149,10 @@ class Watch(TorchDispatchMode):
         pinned = kwargs.pop("pin_memory", False) or func is aten._pin_memory.default
         if func is aten._pin_memory.default:
             func = aten.clone.default
-        found = func(*args, **kwargs)
+        try:
+            found = func(*args, **kwargs)
+        except UNKNOWN as error:  # of a library's own operation, which says so only now
+            raise Fault(f"the host waits for the device: {func} {where()}") from error
         if pinned:
             found.is_in_pinned_memory = True
         if self.trace is not None:
@@ -192,6 +195,11 @@ def is_tensor(one: Any) -> bool:
     return isinstance(one, torch.Tensor)
 
 
+UNKNOWN = (
+    fake_tensors.DataDependentOutputException,
+    fake_tensors.DynamicOutputShapeException,
+)
+"""What fake tensors raise where a number would have to be known."""
 WAITING = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 INDEXING = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default,
             aten._index_put_impl_.default)  # fmt: skip
