@@ -28,6 +28,9 @@ class Rows:
     slots: tuple[int, ...]
     past: tuple[int, ...]
     new: tuple[int, ...]
+    _sent: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     @property
     def length(self) -> int:
@@ -44,6 +47,13 @@ class Rows:
         """int64 `[3, B]`: slots, past, new, as the kernels take them."""
         return np.array([self.slots, self.past, self.new], dtype=np.int64)
 
+    def places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        """int64 `[B]` each on the device: slots and past, sent there once a pass."""
+        if device not in self._sent:
+            slots, past = on_device(self.array[:2], device)
+            self._sent[device] = slots, past
+        return self._sent[device]
+
     def store(
         self,
         keys: torch.Tensor,
@@ -53,8 +63,7 @@ class Rows:
     ) -> KV:
         """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
         if self.is_decode:
-            slots = torch.as_tensor(self.slots, device=keys.device)
-            past_on_device = torch.as_tensor(self.past, device=keys.device)
+            slots, past_on_device = self.places(keys.device)
             keys[slots, :, past_on_device] = new_keys[:, :, 0]
             values[slots, :, past_on_device] = new_values[:, :, 0]
             return keys, values

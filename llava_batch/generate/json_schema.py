@@ -99,8 +99,10 @@ class Walk:
         """Logits `[V]` with minus infinity for every token that cannot follow `answer`."""
         import torch
 
-        allowed = torch.from_numpy(self._allowed(answer, len(logits)))
-        return logits.masked_fill(~allowed.to(logits.device), float("-inf"))
+        hidden = torch.from_numpy(~self._allowed(answer, len(logits)))
+        if logits.is_cuda:  # from pinned memory, so that the host does not wait for the copy
+            hidden = hidden.pin_memory().to(logits.device, non_blocking=True)
+        return logits.masked_fill(hidden, float("-inf"))
 
     def _allowed(self, answer: Sequence[int], size: int) -> np.ndarray:
         """bool `[V]`: which tokens may follow."""

@@ -55,13 +55,12 @@ class Graphs:
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def warm(self, keys: list[Key]) -> None:
-        """Capture these now; the largest first, whose memory the others then share."""
+        """Capture these, before any work; the largest first, whose memory the others then share."""
         for key in keys:
-            self.prepare(key)
+            self._prepare(key)
 
-    def prepare(self, key: Key) -> None:
-        """Capture a bucket that is new; may overwrite the step's inputs."""
-        if self._gave_up or key in self._captured:
+    def _prepare(self, key: Key) -> None:
+        if self._gave_up:
             return
         self._captured[key] = None
         try:

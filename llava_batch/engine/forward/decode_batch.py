@@ -25,7 +25,7 @@ from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.stats import Stats
 
 SPAN = 256
-"""Key lengths are bucketed in multiples of this."""
+"""The shortest bucket of key lengths; each further one is twice as long."""
 FROM_DEVICE = -1
 """Stands for the token that the step before sampled."""
 
@@ -40,8 +40,8 @@ class DecodeBatch:
             )
         self.llava, self.cache = llava, cache
         num_slots = cache.num_slots
-        self.sizes = slot_buckets(num_slots)
         self.spans = span_buckets(cache.max_tokens, bucketed=llava.kernels.reads_span)
+        self.sizes = slot_buckets(num_slots, few=len(self.spans) > 1)
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=llava.device)
         """What each slot's row sampled last."""
         self._places = torch.zeros(3, num_slots, dtype=torch.int64, device=llava.device)
@@ -49,7 +49,7 @@ class DecodeBatch:
         self._graphs = None
         if graphs:
             self._graphs = Graphs(self._run, self._idle, llava.device, stats)
-            self._graphs.warm(self._first_keys())
+            self._graphs.warm(self.keys)
 
     def step(self, sequences: list[Sequence]) -> Outputs:
         """Feed every sequence's newest token -> logits `[b, V]`, best tokens and their log-probability.
@@ -59,8 +59,6 @@ class DecodeBatch:
         positions = [len(s.ids) + s.in_flight - 1 for s in sequences]
         size = bucket(max(s.slot for s in sequences) + 1, self.sizes)
         span = bucket(max(positions) + 1, self.spans)
-        if self._graphs is not None:
-            self._graphs.prepare((size, span))  # overwrites the places
         places = self._idle_places(size)
         for sequence, position in zip(sequences, positions, strict=True):
             token = FROM_DEVICE if sequence.in_flight else sequence.ids[-1]
@@ -99,24 +97,29 @@ class DecodeBatch:
         logits = self.llava.logits(hidden[:, 0])
         return logits, *self.llava.kernels.best_token(logits)
 
-    def _first_keys(self) -> list[Key]:
-        """What is captured at start, the largest first; with spans only that one, for the memory."""
-        largest = [(size, self.spans[-1]) for size in reversed(self.sizes)]
-        return largest if len(self.spans) == 1 else largest[:1]
+    @property
+    def keys(self) -> list[Key]:
+        """Every bucket there is, the largest first."""
+        return [(size, span) for size in reversed(self.sizes) for span in reversed(self.spans)]
 
 
-def slot_buckets(num_slots: int) -> list[int]:
-    """1, 2, 4, 8, 16, 24, 32, 48, 64, 96 ... up to `num_slots`, which is always one."""
+def slot_buckets(num_slots: int, *, few: bool = False) -> list[int]:
+    """1, 2, 4, 8, 16, 24, 32, 48, 64, 96 ... up to `num_slots`, which is always one; `few`: each twice
+    the one before, since each is captured for every key length, and keeps its logits."""
     sizes = [1, 2, 4, 8]
     while sizes[-1] < num_slots:
         power = 1 << (sizes[-1].bit_length() - 1)
-        sizes.append(power + power // 2 if power >= 16 and sizes[-1] == power else 2 * power)
+        between = not few and power >= 16 and sizes[-1] == power
+        sizes.append(power + power // 2 if between else 2 * power)
     return [size for size in sizes if size < num_slots] + [num_slots]
 
 
 def span_buckets(max_tokens: int, *, bucketed: bool) -> list[int]:
-    """Multiples of SPAN up to `max_tokens`, which is always one; it alone if not `bucketed`."""
-    return [*range(SPAN, max_tokens, SPAN), max_tokens] if bucketed else [max_tokens]
+    """SPAN, doubled up to `max_tokens`, which is always one; it alone if not `bucketed`."""
+    spans = [SPAN] if bucketed else []
+    while spans and spans[-1] < max_tokens:
+        spans.append(2 * spans[-1])
+    return [span for span in spans if span < max_tokens] + [max_tokens]
 
 
 def bucket(needed: int, buckets: list[int]) -> int:

@@ -16,6 +16,7 @@ from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
+from llava_batch.engine.forward.prefill_groups import Load, gathering, groups
 from llava_batch.engine.model.llava import Llava
 from llava_batch.engine.model.quantize import is_int8
 from llava_batch.engine.model.supported import waits_for_the_device
@@ -45,6 +46,7 @@ class Runner:
     ) -> None:
         self.llava, self.cache, self.stats = llava, cache, stats
         self.max_prefill_tokens = max_prefill_tokens
+        self._gathering = gathering(llava) if llava.kernels.gathers else 0.0
         # Ahead of need only on a card, and no more than one group holds: the memory is planned for it.
         together = 1 if llava.device.type == "cpu" else max_prefill_tokens // llava.tokens_per_image
         self.encoder = Encoder(llava, stats, max_images=max(1, together), reuse=reuse)
@@ -72,7 +74,12 @@ class Runner:
         self.encoder.trim()
 
     def _groups(self, sequences: list[Sequence]) -> list[list[Sequence]]:
-        return groups(sequences, self.max_prefill_tokens, padded=not self.llava.kernels.packed)
+        return groups(
+            sequences,
+            self.max_prefill_tokens,
+            padded=not self.llava.kernels.packed,
+            gathering=self._gathering,
+        )
 
     def _prefill(self, group: list[Sequence], take: Take) -> Iterator[Sequence]:
         """One group, halved when memory runs out, as are then the groups to come."""
@@ -87,8 +94,10 @@ class Runner:
         if len(group) == 1:
             yield group[0]
             return
-        fed = sum(sequence.num_pending for sequence in group)
-        self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, fed // 2))
+        load = Load(self._gathering)
+        for sequence in group:
+            load = load.plus(sequence, sequence.num_pending)
+        self.max_prefill_tokens = min(self.max_prefill_tokens, max(1, load.tokens // 2))
         half = len(group) // 2
         yield from self._prefill(group[:half], take)
         yield from self._prefill(group[half:], take)
@@ -119,10 +128,10 @@ class Runner:
             rows = [sequence.slot for sequence in sequences]
             return Scored(logits=logits, best=best, logprobs=logprobs, rows=rows)
         places = rows_of(sequences)
-        device = self.llava.device
-        ids = torch.tensor([[sequence.ids[-1]] for sequence in sequences], device=device)
-        positions = torch.tensor(places.past, device=device)[:, None]
-        hidden = self.llava.forward(self.llava.embed(ids), positions, self.cache, places)
+        newest = np.array([[sequence.ids[-1]] for sequence in sequences], dtype=np.int64)
+        ids = on_device(newest, self.llava.device)
+        _, past = places.places(self.llava.device)
+        hidden = self.llava.forward(self.llava.embed(ids), past[:, None], self.cache, places)
         return self.score(self.llava.logits(hidden[:, 0]))
 
     def keep(
@@ -179,24 +188,6 @@ def rows_of(sequences: list[Sequence]) -> Rows:
         past=tuple(sequence.num_cached for sequence in sequences),
         new=tuple(sequence.num_pending for sequence in sequences),
     )
-
-
-def groups(
-    sequences: list[Sequence], max_tokens: int, *, padded: bool = True
-) -> list[list[Sequence]]:
-    """Sequences of like length together, at most `max_tokens` a group, its padding counted."""
-    made: list[list[Sequence]] = []
-    fed = 0
-    for sequence in sorted(sequences, key=lambda s: s.num_pending, reverse=True):
-        # The first of a group is its longest: it sets the padded length.
-        size = made[-1][0].num_pending if made and padded else sequence.num_pending
-        if made and fed + size <= max_tokens:
-            made[-1].append(sequence)
-            fed += size
-        else:
-            made.append([sequence])
-            fed = sequence.num_pending
-    return made
 
 
 Fed = tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]

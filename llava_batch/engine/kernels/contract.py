@@ -34,6 +34,7 @@ class Kernels:
     prefill, decode: query `[B, Hq, Q, D]` and what the pass's `store` returned -> `[B, Q, Hq, D]`. Of a
         `Packed` pass B is 1 and Q is T; of a decode step Q is 1, and of a `Prefix` B is b.
     reads_span: decode reads `Prefix.span` keys of every slot, however few it holds.
+    gathers: prefill copies all that a pass's rows hold, keys and values, where one of them has a past.
     tower: what transformers calls the attention of the vision tower on a card.
     best_token: logits `[B, V]` -> each row's first highest entry and its log-probability.
     prepare: fits a model on its device to the kernels, once.
@@ -44,6 +45,7 @@ class Kernels:
     prefill: Attend
     decode: Attend
     reads_span: bool = False
+    gathers: bool = False
     tower: str = "sdpa"
     best_token: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = best_token
     prepare: Callable[[Any], None] = as_it_is

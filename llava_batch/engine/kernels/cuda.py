@@ -30,6 +30,7 @@ def kernels(name: str) -> Kernels:
             packed=True,
             prefill=flash_prefill,
             decode=flash_decode,
+            gathers=True,
             tower="flash_attention_2",
         )
     if name == "varlen":
@@ -41,6 +42,7 @@ def kernels(name: str) -> Kernels:
             prefill=varlen_prefill,
             decode=decode,
             reads_span=not by_length,
+            gathers=True,
         )
     return Kernels(
         name=name, packed=True, prefill=sdpa_prefill, decode=sdpa_decode, reads_span=True
@@ -107,7 +109,7 @@ def flash_decode(
 
 def _varlen(
     query: Tensor, key: Tensor, value: Tensor, offsets: tuple[Tensor, Tensor],
-    lengths: tuple[int, int], scaling: float, window: int | None, **more: Any,
+    lengths: tuple[int, int], scaling: float, window_size: tuple[int, int], **more: Any,
 ) -> Tensor:  # fmt: skip
     """torch's function, by the arguments that this torch's has."""
     from torch.nn.attention.varlen import varlen_attn
@@ -121,7 +123,7 @@ def _varlen(
         *offsets,
         *lengths,
         scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
+        window_size=window_size,
         **more,
     )
 
@@ -133,20 +135,29 @@ def varlen_prefill(
     offsets = (rows.q_offsets, rows.k_offsets)
     lengths = (max(rows.new), rows.max_keys)
     packed = (query[0].transpose(0, 1), rows.packed(key), rows.packed(value))
-    return _varlen(*packed, offsets, lengths, scaling, window)[None]
+    window_size = (-1 if window is None else window - 1, 0)
+    return _varlen(*packed, offsets, lengths, scaling, window_size)[None]
 
 
 def varlen_decode(
     query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
 ) -> Tensor:
-    """The slots one behind the other are the keys; each slot's own length of them is used."""
+    """The slots one behind the other are the keys; each slot's own length of them is used.
+
+    A query that is alone sees all of these with a causal mask and without, and only without does the
+    kernel take the queries that share a K/V head together, reading it once, and split long rows.
+    """
     size, kv_heads, length, dim = key.shape
     offsets = (step.q_offsets, step.q_offsets * length)
     flat = (part.transpose(1, 2).view(size * length, kv_heads, dim) for part in (key, value))
     keys, values = flat
     lengths = (1, length)
-    used = {"seqused_k": step.lengths}
-    return _varlen(query[:, :, 0], keys, values, offsets, lengths, scaling, window, **used)[:, None]
+    window_size = (-1, -1) if window is None else (window - 1, 0)
+    mixed = _varlen(
+        *(query[:, :, 0], keys, values, offsets, lengths, scaling, window_size),
+        seqused_k=step.lengths,
+    )
+    return mixed[:, None]
 
 
 def sdpa_prefill(

@@ -74,8 +74,7 @@ def decode_attention(
     """
     _, heads, _, dim = query.shape
     num_slots, kv_heads, length, _ = key.shape
-    slots = torch.as_tensor(rows.slots, device=query.device)
-    past = torch.as_tensor(rows.past, device=query.device)
+    slots, past = rows.places(query.device)
     spread = query.new_zeros(num_slots, heads, dim)
     spread[slots] = query[:, :, 0]
     grouped = spread.view(num_slots * kv_heads, heads // kv_heads, dim)

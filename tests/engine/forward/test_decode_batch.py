@@ -31,12 +31,14 @@ def test_the_buckets_of_slots_are_few_and_end_at_the_number_of_slots():
     assert slot_buckets(64) == [1, 2, 4, 8, 16, 24, 32, 48, 64]
     assert slot_buckets(200) == [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 200]
     assert slot_buckets(256)[-3:] == [128, 192, 256]
+    assert slot_buckets(24, few=True) == [1, 2, 4, 8, 16, 24]
+    assert slot_buckets(256, few=True) == [1, 2, 4, 8, 16, 32, 64, 128, 256]
 
 
-@given(st.integers(1, 600), st.data())
-def test_a_bucket_holds_what_it_must_and_at_most_twice_that(num_slots, data):
+@given(st.integers(1, 600), st.booleans(), st.data())
+def test_a_bucket_holds_what_it_must_and_at_most_twice_that(num_slots, few, data):
     needed = data.draw(st.integers(1, num_slots))
-    sizes = slot_buckets(num_slots)
+    sizes = slot_buckets(num_slots, few=few)
     assert sizes == sorted(set(sizes))
     assert (
         needed <= bucket(needed, sizes) <= max(num_slots if needed > sizes[-1] else 0, 2 * needed)
@@ -47,6 +49,7 @@ def test_key_lengths_are_bucketed_only_where_a_kernel_reads_them_all():
     assert span_buckets(2048, bucketed=False) == [2048]
     assert span_buckets(700, bucketed=True) == [256, 512, 700]
     assert span_buckets(512, bucketed=True) == [256, 512]
+    assert span_buckets(2048, bucketed=True) == [256, 512, 1024, 2048]
     assert span_buckets(100, bucketed=True) == [100]
     assert bucket(256, span_buckets(700, bucketed=True)) == 256
     assert bucket(257, span_buckets(700, bucketed=True)) == 512
@@ -200,6 +203,7 @@ def graphed(monkeypatch, fault=None, **options):
     batch = made._runner.batch
     assert batch is not None
     batch._graphs = graphs.Graphs(batch._run, batch._idle, made.llava.device, made.stats)
+    batch._graphs.warm(batch.keys)
     return made, batch
 
 
@@ -210,17 +214,29 @@ def expect_reference(made, given):
 
 
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_captured_lazily_in_the_middle_of_the_work_the_answers_are_the_same(monkeypatch, slots):
+def test_all_that_the_work_needs_is_captured_before_it_and_the_answers_are_the_same(
+    monkeypatch, slots
+):
     monkeypatch.setattr(decode_batch, "SPAN", 16)
     made, batch = graphed(monkeypatch, slots=slots)
+    captured = dict(batch._graphs._captured)
+    assert len(captured) > 1
+    assert all(captured.values())
+    seen, run = [], batch._graphs.run
+
+    def noted(key):
+        seen.append(key)
+        return run(key)
+
+    monkeypatch.setattr(batch._graphs, "run", noted)
     expect_reference(made, requests(9, max_new_tokens=18, ignore_eos=True))
-    assert len(batch._graphs._captured) > 1
-    assert all(batch._graphs._captured.values())
+    assert set(seen) <= set(captured), "a step was not captured before it was needed"
+    assert captured == batch._graphs._captured
 
 
 def test_a_bucket_without_memory_for_its_graph_decodes_without(monkeypatch, caplog):
-    made, batch = graphed(monkeypatch, out_of_memory_from_four, slots=8)
     with caplog.at_level(logging.WARNING):
+        made, batch = graphed(monkeypatch, out_of_memory_from_four, slots=8)
         expect_reference(made, requests(9))
     captured = batch._graphs._captured
     assert {key[0] >= 4 for key, graph in captured.items() if graph is None} == {True}
@@ -229,8 +245,8 @@ def test_a_bucket_without_memory_for_its_graph_decodes_without(monkeypatch, capl
 
 
 def test_a_step_that_cannot_be_captured_decodes_without_graphs(monkeypatch, caplog):
-    made, batch = graphed(monkeypatch, cannot, slots=8)
     with caplog.at_level(logging.WARNING):
+        made, batch = graphed(monkeypatch, cannot, slots=8)
         expect_reference(made, requests(9))
     assert len(batch._graphs._captured) == 1, "it is tried once"
     assert caplog.text.count("cannot be captured") == 1
@@ -247,11 +263,9 @@ def test_at_start_the_largest_bucket_is_captured_first(monkeypatch):
 
     monkeypatch.setattr(batch, "_run", run)
     capturing = graphs.Graphs(batch._run, batch._idle, made.llava.device, Stats())
-    batch.spans = [256, 300]
-    assert batch._first_keys() == [(8, 300)], "one of many lengths: the rest when needed"
-    batch.spans = [300]
-    capturing.warm(batch._first_keys())
-    assert [key[0] for key in order] == [8, 4, 2, 1]
+    batch.sizes, batch.spans = [2, 8], [256, 300]
+    capturing.warm(batch.keys)
+    assert order == [(8, 300), (8, 256), (2, 300), (2, 256)]
 
 
 def test_lag_and_graphs_are_refused_where_they_cannot_be_had():
@@ -319,7 +333,7 @@ def test_a_capture_that_fails_gives_the_thread_its_stream_back(monkeypatch):
         return (torch.zeros(1),) * 3
 
     capturing = graphs.Graphs(run, lambda key: None, torch.device("cpu"), Stats())
-    capturing.prepare((4, 256))
+    capturing.warm([(4, 256)])
     assert capturing._gave_up
     assert card.current == "the thread's own"
     assert set(streams) != {"the thread's own"}

@@ -4,6 +4,7 @@ import builtins
 import importlib.util
 import sys
 from dataclasses import replace
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -19,7 +20,8 @@ from llava_batch.engine import Request
 from llava_batch.engine.kernels import choose, cpu, cuda, plain, self_test
 from llava_batch.engine.kernels.contract import Kernels, Place
 from llava_batch.engine.model.llava import place_of
-from llava_batch.engine.passes import Prefix, Rows
+from llava_batch.engine.model.memory import activation_bytes
+from llava_batch.engine.passes import Packed, Prefix, Rows
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 
@@ -119,6 +121,32 @@ def test_the_engine_answers_through_each_kernel_as_alone(monkeypatch, name, shap
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "call"), [("flash", "flash_attn_with_kvcache"), ("varlen", "varlen_attn")]
+)
+def test_a_decode_without_a_window_asks_for_none_so_that_queries_share_their_keys(
+    monkeypatch, name, call
+):
+    """flash-attn and torch's copy of it group queries (`seqlenq_ngroups_swapped`) only if both sides of
+    the window are negative, and `causal` leaves them so where each row has one query."""
+    stand_in.install(monkeypatch)
+    module = sys.modules["flash_attn" if name == "flash" else "torch.nn.attention.varlen"]
+    whole, seen = getattr(module, call), []
+
+    @wraps(whole)
+    def noted(*tensors, **how):
+        seen.append(how["window_size"])
+        return whole(*tensors, **how)
+
+    monkeypatch.setattr(module, call, noted)
+    keys, values = slots_of(2, 8, 20)
+    past = torch.tensor([5, 0, 19, 7])
+    step = Prefix(positions=past, lengths=past.int() + 1, span=20)
+    for window in (None, 6):
+        cuda.kernels(name).decode(torch.randn(4, 4, 1, 8), keys, values, step, 0.3, window)
+    assert seen == [(-1, -1), (5, 0)]
+
+
 @pytest.mark.parametrize(("max_tokens", "window"), [(100, 24), (25, 24), (24, None)])
 @pytest.mark.parametrize("name", ["native", "torch", "sdpa"])
 def test_a_window_as_long_as_a_slot_is_none(monkeypatch, name, max_tokens, window):
@@ -146,6 +174,32 @@ def test_a_window_as_long_as_a_slot_is_none(monkeypatch, name, max_tokens, windo
     assert seen == {window}
     for request in given:
         assert found[(request.id, 0, 0)].token_ids == reference("mistral", request)[0]
+
+
+@pytest.mark.parametrize("shape", ["multi-head", "grouped-query"])
+@pytest.mark.parametrize("name", ["flash", "varlen"])
+def test_what_a_prefill_gathers_of_its_rows_pasts_is_in_its_budget(monkeypatch, name, shape):
+    """Forks of a long prompt feed a few tokens each, and all that they hold is copied for the kernel."""
+    stand_in.install(monkeypatch)
+    budget, taken, whole = 60, [], Packed.packed
+    made = engine(shape, attention=name, slots=8, prefill_tokens=budget, lag=True)
+    one = activation_bytes(made.llava.text_config, torch.float32)
+
+    def noted(work, slots):
+        found = whole(work, slots)
+        copied = 0 if work.is_fresh else 2 * found.numel() * found.element_size()
+        taken.append((len(work.slots), sum(work.new) * one + copied))
+        return found
+
+    monkeypatch.setattr(Packed, "packed", noted)
+    given = [
+        Request(id=str(n), pixels=image(7), prompt_ids=[*prompt(7, 24), 20 + n, 5, 6, 7])
+        for n in range(9)
+    ]
+    found = list(made.generate([replace(request, max_new_tokens=2) for request in given]))
+    assert {completion.error for completion in found} == {None}
+    assert max(rows for rows, _ in taken) > 1, "some must be prefilled together"
+    assert max(size for rows, size in taken if rows > 1) <= budget * one
 
 
 def on_cuda(monkeypatch, *, capability=(9, 0), installed=("flash", "varlen"), faults=()):

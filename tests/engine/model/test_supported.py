@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from families import GROUPED, ROPES, TOWER, roped, text
 from tiny_llava import (  # fmt: skip
     COMMON,
-    PATCH,
-    SIZE,
     TOKENS,
     image,
     prompt,
@@ -22,21 +21,12 @@ from tiny_llava import (  # fmt: skip
 from transformers import (
     CLIPVisionConfig,
     Gemma2Config,
-    GemmaConfig,
     GPTNeoXConfig,
     GptOssConfig,
-    GraniteConfig,
-    LlamaConfig,
     LlavaConfig,
-    MistralConfig,
-    Phi3Config,
-    PhiConfig,
     PixtralVisionConfig,
-    Qwen2Config,
-    Qwen3Config,
     Siglip2VisionConfig,
     SiglipVisionConfig,
-    SmolLM3Config,
     StableLmConfig,
 )
 
@@ -50,32 +40,6 @@ from llava_batch.engine.model import load, supported
 from llava_batch.engine.passes import Rows
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
-
-GROUPED = COMMON | {"num_key_value_heads": 2, "tie_word_embeddings": False}
-WINDOW = {"sliding_window": 24}
-
-
-def text(kind: str):
-    """A config of one of `supported.TEXTS`, with what sets it apart in its attention."""
-    return {
-        "llama": lambda: LlamaConfig(**GROUPED, attention_bias=True),
-        "mistral": lambda: MistralConfig(**GROUPED, **WINDOW),
-        "qwen2": lambda: Qwen2Config(
-            **GROUPED, **WINDOW, use_sliding_window=True, max_window_layers=1
-        ),
-        "qwen3": lambda: Qwen3Config(**GROUPED, head_dim=32),
-        "phi": lambda: PhiConfig(**GROUPED, partial_rotary_factor=0.5),
-        "phi3": lambda: Phi3Config(**GROUPED, **WINDOW, partial_rotary_factor=0.5),
-        "gemma": lambda: GemmaConfig(**GROUPED, head_dim=24),
-        "granite": lambda: GraniteConfig(
-            **GROUPED, attention_multiplier=0.2, residual_multiplier=0.7, embedding_multiplier=3.0
-        ),
-        "smollm3": lambda: SmolLM3Config(**GROUPED, no_rope_layer_interval=2),
-    }[kind]()
-
-
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
-         "num_attention_heads": 2, "image_size": SIZE, "patch_size": PATCH}  # fmt: skip
 
 
 def given(num_image_tokens: int = TOKENS) -> list[Request]:
@@ -123,24 +87,6 @@ def test_every_tower_on_the_list_gives_the_features_that_generate_reads(
 def test_the_towers_that_are_tested_are_those_on_the_list() -> None:
     kinds = {CLIPVisionConfig.model_type, SiglipVisionConfig.model_type}
     assert kinds == set(supported.TOWERS)
-
-
-def roped(kind: str, positions: int = 160, **more) -> LlamaConfig:
-    parameters = {"rope_type": kind, "rope_theta": 10_000.0, **more}
-    sizes = GROUPED | {"max_position_embeddings": positions}
-    return LlamaConfig(**sizes, rope_parameters=parameters)
-
-
-ROPES: dict[str, dict[str, Any]] = {
-    "default": {},
-    "linear": {"factor": 4.0},
-    "llama3": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-               "original_max_position_embeddings": 64},
-    "yarn": {"factor": 8.0, "original_max_position_embeddings": 64},
-    "dynamic": {"factor": 4.0},
-    "longrope": {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "factor": 4.0,
-                 "original_max_position_embeddings": 100},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", supported.ROPES)
