@@ -52,7 +52,7 @@ def test_every_field_has_a_flag_that_sets_it(given, name: str) -> None:
     values: dict[type, Any] = {str: "x", int: 3, float: 0.5, bool: True}
     special: dict[str, Any] = {
         "format": "arrow", "dtype": "bfloat16", "quantization": "nf4", "attention": "torch",
-        "image_aspect": "crop", "on_change": "keep", "stall_timeout_s": 5.0, "choices": ("x", "y"),
+        "image_aspect": "crop", "on_change": "keep", "stall_timeout_s": 5.0, "choices": ("x", "y"), "partition": ("dt=x",),
     }  # fmt: skip
     # Each in a job of its own: some exclude each other, some need another.
     for field in job_fields():
