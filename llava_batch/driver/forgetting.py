@@ -12,10 +12,14 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from llava_batch.answers import thumbnails
+from llava_batch.driver.gone_from_tables import gone_from_table, table_input
 from llava_batch.errors import RowError, UsageError
 from llava_batch.job import Job
+from llava_batch.prompts.asks import prompt_columns
+from llava_batch.read.columns import kept_names
 from llava_batch.read.find import find
 from llava_batch.read.kinds import read_rows
+from llava_batch.read.lake.table import AsOf
 from llava_batch.read.patterns import is_pattern
 from llava_batch.read.reading import Reading
 from llava_batch.read.walk import lies_in, real_path
@@ -60,9 +64,23 @@ def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
             f"{ledger.out.shown}: {len(open_tables)} table(s) have no record, {open_tables[0]} first: a "
             "run was stopped there or had a --limit; run the job to its end first, or delete them"
         )
-    units = find(inputs, ledger.members, output=ledger.out).units
-    asked = _Asked(ledger, inputs, frozenset(unit.input for unit in units))
+    found = find(
+        inputs,
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        answered=ledger.units_of,
+        output=ledger.out,
+        as_of=_as_of(ledger),
+    )
+    units = found.units
+    tables = {table_input(table): table.units for table in found.tables}
+    asked = _Asked(ledger, inputs, frozenset(unit.input for unit in units), frozenset(tables))
     forgettings = to_forget(ledger, units, is_gone=asked.is_gone, names_in=asked.names_in)
+    for input, files in tables.items():
+        of_it, moved = gone_from_table(ledger, input, files, ledger.settings.get("key_column"))
+        forgettings += of_it
+        asked.moved += moved
     return Lost(
         forgettings=forgettings,
         elsewhere=asked.elsewhere,
@@ -98,12 +116,16 @@ class _Asked:
     inputs: Sequence[str]
     found: frozenset[str]
     """The inputs of the units that there are, as `Unit.input` has them."""
+    tables: frozenset[str]
+    """Those of them that are tables of the lake, which are asked by their rows."""
     elsewhere: list[str] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     unknown: list[str] = field(default_factory=list)
 
     def is_gone(self, record: Record) -> bool:
         """Whether the unit's input is not there, and lies below one that was given or is nowhere."""
+        if record.input in self.tables:
+            return False
         if record.input in self.found:
             self.moved.append(record.unit)
             return False
@@ -132,6 +154,19 @@ class _Asked:
         known = ("image_column", "key_column", "max_image_bytes")
         settings = {n: self.ledger.settings[n] for n in known if n in self.ledger.settings}
         return Reading.of(Job(**settings), (), pa.schema([]))
+
+
+def _as_of(ledger: Ledger) -> AsOf:
+    """How the folder's own settings read tables of the lake, as of now."""
+    said = ledger.settings
+    names = ("prompt", "system", "suffix", "question_column")
+    job = Job(**{name: said[name] for name in names if said.get(name)})
+    columns = (*prompt_columns(job, None), *kept_names(said.get("keep", ())))
+    return AsOf(
+        image_column=said.get("image_column"),
+        key_column=said.get("key_column"),
+        columns=None if said.get("recipe") else columns,
+    )
 
 
 def _root(text: str) -> Location:

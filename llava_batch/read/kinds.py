@@ -6,6 +6,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
 from llava_batch.read.arrow import Arrow
 from llava_batch.read.files import Files
 from llava_batch.read.lake.delta import Delta
@@ -79,9 +81,18 @@ def refuse_keys_of_tables(todo: Sequence[Unit], units: Sequence[Unit], column: s
         return
     for table in dict.fromkeys(u.id_base for u in todo if u.of_table and u.retry is None):
         its = [unit for unit in units if unit.of_table and unit.id_base == table]
-        kind = KINDS[its[0].kind]
-        assert isinstance(kind, Delta | Iceberg | Lance)
-        refuse_repeated_keys(its, column, kind.column)
+        refuse_repeated_keys(its, column, key_values)
+
+
+def key_values(unit: Unit, column: str) -> Iterator[pa.Array]:
+    """A column of a lake table's file, deleted rows left out.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    kind = KINDS[unit.kind]
+    assert isinstance(kind, Delta | Iceberg | Lance)
+    return kind.column(unit, column)
 
 
 def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:

@@ -30,11 +30,19 @@ class Forgetting:
     """Of the images that go; None: the whole unit."""
     unit: Unit | None = None
     """A unit of loose files as it will be, without the files that are gone."""
+    keyed_by: str | None = None
+    """The lake table that the ids begin with; None: they begin with the unit's name."""
+    deleted: str | None = None
+    """Of a lake table's file that stands: `Record.deleted` as it will be."""
+
+    @property
+    def base(self) -> str:
+        return self.keyed_by or self.record.unit
 
     def takes(self, image: str) -> bool:
         """Whether the image of this id (`ids.image_id`) goes."""
-        unit, name = self.record.unit, image.removeprefix(f"{self.record.unit}/")
-        return image.startswith(f"{unit}/") and (self.names is None or name in self.names)
+        name = image.removeprefix(f"{self.base}/")
+        return image.startswith(f"{self.base}/") and (self.names is None or name in self.names)
 
 
 def to_forget(
@@ -73,8 +81,13 @@ def forget(ledger: Ledger, forgetting: Forgetting) -> None:
     if table is None:  # it does not read, so every row of it is open
         ledger.forget(record)
         return
-    names = _names(table, record.unit)
-    left = table.filter(pa.array([name not in forgetting.names for name in names]))
+    names = _names(table, forgetting.base)
+    left = table.filter(pa.array([name not in forgetting.names for name in names], pa.bool_()))
+    if not left.num_rows and forgetting.keyed_by and forgetting.deleted is None:
+        ledger.forget(record)  # the last rows of a file that the table has no more
+        return
+    if forgetting.deleted is not None:
+        record = replace(record, deleted=forgetting.deleted)
     if left.num_rows == table.num_rows and (unit is None or unit.source == record.source):
         _remember(ledger, unit)
         return

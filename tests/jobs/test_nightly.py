@@ -66,6 +66,9 @@ class Lake:
             while self.held() == before and night.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.05)
             os.killpg(night.pid, signal.SIGKILL)
+        owner = json.loads((self.out / "_manifest" / "_owner.json").read_text())
+        while Path(f"/proc/{owner['pid']}").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)  # it is killed, and takes its time to end
         assert self.held() != before
 
     def held(self) -> set[str]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -299,6 +300,18 @@ def test_an_owner_whose_process_is_gone_is_replaced_at_once(tmp_path):
     owner_file(tmp_path, pid=2**22 + 1)
     with Ownership(locate(str(tmp_path))) as mine:
         mine.check()
+
+
+def test_an_owner_that_was_killed_and_waits_to_be_reaped_is_replaced_at_once(tmp_path) -> None:
+    # Where nothing reaps (a container), the folder stayed taken for a minute.
+    with subprocess.Popen(["sleep", "60"]) as owner:
+        owner.kill()
+        state = Path(f"/proc/{owner.pid}/stat")
+        while state.exists() and ") Z " not in state.read_text():
+            time.sleep(0.01)
+        owner_file(tmp_path, pid=owner.pid)
+        with Ownership(locate(str(tmp_path))):
+            pass
 
 
 def test_a_stale_owner_that_beats_no_more_is_replaced(tmp_path, quick):

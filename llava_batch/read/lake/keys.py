@@ -27,8 +27,7 @@ def refuse_repeated_keys(units: Sequence[Unit], column: str, read: Column) -> No
         UsageError: a row without a key, or a key that several rows have.
         OSError: the storage failed.
     """
-    hashes = np.fromiter(map(_hash, _keys(units, column, read)), np.uint64)
-    hashes.sort()
+    hashes = key_hashes(units, column, read)
     equal = hashes[1:][hashes[1:] == hashes[:-1]]
     if not len(equal):
         return
@@ -40,6 +39,24 @@ def refuse_repeated_keys(units: Sequence[Unit], column: str, read: Column) -> No
             f"--key-column {column}: {count} rows of {units[0].shown} and the table's other files have the "
             f"key {key}; give a column in which no value stands twice"
         )
+
+
+def key_hashes(units: Iterable[Unit], column: str, read: Column) -> np.ndarray:
+    """A hash of each row's key, as sorted uint64 `[rows]`.
+
+    Raises:
+        UsageError: a row without a key.
+        OSError: the storage failed.
+    """
+    hashes = np.fromiter(map(_hash, _keys(units, column, read)), np.uint64)
+    hashes.sort()
+    return hashes
+
+
+def are_among(keys: Sequence[str], hashes: np.ndarray) -> np.ndarray:
+    """Whether each key, as an answers table has it, is one of those of `key_hashes`; bool `[keys]`."""
+    wanted = np.fromiter(map(_hash, keys), np.uint64, len(keys))
+    return np.isin(wanted, hashes)
 
 
 def _keys(units: Iterable[Unit], column: str, read: Column) -> Iterator[str]:
