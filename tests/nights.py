@@ -40,7 +40,8 @@ def night(
     What it was to read is in the work that it returns, images left out that an earlier run answered.
     `tell` is given its committer; rows of tables go by `key_column`.
     """
-    ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt)
+    keyed = {} if key_column is None else {"key_column": key_column}
+    ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt, **keyed)
     found = find(
         map(str, inputs),
         ledger.members,
