@@ -100,8 +100,12 @@ def _share_a_folder(one: Location, other: Location) -> bool:
 
 def _said(plan: Plan) -> dict[str, str]:
     """What the commit's own metadata says of the run."""
-    return {
+    said = {
         "llava_batch.fingerprint": plan.ledger.fingerprint,
         "llava_batch.model": plan.job.model,
         "llava_batch.inputs": json.dumps([*map(without_credentials, plan.job.input)]),
     }
+    if plan.inputs.tables:
+        snapshots = {table.place.name: table.snapshot for table in plan.inputs.tables}
+        said["llava_batch.snapshots"] = json.dumps(snapshots)
+    return said

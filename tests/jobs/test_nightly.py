@@ -110,6 +110,9 @@ def test_nights_answer_what_is_new_and_the_table_says_what_the_photos_are(tmp_pa
     before = lake.joined()
     assert {status for status, _ in before.values()} == {"ok"} and len(before) == 12
 
+    (commit,) = deltalake.DeltaTable(lake.answers).history(1)
+    assert json.loads(commit["llava_batch.snapshots"]) == {"photos": 0}, "what was read is said"
+
     lake.merge({"k03": 9_999} | keys(range(12, 15)))
     deltalake.DeltaTable(lake.photos).delete("key = 'k07'")
     old_snapshot = deltalake.DeltaTable(lake.answers)
