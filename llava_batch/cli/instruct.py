@@ -16,13 +16,12 @@ from contextlib import closing
 
 from llava_batch.answers.folder import ANSWERS
 from llava_batch.cli.terminal import counted, placed, refuse_mixing, run_and_tell
-from llava_batch.driver.plan import as_of
+from llava_batch.driver.plan import inputs_of
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.errors import UsageError
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
 from llava_batch.prepare.fetch import Fetch
-from llava_batch.read.find import find
 from llava_batch.storage import locate
 from llava_batch.write.ledger import Ledger
 
@@ -98,17 +97,7 @@ def _export_with(
     job = settled.job
     ledger = Ledger(locate(job.output), job.format)
     ledger.load()
-    found = find(
-        job.input,
-        ledger.members,
-        ledger.split_before,
-        rows=ledger.rows,
-        answered=ledger.units_of,
-        partitions=job.partition,
-        output=ledger.out,
-        as_of=as_of(settled),
-    )
-    units = [ledger.as_answered(unit) for unit in found.units]
+    units = [ledger.as_answered(unit) for unit in inputs_of(settled, ledger).units]
     images = images_of(
         units,
         image_column=job.image_column,

@@ -45,7 +45,7 @@ class Lost:
     unknown: list[str]
     """Units whose shard is damaged, so that nothing is known of its rows."""
     sources: dict[str, str]
-    """The input's units, with the fingerprint of what each is read from."""
+    """The input's units, each with which rows it has (`Unit.as_read`)."""
 
     @property
     def rows(self) -> int:
@@ -86,7 +86,7 @@ def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
         elsewhere=asked.elsewhere,
         moved=asked.moved,
         unknown=asked.unknown,
-        sources={unit.name: unit.source for unit in units},
+        sources={unit.name: unit.as_read for unit in units},
     )
 
 

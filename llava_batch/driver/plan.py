@@ -117,16 +117,7 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
-    inputs = find(
-        job.input,
-        ledger.members,
-        ledger.split_before,
-        rows=ledger.rows,
-        answered=ledger.units_of,
-        partitions=job.partition,
-        output=ledger.out,
-        as_of=as_of(settled),
-    )
+    inputs = inputs_of(settled, ledger)
     work = compare(
         ledger,
         inputs.units,
@@ -158,14 +149,27 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     )
 
 
-def as_of(settled: Settled) -> AsOf:
-    """How the job's tables of the lake are read."""
+def inputs_of(settled: Settled, ledger: Ledger) -> Inputs:
+    """The job's inputs, in the units that the folder knows them by.
+
+    Raises:
+        UsageError: as `read.find` says.
+    """
     job = settled.job
-    return AsOf(
-        snapshot=job.snapshot,
-        image_column=job.image_column,
-        key_column=job.key_column,
-        columns=(*settled.columns, *kept_names(job.keep)),
+    return find(
+        job.input,
+        ledger.members,
+        ledger.split_before,
+        rows=ledger.rows,
+        answered=ledger.units_of,
+        partitions=job.partition,
+        output=ledger.out,
+        as_of=AsOf(
+            snapshot=job.snapshot,
+            image_column=job.image_column,
+            key_column=job.key_column,
+            columns=(*settled.columns, *kept_names(job.keep)),
+        ),
     )
 
 

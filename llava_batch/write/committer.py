@@ -128,7 +128,7 @@ class Committer:
             self._open[name].parts.append(rows)
             answered = frozenset(rows["ordinal"].to_pylist())
             self._units[name] = replace(self._units[name], answered=answered)
-        self.taken_up = replace(self.tally)
+        self.taken_up = replace(self.tally, errors=Counter(self.tally.errors))
         return [*self._units.values()], [*taken.values()]
 
     def add(self, batch: pa.Table) -> list[str]:

@@ -108,7 +108,7 @@ def drop_other_parts(ledger: Ledger, sources: Mapping[str, str]) -> None:
         try:
             said = pa.ipc.open_stream(pa.py_buffer(data or b"")).schema.metadata or {}
             of = json.loads(said[_SOURCES])
-        except (ValueError, KeyError, pa.ArrowException):
+        except (OSError, ValueError, KeyError, pa.ArrowException):  # cut short, or none of ours
             of = {}
         if not of or any(sources.get(unit) != source for unit, source in of.items()):
             ledger.patience.keep_trying(partial(delete_file, ledger.out.fs, path))

@@ -1,10 +1,17 @@
 """Forgetting rows of a Delta table: deleted in a file that stands, gone with one that does not, or moved."""
 
+from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from llava_batch.driver.forgetting import delete, lost
+from llava_batch.ids import printable
+from llava_batch.read.exact import rows_of
+from llava_batch.read.lake.keys import are_among, key_hashes
+from llava_batch.read.table_rows import Names
 from llava_batch.storage import locate
 from llava_batch.write.reopen import reopen
 from tests.nights import answers, read_again
@@ -67,3 +74,27 @@ def test_without_keys_a_vanished_file_is_forgotten_once_nothing_is_left_to_answe
     lake.log.commit(lake.log.remove("b.parquet"), lake.log.remove("c.parquet"))
     assert forget(lake) == (3, []) and answers(lake.out) == {}
     assert read_again(lake.night()) == {}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pa.array(["a", "é#~%"]),
+        pa.array([b"a\xff", b""], pa.binary()),
+        pa.array([1, -2], pa.int64()),
+        pa.array([0.1, 1e300]),
+        pa.array([True, False]),
+        pa.array([Decimal("1.50")]),
+        pa.array([datetime(2026, 11, 1, tzinfo=UTC)], pa.timestamp("us", "UTC")),
+        pa.array([1, 10**15 + 1], pa.timestamp("ns")),
+        pa.array([1, 10**9 + 1], pa.time64("ns")),
+    ],
+    ids=lambda values: str(values.type),
+)
+def test_a_key_is_the_same_text_to_the_reader_and_to_who_looks_for_it(values: pa.Array) -> None:
+    # Where they differ, `forget` takes every row for one that is gone.
+    names = Names("key", frozenset())
+    rows = rows_of(pa.record_batch([values], names=["key"]))
+    keys = [printable(names.of(number, row)[0]) for number, row in enumerate(rows)]
+    hashes = key_hashes([None], "key", lambda unit, column: iter([values]))  # type: ignore[list-item]
+    assert are_among(keys, hashes).all()
