@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from llava_batch.driver import cluster, gpus
+from llava_batch.driver import cluster, gpus, local_paths, standstills
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
@@ -55,7 +55,7 @@ def run_settled(settled: Settled) -> Summary:
     """`run` for a job whose files were read already."""
     job = settled.job
     require_places(job)
-    cluster.refuse_vanishing_output(job)
+    local_paths.refuse_vanishing_output(job)
     publishing = Publishing(job)
     with Stop() as stop, _failing_with_the_storage(job), ExitStack() as held:
         patience = Patience(job.storage_patience, stop.sleep)
@@ -70,10 +70,10 @@ def run_settled(settled: Settled) -> Summary:
         tell_start(plan)
         if plan.todo:
             refuse_what_is_too_long(plan.settled, plan.checkpoint)
-        with cluster.connected():
+        with cluster.connected() as alone:
             stop.take_back()
-            cluster.refuse_local_paths(job)
-            sizing = cluster.size_up(job)
+            local_paths.refuse_local_paths(job)
+            sizing = cluster.size_up(job, alone=bool(alone))
             card = gpus.look() if sizing.on_gpu else None
             with _refusing_the_storage():
                 plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
@@ -140,6 +140,7 @@ def _refusing_the_storage() -> Iterator[None]:
 def _run(
     plan: Plan, sizing: Sizing, stop: Stop, owner: Ownership, publishing: Publishing
 ) -> Summary:
+    from llava_batch.driver.nodes import NodeWatch
     from llava_batch.workers import shared_state
     from llava_batch.workers.prometheus import RunMetrics
 
@@ -157,7 +158,7 @@ def _run(
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
     several = None
-    with Progress(plan, committer, shared) as progress:
+    with Progress(plan, committer, shared) as progress, NodeWatch() as nodes:
         try:
             several = None if joined is None else _several_images(plan, joined)
             todo, before = committer.take_up()
@@ -165,7 +166,7 @@ def _run(
             if several is not None:
                 for rows in before:
                     several.check(rows)
-            for batch in answers(plan, sizing, shared, standing):
+            for batch in standstills.told(answers(plan, sizing, shared, standing), sizing):
                 with stop.whole():
                     owner.check()
                     if several is not None:
@@ -183,7 +184,7 @@ def _run(
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several, published=publishing.done,
+                joined=joined, several=several, published=publishing.done, nodes=nodes,
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):
@@ -237,14 +238,16 @@ def answers(
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, shared, sizing.threads_per_worker),
+        fn_constructor_args=(job, shared, sizing.workers_per_node),
         batch_size=BATCH_ROWS,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,
         num_gpus=sizing.gpus_per_worker,
+        memory=sizing.memory_per_worker or None,
         runtime_env={"env_vars": _WAITING},
         compute=ActorPoolStrategy(
-            size=sizing.workers,
+            min_size=sizing.workers,
+            max_size=sizing.max_workers,
             max_tasks_in_flight_per_actor=2 * BATCHES_IN_FLIGHT,
             max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT,
         ),
@@ -261,6 +264,9 @@ def _set_up_ray_data(job: Job) -> None:
     context.target_max_block_size = BLOCK_BYTES
     # A worker killed while it loads is replaced; by default it ends the job.
     context.max_consecutive_actor_init_deaths = job.max_tries
+    context.execution_no_progress_timeout_s = standstills.limit_s(job)
+    # A worker that has its model keeps it: only those that join later are asked for by need.
+    context.autoscaling_config.actor_pool_util_downscaling_threshold = -1.0
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import ray
 
-from llava_batch.workers import counters
+from llava_batch.workers import counters, place
 from llava_batch.workers.shared_state import SharedState
 
 
@@ -36,5 +36,8 @@ class NoMetrics:
 
 def go_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked of a `LocalState` is there at once, and no metrics are exported."""
-    monkeypatch.setattr(ray, "get", lambda value: value)
+    monkeypatch.setattr(ray, "get", lambda value, timeout=None: value)
+    monkeypatch.setattr(ray, "wait", lambda values, timeout=None: (values, []))
+    monkeypatch.setattr(place, "node_id", lambda: "here")
+    monkeypatch.setattr(place, "num_threads", lambda shared, workers_per_node: 2)
     monkeypatch.setattr(counters, "StageMetrics", NoMetrics)

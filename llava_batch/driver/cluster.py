@@ -1,7 +1,9 @@
 """The Ray cluster that a run uses: reached or started, measured, and found large enough.
 
 One worker's share of the CPUs is a fraction, so that readers, preparers and generators all fit on
-the smallest machine; what computes is limited by threads, not by these shares.
+the smallest machine; what computes is limited by threads, not by these shares. What keeps a second
+worker from a node is its card, and without one the node's memory, which a worker takes most of: so Ray
+itself puts one on each node, on those that join later too, and never two where one is lost.
 """
 
 import logging
@@ -9,22 +11,25 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llava_batch.errors import UsageError, first_line
+from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job
-from llava_batch.read.lake.recognise import CATALOG
-from llava_batch.storage import locate
 
 READ_CPUS = 0.25
 PREPARE_CPUS = 0.25
 GENERATE_CPUS = 0.5
+WORKERS_MEMORY = 0.8
+"""Of a node's memory by Ray's count, what its workers take without a card; the rest is left since two nodes
+of one kind differ a little."""
 GROWTH_LOOK_S = 2.0
 """Between two looks at a cluster that is to grow; it is said every GROWTH_TOLD_S."""
 GROWTH_TOLD_S = 30.0
+NOTHING_S = 1800.0
+"""Without a node, a card or an answer for so long, the run ends, with a sentence."""
 
 _OWN_DOING = "killed by `ray.kill`"
 """What Ray says of actors that a run lets go when it ends or is stopped, as if it were a failure; its word
@@ -36,9 +41,17 @@ class Sizing:
     """How many actors of each kind, and what each takes."""
 
     workers: int
+    """Generating actors to begin with."""
     prepare_workers: int
     gpus_per_worker: float
     threads_per_worker: int
+    """On the largest node; each worker's own are those of its node (`workers/place.py`)."""
+    workers_per_node: int = 1
+    """Workers that share a node's cores, without a card."""
+    memory_per_worker: int = 0
+    """Bytes of a node's memory, by Ray's count, that a worker takes; 0: none is asked for."""
+    max_workers: int | None = None
+    """As many as nodes or cards join; None: no bound."""
 
     @property
     def on_gpu(self) -> bool:
@@ -51,8 +64,9 @@ def under_job_submit() -> bool:
 
 
 @contextmanager
-def connected(*, log_to_driver: bool = False) -> Iterator[None]:
-    """Ray, as found in the environment or else a local one, for the length of the block."""
+def connected(*, log_to_driver: bool = False) -> Iterator[bool]:
+    """Ray, as found in the environment or else a local one, for the length of the block; yields whether
+    it is such a one, which no node can join."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _OWN_DOING)
@@ -60,7 +74,7 @@ def connected(*, log_to_driver: bool = False) -> Iterator[None]:
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
@@ -73,7 +87,7 @@ def connected(*, log_to_driver: bool = False) -> Iterator[None]:
             f"({first_line(error)}); start one, or unset it for a Ray of the run's own"
         ) from error
     try:
-        yield
+        yield here
     finally:
         ray.shutdown()
 
@@ -93,25 +107,71 @@ def _silent_stderr() -> Iterator[None]:
         os.close(kept)
 
 
-def size_up(job: Job) -> Sizing:
-    """Actors for the connected cluster; one that grows by itself is waited for, saying so.
+def size_up(job: Job, *, alone: bool = False) -> Sizing:
+    """Actors for the connected cluster; one that grows by itself is waited for, saying so. `alone`: it is
+    one node that no other can join.
 
     Raises:
         UsageError: the cluster is too small for the workers asked for, and cannot grow so far; the
             message says for how many it is large enough.
+        RunFailed: it did not grow for NOTHING_S.
     """
-    import ray
-
     limit = _growth_limit()
     if limit is not None:
         _wait_for_growth(job, limit)
-    return fit(job, ray.cluster_resources())
+    return fit(job, nodes(), alone=alone, largest=_largest_to_come() if limit is not None else None)
 
 
-def fit(job: Job, have: Mapping[str, float]) -> Sizing:
-    """Actors for a cluster that has these resources, or UsageError where they do not suffice."""
-    cpus, gpus = have.get("CPU", 0.0), int(have.get("GPU", 0))
-    workers = job.workers or max(gpus, 1)
+def nodes() -> list[dict[str, float]]:
+    """What each living node has by Ray's count: CPU, GPU, memory in bytes."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def total(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """CPUs and GPUs of them all."""
+    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
+
+
+def fit(
+    job: Job,
+    nodes: Sequence[Mapping[str, float]],
+    *,
+    alone: bool = False,
+    largest: Mapping[str, float] | None = None,
+) -> Sizing:
+    """Actors for a cluster of nodes with these resources, or UsageError where they do not suffice.
+    `largest` is the largest node that an autoscaler may add."""
+    have = total(nodes)
+    cpus, gpus = have["CPU"], int(have["GPU"])
+    memory = 0 if gpus or alone else _memory_of_a_node(nodes, largest)
+    workers = job.workers or gpus or max(1, len(_for_workers(nodes, memory)))
+    prepare_workers = _prepare_workers(job, cpus, gpus, workers)
+    if gpus:
+        cores = max(n.get("CPU", 0.0) // max(n.get("GPU", 0.0), 1.0) for n in nodes if n.get("GPU"))
+        return Sizing(
+            workers=workers,
+            prepare_workers=prepare_workers,
+            gpus_per_worker=1.0,
+            threads_per_worker=max(1, int(cores)),
+            max_workers=job.workers,
+        )
+    each = -(-workers // max(1, len(_for_workers(nodes, memory))))
+    demand = int(memory / each)
+    return Sizing(
+        workers=workers,
+        prepare_workers=prepare_workers,
+        gpus_per_worker=0.0,
+        threads_per_worker=max(1, int(max(n.get("CPU", 0.0) for n in nodes)) // each),
+        workers_per_node=each,
+        memory_per_worker=demand,
+        max_workers=None if not job.workers and _fills_a_node(demand, nodes, largest) else workers,
+    )
+
+
+def _prepare_workers(job: Job, cpus: float, gpus: int, workers: int) -> int:
+    """The most preparing actors beside so many workers; refuses what there is no room for."""
     if gpus and workers > gpus:
         raise UsageError(f"--workers {workers}: the cluster has {gpus} GPU(s), one for each worker; "
                          f"give at most {gpus}")  # fmt: skip
@@ -126,12 +186,31 @@ def fit(job: Job, have: Mapping[str, float]) -> Sizing:
     if job.prepare_workers and wanted > most:
         raise UsageError(f"--prepare-workers {wanted}: the cluster's {cpus:g} CPUs have room for "
                          f"{most} beside {workers} worker(s); give at most {most}")  # fmt: skip
-    return Sizing(
-        workers=workers,
-        prepare_workers=min(wanted, most),
-        gpus_per_worker=1.0 if gpus else 0.0,
-        threads_per_worker=max(1, int(cpus) // workers),
-    )
+    return min(wanted, most)
+
+
+def _for_workers(nodes: Sequence[Mapping[str, float]], memory: float) -> list[Mapping[str, float]]:
+    """The nodes that one worker without a card fits on."""
+    return [n for n in nodes if n.get("CPU", 0.0) >= GENERATE_CPUS and n.get("memory", 0) >= memory]
+
+
+def _memory_of_a_node(
+    nodes: Sequence[Mapping[str, float]], largest: Mapping[str, float] | None
+) -> float:
+    """What the workers of one node take: of the least node's memory, that each may have one; where
+    an autoscaler brings larger ones, of those, for a small head is no place for a model."""
+    have = [n.get("memory", 0.0) for n in _for_workers(nodes, 0)]
+    coming = [] if largest is None else [largest.get("memory", 0.0)]
+    return WORKERS_MEMORY * (max(have + coming) if coming else min(have, default=0.0))
+
+
+def _fills_a_node(
+    demand: int, nodes: Sequence[Mapping[str, float]], largest: Mapping[str, float] | None
+) -> bool:
+    """Whether a worker that takes so much keeps a second one from every node: then as many can be
+    asked for as there are nodes or will be."""
+    most = max(n.get("memory", 0.0) for n in [*nodes, *([] if largest is None else [largest])])
+    return 2 * demand > most
 
 
 def _growth_limit() -> dict[str, float] | None:
@@ -145,25 +224,37 @@ def _growth_limit() -> dict[str, float] | None:
     return limit
 
 
+def _largest_to_come() -> dict[str, float]:
+    """The node with the most memory among the kinds that the autoscaler may add."""
+    import ray
+
+    config = ray._private.state.state.get_cluster_config()
+    groups = [g.resources for g in config.node_group_configs if g.max_count != 0]
+    return dict(max(groups, key=lambda has: has.get("memory", 0), default={}))
+
+
 def _wait_for_growth(job: Job, limit: Mapping[str, float]) -> None:
     """Ask the autoscaler for what the job needs, and wait until it is there."""
-    import ray
     from ray.autoscaler.sdk import request_resources
 
-    now = ray.cluster_resources()
-    most = {name: max(limit.get(name, 0), now.get(name, 0)) for name in ("CPU", "GPU")}
+    now = total(nodes())
+    most = {name: max(limit.get(name, 0), now[name]) for name in ("CPU", "GPU")}
     workers = job.workers or 1
-    fit(job.but(workers=workers), most)  # refuses what no growth can help
+    _prepare_workers(job, most["CPU"], int(most["GPU"]), workers)  # refuses what growth cannot help
     gpus = min(workers, int(most["GPU"]))
     cpus = _cpus_for(job, gpus)
-    told = -math.inf
-    while now.get("GPU", 0) < gpus or now.get("CPU", 0.0) < cpus:
+    told, began = -math.inf, time.monotonic()
+    while now["GPU"] < gpus or now["CPU"] < cpus:
+        if time.monotonic() - began >= NOTHING_S:
+            raise RunFailed(f"{_waiting_line(now, cpus, gpus)}, and did not grow for "
+                            f"{NOTHING_S / 60:g} minutes; see `ray status` for what the autoscaler says, "
+                            "and run again: what is committed stands")  # fmt: skip
         if time.monotonic() - told >= GROWTH_TOLD_S:
             told = time.monotonic()
             print(_waiting_line(now, cpus, gpus), file=sys.stderr, flush=True)
             request_resources(bundles=[{"CPU": 0.25}] * math.ceil(4 * cpus) + [{"GPU": 1}] * gpus)
         time.sleep(GROWTH_LOOK_S)
-        now = ray.cluster_resources()
+        now = total(nodes())
 
 
 def _cpus_for(job: Job, gpus: int) -> float:
@@ -179,35 +270,3 @@ def _waiting_line(have: Mapping[str, float], cpus: float, gpus: int) -> str:
     if gpus:
         there, wanted = f"{there} and {int(have.get('GPU', 0))} GPUs", f"{wanted} and {gpus} GPUs"
     return f"waiting for the cluster to grow: it has {there}, the job needs {wanted}"
-
-
-def refuse_vanishing_output(job: Job) -> None:
-    """Refuse a relative output under `ray job submit`, which starts a job in a temporary folder."""
-    places = [("--output ", job.output)]
-    places += [("--publish delta:", p[6:]) for p in job.publish if p.startswith("delta:")]
-    for flag, text in places:
-        if under_job_submit() and "://" not in text and not os.path.isabs(text):
-            raise UsageError(
-                f"{flag}{text}: under `ray job submit` a relative path lies in a temporary "
-                "folder that is deleted with the job; give an absolute path or a URI"
-            )
-
-
-def refuse_local_paths(job: Job) -> None:
-    """Refuse paths that only one node of several could see.
-
-    Raises:
-        UsageError: such an input or output, unless the job says that the nodes share it.
-    """
-    import ray
-
-    num_nodes = sum(node["Alive"] for node in ray.nodes())
-    if num_nodes < 2 or job.shared_filesystem:
-        return
-    flags = [("--output", job.output), *(("--input", i) for i in job.input)]
-    for flag, text in [*flags, *([("--image-root", job.image_root)] if job.image_root else [])]:
-        if not text.startswith(CATALOG) and locate(text).is_local:
-            raise UsageError(
-                f"{flag} {text}: a local path, and the cluster has {num_nodes} nodes; give a URI, or "
-                "--shared-filesystem if every node sees this folder"
-            )

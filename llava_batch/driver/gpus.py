@@ -30,6 +30,7 @@ def look() -> Card | None:
         UsageError: torch sees no card on a node that has one by Ray's count.
     """
     import ray
+    from ray.exceptions import RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     # The smallest share of a card: it only has to be visible, and to go beside what runs there.
@@ -47,7 +48,10 @@ def look() -> Card | None:
     seen = dict(zip(looks, nodes, strict=True))
     cards = []
     for one in done:
-        card = ray.get(one)
+        try:
+            card = ray.get(one, timeout=LOOK_TIMEOUT_S)
+        except RayError:  # its node was lost meanwhile
+            continue
         if card is None:
             raise UsageError(
                 f"node {seen[one]['NodeManagerAddress']} has a GPU, and torch there sees none; install "

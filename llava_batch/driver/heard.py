@@ -16,6 +16,8 @@ class Heard:
 
     stages: dict[str, dict[str, float]] = field(default_factory=dict)
     thumbnails: list[tuple[int, str, bytes]] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    """Rows that lost nodes had in hand, by node, and that were taken up again."""
     missing: str | None = None
 
 
@@ -24,9 +26,9 @@ def hear(shared: Any, *, wait_s: float = WAIT_S) -> Heard:
     import ray
     from ray.exceptions import RayError
 
-    asked = [shared.stages.remote(), shared.thumbnails.remote(), shared.began_anew.remote()]
+    asked = [shared.stages, shared.thumbnails, shared.lost, shared.began_anew]
     try:
-        stages, thumbnails, anew = ray.get(asked, timeout=wait_s)
+        stages, thumbnails, rows, anew = ray.get([ask.remote() for ask in asked], timeout=wait_s)
     except RayError as error:
         what = "the workers' shared state did not answer"
         return Heard(missing=f"{what} ({first_line(error)}): figures of the stages and thumbnails are "
@@ -37,5 +39,6 @@ def hear(shared: Any, *, wait_s: float = WAIT_S) -> Heard:
     return Heard(
         stages=stages,
         thumbnails=thumbnails,
+        lost=rows,
         missing=f"{lost}thumbnails of before are missing, no answer is" if anew else None,
     )

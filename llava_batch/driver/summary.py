@@ -11,8 +11,9 @@ from typing import Any
 
 from llava_batch.answers import thumbnails
 from llava_batch.driver.cluster import Sizing
-from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
+from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, Heard, hear
 from llava_batch.driver.joined import Joined, unjoined
+from llava_batch.driver.nodes import Change, NodeWatch
 from llava_batch.driver.plan import Plan
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.throughput import throughput
@@ -53,6 +54,8 @@ class Summary:
     """What is missing from the figures, in sentences."""
     published: list[dict[str, Any]] = field(default_factory=list)
     """What came of each `--publish`; none of one that failed, or of a run that did not end."""
+    nodes: dict[str, Any] = field(default_factory=dict)
+    """Those of the cluster that were lost during the run, and those that joined."""
 
     def problem(self, max_error_rate: float | None) -> str | None:
         """Why the run failed, in a line, or None; without a rate, one good row is enough, and in a
@@ -92,6 +95,7 @@ def summarise(
     joined: Joined | None = None,
     several: SeveralImages | None = None,
     published: list[dict[str, Any]] | None = None,
+    nodes: NodeWatch | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -104,6 +108,7 @@ def summarise(
         return summary
     heard = hear(shared, wait_s=HURRIED_WAIT_S if status == "stopped" else WAIT_S)
     summary.notes.extend([heard.missing] if heard.missing else [])
+    summary.nodes.update(_nodes(nodes, heard))
     summary.throughput.update(
         throughput(
             committer.tally, committer.taken_up, started, summary.wall_s, history, heard.stages
@@ -142,6 +147,23 @@ def _summary(
         machine=_machine(sizing),
         outlook=_outlook(plan, is_dry=committer is None and sizing is not None),
     )
+
+
+def _nodes(nodes: NodeWatch | None, heard: Heard) -> dict[str, list[dict[str, Any]]]:
+    """What became of the cluster's nodes, with the rows that each lost one had in hand."""
+    lost, joined = ([], []) if nodes is None else (nodes.lost, nodes.joined)
+    return {
+        "lost": [
+            _told(c) | {"rows_again": None if heard.missing else heard.lost.get(c.node, 0)}
+            for c in lost
+        ],
+        "joined": [_told(change) for change in joined],
+    }
+
+
+def _told(change: Change) -> dict[str, Any]:
+    at = change.at.isoformat(timespec="seconds")
+    return {"node": change.node, "address": change.address, "at": at}
 
 
 def _machine(sizing: Sizing | None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from llava_batch.generate.shared_lock import Gate
 from llava_batch.ids import row_id
 from llava_batch.job import Job
 from llava_batch.tables import KEEP
-from llava_batch.workers import process
+from llava_batch.workers import place, process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
 
@@ -41,9 +41,9 @@ from llava_batch.workers.crash_guard import CrashGuard
 class Generate:
     """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
 
-    def __init__(self, job: Job, shared: Any, num_threads: int) -> None:
+    def __init__(self, job: Job, shared: Any, workers_per_node: int) -> None:
         self._job = job
-        self._num_threads = num_threads
+        self._num_threads = place.num_threads(shared, workers_per_node)
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._choices = choices_of(job, checkpoint)
         self._loop = EngineLoop(self._load, stall_timeout_s=job.stall_timeout_s)

@@ -6,9 +6,12 @@ needs no second reading of the lake. `answers.thumbnails` keeps them beside the 
 
 import hashlib
 import io
+from contextlib import suppress
 from typing import Any
 
 from PIL import Image
+
+from llava_batch.workers.shared_state import WAIT_S
 
 SIDE = 256
 Thumbnail = tuple[int, str, bytes]
@@ -41,8 +44,10 @@ class Thumbnails:
         """Offer what was made since the last time."""
         if self._made:
             import ray
+            from ray.exceptions import GetTimeoutError
 
-            self._under = ray.get(self._shared.offer.remote(self._made))
+            with suppress(GetTimeoutError):  # pictures of a report: they hold up no row
+                self._under = ray.get(self._shared.offer.remote(self._made), timeout=WAIT_S)
             self._made = []
 
 

@@ -2,16 +2,19 @@
 
 A batch whose rows are all new is worked on whole. One that was in hand when a worker died is worked
 on row by row, each written down by itself; a row in hand at `max_tries` deaths is given up. The death
-of a batch says nothing of one row in it, so every row is tried at least once by itself.
+of a batch says nothing of one row in it, so every row is tried at least once by itself. A worker that died
+with its node died of nothing in its hands.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from llava_batch.errors import RowError
-from llava_batch.workers.shared_state import Name
+from llava_batch.workers import place
+from llava_batch.workers.shared_state import WAIT_S, Name
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,26 @@ class CrashGuard:
 
     def is_clean(self, rows: list[dict[str, Any]]) -> bool:
         """Whether no worker died on any of `rows`; they are then written down as in hand."""
-        counts = ray.get(self.shared.begin_if_clean.remote(self.names(rows)))
-        return not any(counts)
+        return not any(self._begin_if_clean(self.names(rows)))
+
+    def _begin_if_clean(self, names: list[Name]) -> list[int]:
+        """Where the shared state does not answer in time, no row is known of, and none is held up: it
+        keeps rows from harm, not from being answered."""
+        asked = self.shared.begin_if_clean.remote(names, place.node_id())
+        try:
+            counts: list[int] = ray.get(asked, timeout=WAIT_S)
+        except GetTimeoutError:
+            return []
+        return counts
 
     def may_try(self, row: dict[str, Any]) -> bool:
         """Whether to try `row` by itself once more; it is then written down as in hand."""
         names = self.names([row])
-        count = max(ray.get(self.shared.begin_if_clean.remote(names)), default=0)
+        count = max(self._begin_if_clean(names), default=0)
         if count >= self._most:
             return False
         if count:
-            ray.get(self.shared.begin.remote(names))
+            ray.wait([self.shared.begin.remote(names, place.node_id())], timeout=WAIT_S)
         return True
 
     def done(self, rows: list[dict[str, Any]]) -> None:

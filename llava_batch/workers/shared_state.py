@@ -1,16 +1,22 @@
 """SharedState: one small actor where the workers leave word: attempts at rows, stage counters, thumbnails.
 
 Attempts make a row that kills its worker findable: a batch is written down before it is worked on
-and struck off after, so what a retry finds still standing was in hand when the worker died. Memory
-is bounded by the rows in flight, the number of workers, and `NUM_THUMBNAILS`. Takes no CPU share.
+and struck off after, so what a retry finds still standing was in hand when the worker died. With each
+stands the node that it was made on: one on a node that is dead says nothing of the row. Memory
+is bounded by the rows in flight, the number of workers and of lost nodes, and `NUM_THUMBNAILS`. Takes no
+CPU share. What is lost with it is figures: every row comes to its end without.
 """
 
 import heapq
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 NUM_THUMBNAILS = 400
 """Images of which the report shows a thumbnail: those with the smallest hash of their name."""
+
+WAIT_S = 120.0
+"""How long a worker waits for it: where its node was lost, it is back by then."""
 
 Name = tuple[str, str, int]
 """(stage, unit, ordinal): one row at one stage."""
@@ -19,27 +25,55 @@ Name = tuple[str, str, int]
 class SharedState:
     """The actor's class; `start` makes the actor."""
 
-    def __init__(self) -> None:
-        self._attempts: dict[Name, int] = {}
+    def __init__(self, dead_nodes: Callable[[], set[str]] | None = None) -> None:
+        self._dead_nodes = dead_nodes or _dead_nodes
+        self._attempts: dict[Name, list[str]] = {}
+        """The node of each attempt that stands."""
+        self._homes: dict[str, str] = {}
+        self._lost: Counter[tuple[str, str]] = Counter()
         self._stages: dict[str, dict[str, dict[str, float]]] = defaultdict(dict)
         self._thumbnails: list[tuple[int, str, bytes]] = []
 
-    def begin_if_clean(self, names: list[Name]) -> list[int]:
-        """How often each row was in hand when its worker died; if none was, all are in hand now."""
-        counts = [self._attempts.get(name, 0) for name in names]
+    def begin_if_clean(self, names: list[Name], node: str) -> list[int]:
+        """How often each row was in hand when its worker died; if none was, all are in hand now, on
+        `node`."""
+        self._forgive(names)
+        counts = [len(self._attempts.get(name, ())) for name in names]
         if not any(counts):
-            self.begin(names)
+            self.begin(names, node)
         return counts
 
-    def begin(self, names: list[Name]) -> None:
-        """These rows are in hand."""
+    def begin(self, names: list[Name], node: str) -> None:
+        """These rows are in hand on `node`."""
         for name in names:
-            self._attempts[name] = self._attempts.get(name, 0) + 1
+            self._attempts.setdefault(name, []).append(node)
 
     def finish(self, names: list[Name]) -> None:
         """These rows are done."""
         for name in names:
             self._attempts.pop(name, None)
+
+    def _forgive(self, names: list[Name]) -> None:
+        """Strike off the attempts at these rows that ended with their node."""
+        known = [name for name in names if name in self._attempts]
+        if not known:
+            return
+        dead = self._dead_nodes()
+        for name in known:
+            nodes = self._attempts[name]
+            self._lost.update((node, name[0]) for node in nodes if node in dead)
+            self._attempts[name] = [node for node in nodes if node not in dead]
+            if not self._attempts[name]:
+                del self._attempts[name]
+
+    def lost(self) -> dict[str, int]:
+        """Rows that were in hand at `generate` on each node that was lost, and have been taken up again."""
+        return {node: count for (node, stage), count in self._lost.items() if stage == "generate"}
+
+    def settle(self, worker: str, node: str) -> int:
+        """A worker is at home on `node`; returns how many are there now."""
+        self._homes[worker] = node
+        return sum(home == node for home in self._homes.values())
 
     def report(self, stage: str, worker: str, counters: dict[str, float]) -> None:
         """A worker's counters so far; they replace what it said before."""
@@ -85,9 +119,25 @@ class SharedState:
 
 
 def start() -> Any:
-    """A handle to a new one; it lives as long as the driver."""
+    """A handle to a new one; it lives as long as the driver, and on its node, as long as that has room:
+    where the driver is, no node is lost without the run."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return (
+        ray.remote(SharedState)
+        .options(
+            num_cpus=0,
+            max_restarts=-1,
+            max_task_retries=-1,
+            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
+        )
+        .remote()
+    )
+
+
+def _dead_nodes() -> set[str]:
     import ray
 
-    return (
-        ray.remote(SharedState).options(num_cpus=0, max_restarts=-1, max_task_retries=-1).remote()
-    )
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
