@@ -31,9 +31,16 @@ GROWTH_TOLD_S = 30.0
 NOTHING_S = 1800.0
 """Without a node, a card or an answer for so long, the run ends, with a sentence."""
 
-_OWN_DOING = "killed by `ray.kill`"
-"""What Ray says of actors that a run lets go when it ends or is stopped, as if it were a failure; its word
-on any other death is shown."""
+_NO_NEWS = "|".join(
+    (
+        "killed by `ray.kill`",
+        "There are infinite retries remaining",
+        "has been marked dead because",
+        "Raylet is terminated",
+    )
+)
+"""What Ray says, as if it were a failure, of actors that a run lets go when it ends or is stopped; and, by the
+hundred lines, of a node that was lost, which `nodes.py` says in one. Its word on any other death is shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,7 @@ def connected(*, log_to_driver: bool = False) -> Iterator[bool]:
     it is such a one, which no node can join."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _OWN_DOING)
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _NO_NEWS)
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     import ray
 

@@ -119,22 +119,16 @@ class SharedState:
 
 
 def start() -> Any:
-    """A handle to a new one; it lives as long as the driver, and on its node, as long as that has room:
-    where the driver is, no node is lost without the run."""
+    """A handle to a new one; it lives as long as the driver, and on its node: that one is not lost
+    without the run."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    here = ray.get_runtime_context().get_node_id()
-    return (
-        ray.remote(SharedState)
-        .options(
-            num_cpus=0,
-            max_restarts=-1,
-            max_task_retries=-1,
-            scheduling_strategy=NodeAffinitySchedulingStrategy(here, soft=True),
-        )
-        .remote()
-    )
+    # A label waits for its node; the strategy for it (NodeAffinity) fails, or goes elsewhere, where the
+    # node is so new that its resources are not known yet.
+    here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+    shared = ray.remote(SharedState)
+    lasting = shared.options(num_cpus=0, max_restarts=-1, max_task_retries=-1, label_selector=here)
+    return lasting.remote()
 
 
 def _dead_nodes() -> set[str]:
