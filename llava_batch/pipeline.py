@@ -206,7 +206,7 @@ def answers(
 ) -> Iterator[pa.Table]:
     """The answer rows of the plan's units, as they come."""
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare

@@ -195,9 +195,9 @@ def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
         [printable(r.error[1]) if r.error else None for r in rows],
     ]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
-    for field in reading.keep:
-        values = [r.columns.get(field.name) for r in rows]
-        arrays.append(cast_kept(values, field.type, field.name, unit.name))
+    for kept in reading.keep:
+        values = [r.columns.get(kept.name) for r in rows]
+        arrays.append(cast_kept(values, kept.type, kept.name, unit.name))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
