@@ -42,5 +42,5 @@ def batches(
 
 def _rows_at_once(group: pq.RowGroupMetaData) -> int:
     """Rows of about `_BATCH_BYTES`, by what the footer says of all columns; it may say anything."""
-    row_bytes = max(group.total_byte_size, 0) // max(group.num_rows, 1)
+    row_bytes: int = max(group.total_byte_size, 0) // max(group.num_rows, 1)
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // max(row_bytes, 1)))

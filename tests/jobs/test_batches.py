@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import ray.cloudpickle
@@ -75,7 +76,7 @@ def test_batches_are_not_cut_and_few_units_are_open_at_once(
     monkeypatch.setattr(generate_actor, "Generate", Counting)
     monkeypatch.setattr(source, "_read_carefully", read_slowly)
     job = Job(output=str(tmp_path / "seen"))
-    plan = SimpleNamespace(
+    plan: Any = SimpleNamespace(
         job=job,
         todo=units_of(tmp_path / "in"),
         reading=reading(image_root=str(tmp_path / "open")),

@@ -248,7 +248,7 @@ class Counting(io.BytesIO):
 
     num_bytes = most = 0
 
-    def read(self, size: int = -1) -> bytes:
+    def read(self, size: int | None = -1) -> bytes:
         data = super().read(size)
         self.num_bytes, self.most = self.num_bytes + len(data), max(self.most, len(data))
         return data
