@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from llava_batch import pipeline
-from llava_batch.driver import cluster
-from llava_batch.driver.cluster import Sizing
+from llava_batch.driver import cluster, local_paths
 from llava_batch.driver.plan import make_plan
 from llava_batch.driver.settle import settle
+from llava_batch.driver.sizing import Sizing
 from llava_batch.errors import OutputConflict, RunFailed, UsageError
 from llava_batch.job import Job
 from llava_batch.patience import BRIEF
@@ -27,8 +27,8 @@ from tests.shards import picture, put, tar_bytes
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     size = Sizing(workers=1, prepare_workers=1, gpus_per_worker=0.0, threads_per_worker=1)
     monkeypatch.setattr(cluster, "connected", nullcontext)
-    monkeypatch.setattr(cluster, "refuse_local_paths", lambda job: None)
-    monkeypatch.setattr(cluster, "size_up", lambda job: size)
+    monkeypatch.setattr(local_paths, "refuse_local_paths", lambda job: None)
+    monkeypatch.setattr(cluster, "size_up", lambda job, alone: size)
 
 
 def job(tmp_path: Path, **more) -> Job:
@@ -166,21 +166,25 @@ def test_a_folder_in_the_place_of_a_file_of_the_manifest_is_told_at_once(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("how", "said"), [({}, True), ({"quiet": True}, False), ({"dry_run": True}, False)]
+    ("how", "said"),
+    [
+        ({}, "1 unit to answer; starting Ray, then the model\n"),
+        ({"dry_run": True}, "1 unit to answer; starting Ray to look at the machine\n"),
+        ({"quiet": True}, ""),
+    ],
 )
 def test_what_is_to_be_done_is_said_before_ray_is_started(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     how: dict[str, Any],
-    said: bool,
+    said: str,
 ) -> None:
-    # A newcomer looked at nothing for nine seconds.
+    # A newcomer looked at nothing for nine seconds; of a dry run, until its end.
     put(tmp_path / "in" / "a.tar", tar_bytes({"0.png": picture()}))
 
     def starting() -> None:
-        told = capsys.readouterr().err
-        assert ("1 unit to answer; starting Ray, then the model\n" in told) == said
+        assert capsys.readouterr().err == said
         raise UsageError("enough")
 
     monkeypatch.setattr(cluster, "connected", starting)

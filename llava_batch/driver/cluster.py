@@ -1,30 +1,26 @@
-"""The Ray cluster that a run uses: reached or started, measured, and found large enough.
-
-One worker's share of the CPUs is a fraction, so that readers, preparers and generators all fit on
-the smallest machine; what computes is limited by threads, not by these shares. What keeps a second
-worker from a node is its card, and without one the node's memory, which a worker takes most of: so Ray
-itself puts one on each node, on those that join later too, and never two where one is lost.
-"""
+"""The Ray cluster that a run uses: reached or started, waited for while it grows, and measured."""
 
 import logging
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+from llava_batch.driver.sizing import (
+    GENERATE_CPUS,
+    PREPARE_CPUS,
+    READ_CPUS,
+    Sizing,
+    fit,
+    prepare_workers_beside,
+    total,
+)
 from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job
 
-READ_CPUS = 0.25
-PREPARE_CPUS = 0.25
-GENERATE_CPUS = 0.5
-WORKERS_MEMORY = 0.8
-"""Of a node's memory by Ray's count, what its workers take without a card; the rest is left since two nodes
-of one kind differ a little."""
 GROWTH_LOOK_S = 2.0
 """Between two looks at a cluster that is to grow; it is said every GROWTH_TOLD_S."""
 GROWTH_TOLD_S = 30.0
@@ -41,28 +37,6 @@ _NO_NEWS = "|".join(
 )
 """What Ray says, as if it were a failure, of actors that a run lets go when it ends or is stopped; and, by the
 hundred lines, of a node that was lost, which `nodes.py` says in one. Its word on any other death is shown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sizing:
-    """How many actors of each kind, and what each takes."""
-
-    workers: int
-    """Generating actors to begin with."""
-    prepare_workers: int
-    gpus_per_worker: float
-    threads_per_worker: int
-    """On the largest node; each worker's own are those of its node (`workers/place.py`)."""
-    workers_per_node: int = 1
-    """Workers that share a node's cores, without a card."""
-    memory_per_worker: int = 0
-    """Bytes of a node's memory, by Ray's count, that a worker takes; 0: none is asked for."""
-    max_workers: int | None = None
-    """As many as nodes or cards join; None: no bound."""
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.gpus_per_worker > 0
 
 
 def under_job_submit() -> bool:
@@ -136,90 +110,6 @@ def nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def total(nodes: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """CPUs and GPUs of them all."""
-    return {name: sum(node.get(name, 0.0) for node in nodes) for name in ("CPU", "GPU")}
-
-
-def fit(
-    job: Job,
-    nodes: Sequence[Mapping[str, float]],
-    *,
-    alone: bool = False,
-    largest: Mapping[str, float] | None = None,
-) -> Sizing:
-    """Actors for a cluster of nodes with these resources, or UsageError where they do not suffice.
-    `largest` is the largest node that an autoscaler may add."""
-    have = total(nodes)
-    cpus, gpus = have["CPU"], int(have["GPU"])
-    memory = 0 if gpus or alone else _memory_of_a_node(nodes, largest)
-    workers = job.workers or gpus or max(1, len(_for_workers(nodes, memory)))
-    prepare_workers = _prepare_workers(job, cpus, gpus, workers)
-    if gpus:
-        cores = max(n.get("CPU", 0.0) // max(n.get("GPU", 0.0), 1.0) for n in nodes if n.get("GPU"))
-        return Sizing(
-            workers=workers,
-            prepare_workers=prepare_workers,
-            gpus_per_worker=1.0,
-            threads_per_worker=max(1, int(cores)),
-            max_workers=job.workers,
-        )
-    each = -(-workers // max(1, len(_for_workers(nodes, memory))))
-    demand = int(memory / each)
-    return Sizing(
-        workers=workers,
-        prepare_workers=prepare_workers,
-        gpus_per_worker=0.0,
-        threads_per_worker=max(1, int(max(n.get("CPU", 0.0) for n in nodes)) // each),
-        workers_per_node=each,
-        memory_per_worker=demand,
-        max_workers=None if not job.workers and _fills_a_node(demand, nodes, largest) else workers,
-    )
-
-
-def _prepare_workers(job: Job, cpus: float, gpus: int, workers: int) -> int:
-    """The most preparing actors beside so many workers; refuses what there is no room for."""
-    if gpus and workers > gpus:
-        raise UsageError(f"--workers {workers}: the cluster has {gpus} GPU(s), one for each worker; "
-                         f"give at most {gpus}")  # fmt: skip
-    each = PREPARE_CPUS if gpus else GENERATE_CPUS
-    spare = cpus - READ_CPUS - PREPARE_CPUS - workers * each
-    if spare < 0:
-        fits = int((cpus - READ_CPUS - PREPARE_CPUS) / each)
-        raise UsageError(f"--workers {workers}: needs {workers * each + READ_CPUS + PREPARE_CPUS:g} "
-                         f"CPUs, the cluster has {cpus:g}; give at most {max(fits, 0)}")  # fmt: skip
-    most = 1 + int(spare / PREPARE_CPUS)
-    wanted = job.prepare_workers or max(1, int(cpus) - workers if gpus else int(cpus) // 2)
-    if job.prepare_workers and wanted > most:
-        raise UsageError(f"--prepare-workers {wanted}: the cluster's {cpus:g} CPUs have room for "
-                         f"{most} beside {workers} worker(s); give at most {most}")  # fmt: skip
-    return min(wanted, most)
-
-
-def _for_workers(nodes: Sequence[Mapping[str, float]], memory: float) -> list[Mapping[str, float]]:
-    """The nodes that one worker without a card fits on."""
-    return [n for n in nodes if n.get("CPU", 0.0) >= GENERATE_CPUS and n.get("memory", 0) >= memory]
-
-
-def _memory_of_a_node(
-    nodes: Sequence[Mapping[str, float]], largest: Mapping[str, float] | None
-) -> float:
-    """What the workers of one node take: of the least node's memory, that each may have one; where
-    an autoscaler brings larger ones, of those, for a small head is no place for a model."""
-    have = [n.get("memory", 0.0) for n in _for_workers(nodes, 0)]
-    coming = [] if largest is None else [largest.get("memory", 0.0)]
-    return WORKERS_MEMORY * (max(have + coming) if coming else min(have, default=0.0))
-
-
-def _fills_a_node(
-    demand: int, nodes: Sequence[Mapping[str, float]], largest: Mapping[str, float] | None
-) -> bool:
-    """Whether a worker that takes so much keeps a second one from every node: then as many can be
-    asked for as there are nodes or will be."""
-    most = max(n.get("memory", 0.0) for n in [*nodes, *([] if largest is None else [largest])])
-    return 2 * demand > most
-
-
 def _growth_limit() -> dict[str, float] | None:
     """What an autoscaling cluster may grow to, by resource; None where the cluster stays as it is."""
     import ray
@@ -247,7 +137,9 @@ def _wait_for_growth(job: Job, limit: Mapping[str, float]) -> None:
     now = total(nodes())
     most = {name: max(limit.get(name, 0), now[name]) for name in ("CPU", "GPU")}
     workers = job.workers or 1
-    _prepare_workers(job, most["CPU"], int(most["GPU"]), workers)  # refuses what growth cannot help
+    prepare_workers_beside(
+        job, most["CPU"], int(most["GPU"]), workers
+    )  # refuses what growth cannot help
     gpus = min(workers, int(most["GPU"]))
     cpus = _cpus_for(job, gpus)
     told, began = -math.inf, time.monotonic()

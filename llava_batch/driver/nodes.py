@@ -59,9 +59,7 @@ class NodeWatch:
         """Say what has changed since the last look."""
         for node in nodes:
             ident = node["NodeID"]
-            change = Change(
-                node=ident, address=node["NodeManagerAddress"], at=datetime.now(UTC)
-            )
+            change = Change(node=ident, address=node["NodeManagerAddress"], at=datetime.now(UTC))
             if node["Alive"] and ident not in self._here:
                 self._here.add(ident)
                 self.joined.append(change)
@@ -75,4 +73,8 @@ class NodeWatch:
 
 def _tell(change: Change, what: str, then: str) -> None:
     at = change.at.astimezone().strftime("%H:%M:%S")
-    print(f"node {change.address} ({change.node[:8]}) {what} at {at}; {then}", file=sys.stderr, flush=True)
+    print(
+        f"node {change.address} ({change.node[:8]}) {what} at {at}; {then}",
+        file=sys.stderr,
+        flush=True,
+    )

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from llava_batch.driver.cluster import NOTHING_S, Sizing
+from llava_batch.driver.cluster import NOTHING_S
+from llava_batch.driver.sizing import Sizing
 from llava_batch.errors import RunFailed
 from llava_batch.job import Job
 
@@ -49,5 +50,7 @@ def _waited_for(sizing: Sizing, answered: bool) -> str:
         there = f"the cluster has {have.get('GPU', 0):g} GPU(s) and {sizing.workers} were asked for"
         what = "no GPU came free" if not answered else "no GPU came back"
         return f"{what} ({there}; `ray status` shows what holds them)"
-    what = "no node came back that has room for a worker" if answered else "no node had room for one"
+    what = (
+        "no node came back that has room for a worker" if answered else "no node had room for one"
+    )
     return f"{what} ({have.get('CPU', 0):g} CPUs there; `ray status` shows what holds their memory)"

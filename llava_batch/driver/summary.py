@@ -10,12 +10,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from llava_batch.answers import thumbnails
-from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, Heard, hear
 from llava_batch.driver.joined import Joined, unjoined
 from llava_batch.driver.nodes import Change, NodeWatch
 from llava_batch.driver.plan import Plan
 from llava_batch.driver.several_images import SeveralImages
+from llava_batch.driver.sizing import Sizing
 from llava_batch.driver.throughput import throughput
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__

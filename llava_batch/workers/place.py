@@ -33,7 +33,7 @@ def num_threads(shared: Any, workers_per_node: int) -> int:
 def _beside(shared: Any, at_least: int) -> int:
     """Workers on this node, this one among them."""
     try:
-        there = ray.get(shared.settle.remote(worker_id(), node_id()), timeout=WAIT_S)
+        there: int = ray.get(shared.settle.remote(worker_id(), node_id()), timeout=WAIT_S)
     except RayError:  # nobody to ask: the node is shared as was planned
         return at_least
     return max(at_least, there)

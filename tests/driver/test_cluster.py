@@ -1,15 +1,15 @@
 """Sizing: what a cluster has room for, what is refused, and what is waited for."""
 
 import pytest
-import ray
 
 from llava_batch.driver import cluster
-from llava_batch.errors import UsageError
+from llava_batch.driver.sizing import fit
+from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job
 
 
 def test_a_cluster_of_fixed_size_is_measured_at_once(monkeypatch):
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 2.0}])
     monkeypatch.setattr(cluster, "_growth_limit", lambda: None)
     sizing = cluster.size_up(Job())
     assert (sizing.workers, sizing.prepare_workers, sizing.threads_per_worker) == (1, 1, 2)
@@ -25,15 +25,16 @@ def growing(monkeypatch):
     asked: list[list[dict]] = []
     looks = [0]
 
-    def resources() -> dict[str, float]:
+    def resources() -> list[dict[str, float]]:
         looks[0] += 1
         if looks[0] < 6 or not asked:
-            return {"CPU": 0.5}
+            return [{"CPU": 0.5}]
         bundles = asked[-1]
         totals = {name: sum(b.get(name, 0) for b in bundles) for name in ("CPU", "GPU")}
-        return {name: amount for name, amount in totals.items() if amount}
+        return [{name: amount for name, amount in totals.items() if amount}]
 
-    monkeypatch.setattr(ray, "cluster_resources", resources)
+    monkeypatch.setattr(cluster, "nodes", resources)
+    monkeypatch.setattr(cluster, "_largest_to_come", dict)
     monkeypatch.setattr(cluster, "GROWTH_LOOK_S", 0.01)
     monkeypatch.setattr(
         "ray.autoscaler.sdk.request_resources", lambda bundles: asked.append(bundles)
@@ -68,3 +69,59 @@ def test_what_no_growth_can_help_is_refused_without_waiting(growing, monkeypatch
     with pytest.raises(UsageError, match=r"--workers 50: .* the cluster has 4; give at most 7"):
         cluster.size_up(Job(workers=50))
     assert growing == []
+
+
+def test_a_cluster_that_does_not_grow_is_not_waited_for_for_ever(growing, monkeypatch):
+    monkeypatch.setattr(cluster, "_growth_limit", lambda: {"CPU": 16.0, "GPU": 4.0})
+    monkeypatch.setattr(cluster, "nodes", lambda: [{"CPU": 4.0}])
+    monkeypatch.setattr(cluster, "NOTHING_S", 0.05)
+    with pytest.raises(
+        RunFailed, match=r"has 4 CPUs and 0 GPUs, .* did not grow for .* minutes; see"
+    ):
+        cluster.size_up(Job())
+
+
+GIB = 2**30
+
+
+def node(cpus: float, gib: float = 64, gpus: float = 0) -> dict[str, float]:
+    return {"CPU": cpus, "memory": gib * GIB, "GPU": gpus}
+
+
+def test_each_cpu_node_gets_a_worker_and_each_that_joins_another() -> None:
+    # One worker had all the cluster's threads, on whichever node it was.
+    head, *others = node(0, 8), node(16), node(16, 66)
+    sizing = fit(Job(), [head, *others])
+    assert (sizing.workers, sizing.threads_per_worker, sizing.max_workers) == (2, 16, None)
+    assert 33 * GIB < sizing.memory_per_worker <= 64 * GIB, "a second one fits on neither"
+
+
+def test_nodes_of_different_kinds_get_one_each_and_no_more() -> None:
+    sizing = fit(Job(), [node(4, 16), node(64, 256)])
+    assert (sizing.workers, sizing.max_workers, sizing.threads_per_worker) == (2, 2, 64)
+    assert sizing.memory_per_worker <= 16 * GIB
+
+
+def test_workers_asked_for_share_the_nodes_and_stay_as_many() -> None:
+    sizing = fit(Job(workers=4), [node(16), node(16)])
+    assert (sizing.workers, sizing.max_workers, sizing.workers_per_node) == (4, 4, 2)
+    assert 2 * sizing.memory_per_worker <= 64 * GIB < 3 * sizing.memory_per_worker
+
+
+def test_a_small_head_is_no_place_for_a_worker_where_larger_nodes_may_come() -> None:
+    sizing = fit(Job(), [node(2, 4)], largest=node(64, 256))
+    assert sizing.memory_per_worker > 128 * GIB
+    assert (sizing.workers, sizing.max_workers) == (1, None)
+
+
+def test_a_ray_that_the_run_started_asks_for_no_memory() -> None:
+    sizing = fit(Job(), [node(2)], alone=True)
+    assert (sizing.memory_per_worker, sizing.max_workers) == (0, 1)
+
+
+def test_cards_that_join_get_workers_unless_their_number_is_given() -> None:
+    nodes = [node(4), node(32, gpus=4)]
+    sizing = fit(Job(), nodes)
+    assert (sizing.workers, sizing.max_workers, sizing.memory_per_worker) == (4, None, 0)
+    assert sizing.threads_per_worker == 8
+    assert fit(Job(workers=2), nodes).max_workers == 2

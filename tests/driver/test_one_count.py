@@ -15,8 +15,8 @@ from llava_batch.answers.folder import open_answers
 from llava_batch.cli.show import show
 from llava_batch.cli.terminal import result_lines
 from llava_batch.driver import summary
-from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import Heard
+from llava_batch.driver.sizing import Sizing
 from llava_batch.driver.summary import Summary
 from llava_batch.job import Job
 from llava_batch.read.find import Inputs

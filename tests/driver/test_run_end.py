@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from llava_batch.driver import summary
-from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import Heard
+from llava_batch.driver.sizing import Sizing
 from llava_batch.job import Job
 from llava_batch.read.find import Inputs
 from llava_batch.write.changes import Work

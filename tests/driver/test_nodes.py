@@ -1,0 +1,57 @@
+"""What is said of nodes that come and go, and where local paths are refused on several of them."""
+
+import pytest
+import ray
+
+from llava_batch.driver.local_paths import refuse_local_paths
+from llava_batch.driver.nodes import NodeWatch
+from llava_batch.errors import UsageError
+from llava_batch.job import Job
+
+
+def seen(**alive: bool) -> list[dict]:
+    return [
+        {"NodeID": name * 8, "NodeManagerAddress": f"10.0.0.{n}", "Alive": there}
+        for n, (name, there) in enumerate(alive.items())
+    ]
+
+
+def test_each_change_is_said_once_and_what_was_dead_before_is_not_lost(capsys) -> None:
+    watch = NodeWatch(lambda: seen(a=True, b=True, old=False))
+    for _ in range(2):
+        watch.note(seen(a=True, b=False, old=False, c=True))
+    watch.note(seen(a=True, b=False, old=False, c=False))
+    assert [change.address for change in watch.lost] == ["10.0.0.1", "10.0.0.3"]
+    assert [change.address for change in watch.joined] == ["10.0.0.3"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 3
+    assert lines[0].startswith("node 10.0.0.1 (bbbbbbbb) was lost at ")
+    assert lines[0].endswith("; its work goes elsewhere")
+
+
+def test_a_node_that_came_and_went_between_two_looks_is_no_loss(capsys) -> None:
+    watch = NodeWatch(lambda: seen(a=True))
+    watch.note(seen(a=True, b=False))
+    assert (watch.lost, watch.joined, capsys.readouterr().err) == ([], [], "")
+
+
+@pytest.mark.parametrize("flag", ["input", "output", "model", "image_root"])
+def test_a_local_path_is_refused_on_several_nodes_unless_they_share_it(
+    tmp_path, monkeypatch, flag: str
+) -> None:
+    # A local model was looked for on every node, and its absence told by whichever worker came first.
+    monkeypatch.setattr(ray, "nodes", lambda: seen(a=True, b=True))
+    remote = {
+        "input": ("memory://b/in",),
+        "output": "memory://b/out",
+        "image_root": "memory://b/root",
+    }
+    local = {flag: (str(tmp_path),) if flag == "input" else str(tmp_path)}
+    job = Job(**{**remote, **local})
+    with pytest.raises(
+        UsageError, match=f"{flag.replace('_', '-')} .*: a local path, and the cluster has 2"
+    ):
+        refuse_local_paths(job)
+    refuse_local_paths(job.but(shared_filesystem=True))
+    monkeypatch.setattr(ray, "nodes", lambda: seen(a=True, b=False))
+    refuse_local_paths(job)
