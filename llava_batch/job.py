@@ -162,7 +162,7 @@ class Job:
         None, "Requests decoded at once by one worker (default: by memory).", "Speed"
     )
     workers: int | None = _flag(
-        None, "Generating actors (default: one for each GPU, one without).", "Speed"
+        None, "Generating actors (default: one for each GPU; without, one for each node).", "Speed"
     )
     read_workers: int | None = _flag(
         None, "Most units read at once (default: four for each generating actor).", "Speed"

@@ -383,7 +383,7 @@ def test_rows_are_written_down_while_in_hand_and_struck_off_after() -> None:
 def test_a_row_that_killed_its_worker_too_often_is_given_up_and_its_neighbours_are_not() -> None:
     state = LocalState()
     for _ in range(3):
-        state.state.begin([("prepare", "u", 1)])
+        state.state.begin([("prepare", "u", 1)], "here")
     prepare = preparer(state, max_tries=3)
     tried = []
     inner = prepare._put_pixels
@@ -464,8 +464,8 @@ def test_a_row_that_was_in_hand_when_a_worker_died_is_fetched_by_itself(tmp_path
         path.write_bytes(picture())
     rows = [named(str(path), number=n) for n, path in enumerate(paths)]
     state = LocalState()
-    state.state.begin([("prepare", "u", 0), ("prepare", "u", 1)])
+    state.state.begin([("prepare", "u", 0), ("prepare", "u", 1)], "here")
     for _ in range(3):
-        state.state.begin([("prepare", "u", 1)])
+        state.state.begin([("prepare", "u", 1)], "here")
     out = prepared(preparer(state), *rows)
     assert [r["error_code"] for r in out] == [None, "worker_died", None]
