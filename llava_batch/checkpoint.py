@@ -168,7 +168,8 @@ class Checkpoint:
         return text
 
     def renderer(self, template: str) -> Render:
-        """The conversation format for `--template`: auto, llava-1.5, checkpoint, or a Jinja file."""
+        """The conversation format for `--template`: auto, llava-1.5, checkpoint, or a Jinja file; a
+        worker is given that file's text."""
         text = self._template(template)
         return llava_15 if text is None else from_chat_template(self._asking(text))
 
@@ -189,7 +190,7 @@ class Checkpoint:
         if template == "llava-1.5":
             return None
         if template not in ("auto", "checkpoint"):
-            return _read_template(template)
+            return template if is_template_text(template) else read_template(template)
         own = self._chat_template()
         if own is None and template == "checkpoint":
             raise UsageError(f"--template checkpoint: {self.name} brings no chat template")
@@ -246,7 +247,17 @@ def _is_llava_15(render: Render, bos: str) -> bool:
     return text.removeprefix(bos).strip() == llava_15([f"{IMAGE}\nq"], None)[0]
 
 
-def _read_template(path: str) -> str:
+def is_template_text(template: str) -> bool:
+    """Whether it is a template itself, not where one lies: one without a tag could say no question."""
+    return "{{" in template or "{%" in template
+
+
+def read_template(path: str) -> str:
+    """The text of a Jinja file.
+
+    Raises:
+        UsageError: it is not there, or no text.
+    """
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -218,7 +218,7 @@ def answers(
     from llava_batch.prepare.stores import Stores
     from llava_batch.read.source import UnitSource
 
-    job = plan.job
+    job = local_paths.for_workers(plan.job)
     _set_up_ray_data(job)
     source = UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(

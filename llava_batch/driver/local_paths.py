@@ -2,11 +2,20 @@
 
 import os
 
+from llava_batch.checkpoint import read_template
 from llava_batch.driver.cluster import under_job_submit
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.read.lake.recognise import CATALOG
 from llava_batch.storage import locate
+
+
+def for_workers(job: Job) -> Job:
+    """The job as workers on other nodes get it: with the text of a template file of the driver's node. Of
+    questions, recipe and schema they get what the driver read."""
+    if job.template in ("auto", "llava-1.5", "checkpoint"):
+        return job
+    return job.but(template=read_template(job.template))
 
 
 def refuse_vanishing_output(job: Job) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pyarrow as pa
 
-from llava_batch.driver.cluster import NOTHING_S
+from llava_batch.driver import cluster
 from llava_batch.driver.sizing import Sizing
 from llava_batch.errors import RunFailed
 from llava_batch.job import Job
@@ -13,7 +13,7 @@ from llava_batch.job import Job
 def limit_s(job: Job) -> float:
     """Seconds after which nothing is waited for any more: longer than a storage may be away, and than a
     worker may be silent before it counts as hung."""
-    return max(NOTHING_S, 2 * job.storage_patience + job.stall_timeout_s)
+    return max(cluster.NOTHING_S, 2 * job.storage_patience + job.stall_timeout_s)
 
 
 def told(batches: Iterator[pa.Table], sizing: Sizing) -> Iterator[pa.Table]:

@@ -3,7 +3,8 @@
 import pytest
 import ray
 
-from llava_batch.driver.local_paths import refuse_local_paths
+from llava_batch.checkpoint import Checkpoint
+from llava_batch.driver.local_paths import for_workers, refuse_local_paths
 from llava_batch.driver.nodes import NodeWatch
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
@@ -55,3 +56,16 @@ def test_a_local_path_is_refused_on_several_nodes_unless_they_share_it(
     refuse_local_paths(job.but(shared_filesystem=True))
     monkeypatch.setattr(ray, "nodes", lambda: seen(a=True, b=False))
     refuse_local_paths(job)
+
+
+def test_workers_need_no_template_file_on_their_own_nodes(tmp_path) -> None:
+    # Every other node said that there is no such file, once for each worker.
+    file = tmp_path / "template.jinja"
+    file.write_text("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}")
+    job = Job(template=str(file))
+    checkpoint = Checkpoint.find(job)
+    rendered = checkpoint.renderer(job.template)(["<image>\nWhat?"], None)
+    shipped = for_workers(job)
+    file.unlink()
+    assert checkpoint.renderer(shipped.template)(["<image>\nWhat?"], None) == rendered
+    assert for_workers(Job()).template == "auto"
