@@ -6,6 +6,7 @@ Ray does the rest: what a lost node had in hand is done again elsewhere, and a n
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Self
@@ -34,6 +35,7 @@ class NodeWatch:
         self._look = look or ray.nodes
         self._here = {node["NodeID"] for node in self._look() if node["Alive"]}
         self._gone = {node["NodeID"] for node in self._look()} - self._here
+        self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="nodes", daemon=True)
 
@@ -46,14 +48,15 @@ class NodeWatch:
         self._thread.join()
 
     def _watch(self) -> None:
+        while not self._stop.wait(_LOOK_S):
+            self.look()
+
+    def look(self) -> None:
+        """Look now; where the head does not answer nothing is known."""
         from ray.exceptions import RayError
 
-        while not self._stop.wait(_LOOK_S):
-            try:
-                nodes = self._look()
-            except RayError:  # the head does not answer: nothing is known, and nothing can go on
-                continue
-            self.note(nodes)
+        with suppress(RayError), self._lock:
+            self.note(self._look())
 
     def note(self, nodes: list[dict[str, Any]]) -> None:
         """Say what has changed since the last look."""

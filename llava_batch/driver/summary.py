@@ -151,13 +151,15 @@ def _summary(
 
 def _nodes(nodes: NodeWatch | None, heard: Heard) -> dict[str, list[dict[str, Any]]]:
     """What became of the cluster's nodes, with the rows that each lost one had in hand."""
-    lost, joined = ([], []) if nodes is None else (nodes.lost, nodes.joined)
+    if nodes is None:
+        return {"lost": [], "joined": []}
+    nodes.look()
     return {
         "lost": [
             _told(c) | {"rows_again": None if heard.missing else heard.lost.get(c.node, 0)}
-            for c in lost
+            for c in nodes.lost
         ],
-        "joined": [_told(change) for change in joined],
+        "joined": [_told(change) for change in nodes.joined],
     }
 
 

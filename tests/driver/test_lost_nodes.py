@@ -2,8 +2,10 @@
 
 import json
 import random
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +22,12 @@ from tests.shards import picture, put, put_parquet, tar_bytes
 COLUMNS = ["id", "prompt", "answer", "status", "error_code"]
 CODE = """
 import sys
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from llava_batch import Job, run
 from llava_batch.workers import shared_state
 
 def elsewhere():
+    import ray  # not before the run, which says what Ray is to keep to itself
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
     home = NodeAffinitySchedulingStrategy(sys.argv[4], soft=True)
     return ray.remote(shared_state.SharedState).options(
         num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=home
@@ -89,10 +91,7 @@ def wait_for_units(out: Path, process: subprocess.Popen, count: int) -> None:
 
 
 @pytest.fixture
-def raylets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Raylets]:
-    import shutil
-    import tempfile
-
+def raylets() -> Iterator[Raylets]:
     folder = Path(tempfile.mkdtemp(prefix="lbr", dir="/tmp"))
     with Raylets(folder) as cluster:
         yield cluster
