@@ -183,7 +183,7 @@ def kill_everything(flags, folder, out, full_s: float, chance: random.Random, sa
     end; of each run count the rows that an earlier one had answered."""
     whole = answered(folder / "undisturbed.ids").values()
     answering_s = max(whole) - min(whole)
-    ids, before = folder / f"{out}.ids", set()
+    ids, before = folder / f"{out}.ids", set[str]()
     while True:
         ids.unlink(missing_ok=True)
         job = start(flags, folder, out)

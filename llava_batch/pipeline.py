@@ -204,9 +204,10 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
 
 
 def answers(
-    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None, source: Any = None
 ) -> Iterator[pa.Table]:
-    """The answer rows of the plan's units, as they come."""
+    """The answer rows of the plan's units, as they come; with a `source` (a Ray Datasource) of the rows
+    that it reads in their place."""
     import ray
     from ray.data import ActorPoolStrategy
 
@@ -218,7 +219,7 @@ def answers(
     job = plan.job
     _set_up_ray_data(job)
     rows = ray.data.read_datasource(
-        UnitSource(plan.todo, plan.reading, shared), num_cpus=cluster.READ_CPUS
+        source or UnitSource(plan.todo, plan.reading, shared), num_cpus=cluster.READ_CPUS
     )
     prepared = rows.map_batches(
         Prepare,
