@@ -72,9 +72,15 @@ class Interval:
         return self * Interval.around(1.0, relative)
 
     def as_json(self) -> dict[str, float | None]:
-        """Plain figures; a bound that is not there is null."""
+        """Plain figures, whole ones as they are, others to six digits; a bound that is not there is null."""
         named = {"value": self.value, "low": self.low, "high": self.high}
-        return {n: float(f"{v:.6g}") if math.isfinite(v) else None for n, v in named.items()}
+        return {name: _plain(figure) for name, figure in named.items()}
+
+
+def _plain(figure: float) -> float | None:
+    if not math.isfinite(figure):
+        return None
+    return int(figure) if figure == int(figure) else float(f"{figure:.6g}")
 
 
 def t_quantile(freedom: int) -> float:

@@ -100,13 +100,16 @@ class Parquet(Kind):
             return replace(unit, rows=(begin, min(begin + count, unit.rows[1]))), 0
         metadata = _metadata(unit)
         groups = range(*(unit.row_groups or (0, metadata.num_row_groups if metadata else 0)))
+        start = 0
         for group in groups:
             assert metadata is not None
-            there = metadata.row_group(group).num_rows
-            if first < there:
-                rows = (first, min(first + count, there))
+            past = start + metadata.row_group(group).num_rows
+            if first + count <= past and first >= start:
+                rows = (first - start, first - start + count)
                 return replace(unit, row_groups=(group, group + 1), rows=rows), 0
-            first -= there
+            if first < past:  # it reaches into the next
+                return replace(unit, row_groups=(group, groups.stop)), first - start
+            start = past
         return unit, first
 
 
