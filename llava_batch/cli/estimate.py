@@ -20,9 +20,7 @@ from llava_batch.cli.terminal import counted, placed
 from llava_batch.driver import cluster, gpus
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.estimate import (
-    MOST_ROWS,
     Estimate,
-    Pilot,
     Watched,
     count,
     images_in_all,
@@ -30,6 +28,7 @@ from llava_batch.driver.estimate import (
     times,
 )
 from llava_batch.driver.heard import hear
+from llava_batch.driver.pilot import MOST_ROWS, Pilot
 from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.refusals import refuse_what_is_too_long
 from llava_batch.driver.remaining import CONFIDENCE, Interval

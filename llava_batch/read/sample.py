@@ -22,6 +22,7 @@ from llava_batch.errors import LlavaBatchError
 from llava_batch.read.kinds import KINDS, read_rows
 from llava_batch.read.reading import Look, Reading
 from llava_batch.read.source import end_row, table_of_rows
+from llava_batch.tables import packed
 from llava_batch.unit import Unit
 
 MOST_LOOKED_INTO = 64
@@ -152,7 +153,13 @@ class SampleSource(Datasource):  # type: ignore[misc]
         unknown = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
-        return [ReadTask(partial(read_runs, self._runs, self._reading), unknown)]
+        return [ReadTask(partial(_packed, self._runs, self._reading), unknown)]
+
+    num_tasks = 1
+
+
+def _packed(runs: Sequence[tuple[int, Run]], reading: Reading) -> Iterator[pa.Table]:
+    return map(packed, read_runs(runs, reading))
 
 
 def read_runs(runs: Sequence[tuple[int, Run]], reading: Reading) -> Iterator[pa.Table]:

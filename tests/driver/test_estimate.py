@@ -8,17 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from llava_batch.driver import estimate
+from llava_batch.driver import pilot as pilots
 from llava_batch.driver.estimate import (
     Counted,
     Estimate,
-    Pilot,
     Watched,
     count,
     images_in_all,
     nothing_left,
     times,
 )
+from llava_batch.driver.pilot import Pilot
 from llava_batch.driver.remaining import Interval
 from llava_batch.read.reading import Look
 from llava_batch.read.sample import RUN_ROWS
@@ -107,7 +107,7 @@ def test_it_is_over_once_its_images_are_in_and_the_pace_was_watched() -> None:
         pilot.add(batch(*run, end(number, 8)), at=100 + number * 0.5)
         if pilot.is_enough(100 + number * 0.5):
             over.append(number)
-    assert over[0] == 2 * estimate.STEADY_S
+    assert over[0] == 2 * pilots.STEADY_S
     slow = Pilot(1000, 64)
     for number in range(8):
         run = [row(number * RUN_ROWS + i) for i in range(8)]
