@@ -185,7 +185,7 @@ def _run(
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several, published=publishing.done,
+                joined=joined, several=several, published=publishing.done, left=progress.left(),
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):

@@ -92,6 +92,20 @@ class Unit:
         return self.of_table.deleted if self.of_table else b""
 
     @property
+    def num_rows(self) -> int | None:
+        """Its rows, where they are known without looking into a file."""
+        if self.retry is not None:
+            return len(self.retry)
+        if self.members:
+            return len(self.members)
+        span = self.numbers or self.rows
+        if span is not None:
+            return span[1] - span[0]
+        if self.of_table is None or self.of_table.num_rows is None:
+            return None
+        return self.of_table.num_rows - len(unpack_rows(self.of_table.deleted))
+
+    @property
     def num_bytes(self) -> int | None:
         """The size of the file that it is of; None where it is of several."""
         size = self.source.partition("-")[0]

@@ -194,12 +194,43 @@ class Pace:
         return points[-1][1]
 
 
+class Expected:
+    """The images of a run: `known` ones, and those of shards of `num_bytes` in all that only reading counts,
+    by the bytes of those that were looked into beforehand, or are whole by now."""
+
+    def __init__(self, known: int, num_bytes: int) -> None:
+        self._known, self._num_bytes = known, num_bytes
+        self._looked: list[tuple[float, float]] = []
+
+    def looked_into(self, shards: Sequence[tuple[int, int]]) -> None:
+        """Shards' bytes, and their images as their headers say them."""
+        self._looked = [(float(size), float(images)) for size, images in shards]
+
+    def images(self, whole: tuple[int, int] = (0, 0)) -> Interval | None:
+        """In all, where `whole` are the bytes and the images of shards that have been read to their ends;
+        None where nothing tells yet."""
+        known = Interval.exactly(self._known)
+        if not self._num_bytes:
+            return known
+        if whole[0] >= self._num_bytes:
+            return known + Interval.exactly(whole[1])
+        looked = sum(size for size, _ in self._looked)
+        if looked < self._num_bytes and whole[0] > looked:  # it says more than a first look
+            return known + total([(float(whole[0]), float(whole[1]))], self._num_bytes)
+        return known + total(self._looked, self._num_bytes) if self._looked else None
+
+
 @dataclass(frozen=True)
 class Left:
     """What is left: images, where their number is known or can be told, and seconds, once there is a pace."""
 
     images: Interval | None
     seconds: Interval | None
+
+    def as_json(self) -> dict[str, dict[str, float | None] | None]:
+        """Each with its bounds, null where nothing tells."""
+        named = {"images": self.images, "seconds": self.seconds}
+        return {name: figure and figure.as_json() for name, figure in named.items()}
 
 
 def left(of_all: Interval | None, answered: int, pace: Pace) -> Left:

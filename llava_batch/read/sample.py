@@ -63,7 +63,7 @@ def by_kind(units: Sequence[Unit]) -> dict[str, list[Unit]]:
 def _few(units: list[Unit], chance: random.Random) -> list[Unit]:
     """Those of the units of one kind that are looked into."""
     most = len(units)
-    if units[0].retry is None and not _is_known(units[0]):
+    if any(unit.num_rows is None for unit in units):
         is_local = units[0].fs.type_name == "local"
         most = MOST_LOOKED_INTO if is_local else MOST_REMOTE
         if units[0].kind == "parquet":
@@ -71,16 +71,9 @@ def _few(units: list[Unit], chance: random.Random) -> list[Unit]:
     return units if len(units) <= most else chance.sample(units, most)
 
 
-def _is_known(unit: Unit) -> bool:
-    """Whether the unit's rows are known already, without a look into a file."""
-    counted = unit.of_table is not None and unit.of_table.num_rows is not None
-    return bool(unit.members or unit.numbers or unit.rows or counted)
-
-
 def _look(unit: Unit, reading: Reading) -> Look:
-    if unit.retry is not None:
-        return Look(images=len(unit.retry))
-    return KINDS[unit.kind].look(unit, reading)
+    known = unit.num_rows
+    return KINDS[unit.kind].look(unit, reading) if known is None else Look(images=known)
 
 
 @dataclass(frozen=True, kw_only=True)
