@@ -230,7 +230,7 @@ class Left:
     def as_json(self) -> dict[str, dict[str, float | None] | None]:
         """Each with its bounds, null where nothing tells."""
         named = {"images": self.images, "seconds": self.seconds}
-        return {name: figure and figure.as_json() for name, figure in named.items()}
+        return {name: figure.as_json() if figure else None for name, figure in named.items()}
 
 
 def left(of_all: Interval | None, answered: int, pace: Pace) -> Left:
