@@ -73,8 +73,9 @@ class Gathered:
             UsageError: no partition that is there, be it empty, is one of those.
         """
         if self._wanted:
-            there = {found.partition for found in (*self._shards.values(), *self._all())}
-            refuse_unfit(self._named.partitions | there, self._wanted)
+            shards = {found.partition for found in self._shards.values()}
+            bunches = {bunch.partition for bunch in self._all()}
+            refuse_unfit(self._named.partitions | shards | bunches, self._wanted)
 
     @property
     def left_out(self) -> Counter[str]:
@@ -110,12 +111,13 @@ class Gathered:
         counts: Counter[str] = Counter()
         is_read = False
         for found in self._named.files(text):
-            is_bunch = isinstance(found, Bunch)
-            counts[found.what] += len(found.names) if is_bunch else 1
-            is_read |= found.is_read if is_bunch else True
-            if is_bunch:
+            if isinstance(found, Bunch):
+                counts[found.what] += len(found.names)
+                is_read |= found.is_read
                 self._add_bunch(found)
             else:
+                counts[found.what] += 1
+                is_read = True
                 self._add_shard(found)
         has_table = len(self._named.tables) > tables_before
         if counts and not has_table and not is_read:

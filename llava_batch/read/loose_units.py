@@ -5,7 +5,7 @@ in. Earlier versions named all by the folder that was given, whatever partition 
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from heapq import merge
 from itertools import count, islice
@@ -20,7 +20,7 @@ from llava_batch.unit import Names, Stamp, Stamps, Unit, source_of
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
 
-Members = Callable[[str], dict[str, Sequence[str]]]
+Members = Callable[[str], Mapping[str, Sequence[str]]]
 """Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
 
 Answered = Callable[[str], Iterable[str]]

@@ -42,6 +42,8 @@ def _in_store(pattern: Location) -> Iterator[pafs.FileInfo]:
     base, rest = "/".join(parts[:first]), parts[first:]
     if "**" in rest:
         everything = _listing(pattern.fs, base, recursive=True)
+        if _fits([], rest):
+            everything.append(pattern.fs.get_file_info(base))
         yield from (i for i in everything if _fits(_below(i.path, base), rest))
         return
     folders = [base]
@@ -65,7 +67,8 @@ def _part(info: pafs.FileInfo, number: int) -> str:
 
 
 def _below(path: str, folder: str) -> list[str]:
-    return path[len(folder) :].strip("/").split("/")
+    below = path[len(folder) :].strip("/")
+    return below.split("/") if below else []
 
 
 def _fits(parts: list[str], pattern: list[str]) -> bool:
