@@ -24,7 +24,7 @@ def test_few_names_are_the_tuple_of_them(names: tuple[str, ...]) -> None:
 @given(NAMES, STAMPS)
 def test_what_is_held_small_comes_back(names: list[str], stamps: list) -> None:
     held, stamped = Names(names), Stamps(stamps)
-    assert (held, stamped) == (tuple(names), tuple(stamps))
+    assert held == tuple(names) and stamped == tuple(stamps)
     assert pickle.loads(pickle.dumps((held, stamped))) == (held, stamped)
     assert (held == (*names, "more")) is False
     if names and stamps:
