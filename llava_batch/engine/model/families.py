@@ -1,0 +1,17 @@
+"""Whose images are made into features how: one file for each family, told by its config."""
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from llava_batch.engine.model.llava_next import LlavaNext
+from llava_batch.engine.model.vision import Normalisation, Vision
+
+VISIONS: dict[str, type[Vision]] = {"llava": Vision, "llava_next": LlavaNext}
+"""By transformers' name of the family."""
+
+
+def vision_of(model: PreTrainedModel, normalisation: Normalisation) -> Vision:
+    """The vision side of a model that is `supported`."""
+    config: Any = model.config
+    return VISIONS[config.model_type](model, normalisation)
