@@ -119,7 +119,7 @@ class Tiling:
         most = self.num_tokens(None)
         for size in self.resolutions:
             whole = size[0] // self.side * self.features, size[1] // self.side * self.features
-            for off in range(3 * self.features):
+            for off in range(max(whole) // 2):
                 for high, wide in ((whole[0] - 2 * off, whole[1]), (whole[0], whole[1] - 2 * off)):
                     if high > 0 and wide > 0:
                         kept = self._reduced(high, wide)
@@ -145,7 +145,8 @@ def pairs(value: object) -> tuple[tuple[int, int], ...]:
         raise ValueError(f"image_grid_pinpoints are {value!r}, no list of (height, width)")
     made = []
     for pair in value:
-        if not isinstance(pair, Sequence) or len(pair) != 2 or not all(type(n) is int and n > 0 for n in pair):
+        lengths = list(pair) if isinstance(pair, Sequence) else []
+        if len(lengths) != 2 or not all(type(n) is int and n > 0 for n in lengths):
             raise ValueError(f"image_grid_pinpoints hold {pair!r}, which is no (height, width)")
-        made.append((pair[0], pair[1]))
+        made.append((lengths[0], lengths[1]))
     return tuple(made)
