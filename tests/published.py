@@ -20,7 +20,6 @@ from transformers import (
     LlavaNextConfig,
     MistralConfig,
     Qwen2Config,
-    SiglipVisionConfig,
 )
 
 from tests.sentencepiece_like import sentencepiece_like

@@ -214,6 +214,8 @@ def outlook_lines(summary: "Summary") -> list[str]:
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
         f"{machine['prepare_workers']} preparing actor(s).",
     ]
+    lines.append(_image_cost(ahead["image_tokens"], settings["max_tiles"]))
+    lines += ahead["notes"]
     if settings["limit"]:
         lines.append(f"Of these the first {settings['limit']} images alone (--limit).")
     if ahead["loose_images"]:
@@ -221,6 +223,15 @@ def outlook_lines(summary: "Summary") -> list[str]:
     if ahead["rows_to_retry"]:
         lines.append(f"Images in error that are tried again: {ahead['rows_to_retry']}.")
     return [*lines, "Nothing was started (--dry-run)."]
+
+
+def _image_cost(tokens: list[int], max_tiles: int | None) -> str:
+    """How many tokens of the prompt an image takes, and what bounds it."""
+    fewest, most = tokens
+    if fewest == most:
+        return f"An image takes {most:,} tokens."
+    bound = f"with --max-tiles {max_tiles}" if max_tiles else "--max-tiles bounds it"
+    return f"An image takes {fewest:,} to {most:,} tokens by its size ({bound})."
 
 
 _DEMO_MODEL = (

@@ -96,7 +96,7 @@ class Plan:
             "loose_images": sum(len(unit.members) for unit in self.todo),
             "rows_to_retry": sum(len(unit.retry or ()) for unit in self.todo),
             "card": self.card and self.card.name,
-            "notes": [] if self.questions is None else list(self.questions.notes),
+            "notes": [*self.settled.notes, *(self.questions.notes if self.questions else ())],
         }
 
 

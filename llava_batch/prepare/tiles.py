@@ -9,10 +9,8 @@ import math
 import numpy as np
 from PIL import Image
 
-from llava_batch.errors import RowError
 from llava_batch.prepare.image_processor import ImageProcessor
-from llava_batch.prepare.pixels import BadImage
-from llava_batch.prompts.image_tokens import Layout, Tiling, TooThin
+from llava_batch.prompts.image_tokens import Layout, Tiling
 
 
 class Tiles:
@@ -22,16 +20,9 @@ class Tiles:
         self._resample, self._tiling = processor.resample, tiling
 
     def __call__(self, image: Image.Image) -> tuple[np.ndarray, Layout]:
-        """uint8 `[1 + tiles, 3, S, S]`, and the grid that the tiles behind the first lie in.
-
-        Raises:
-            BadImage: `image_unreadable`, where it is too thin for every grid.
-        """
+        """uint8 `[1 + tiles, 3, S, S]`, and the grid that the tiles behind the first lie in."""
         side = self._tiling.side
-        try:
-            layout = self._tiling.layout(image.height, image.width)
-        except TooThin as error:
-            raise BadImage(RowError.IMAGE_UNREADABLE, str(error)) from None
+        layout = self._tiling.layout(image.height, image.width)
         canvas = self._canvas(image, layout.rows * side, layout.columns * side)
         whole = np.asarray(image.resize((side, side), self._resample), dtype=np.uint8)
         tiles = canvas.reshape(layout.rows, side, layout.columns, side, 3).transpose(0, 2, 1, 3, 4)

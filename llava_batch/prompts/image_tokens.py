@@ -28,10 +28,6 @@ class Layout(NamedTuple):
     width: int
 
 
-class TooThin(ValueError):
-    """In no grid is a whole pixel left of the image."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Tiling:
     """A family's rule for one checkpoint.
@@ -66,28 +62,18 @@ class Tiling:
 
     def resolution(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of the grid for an image: the one that keeps most of its pixels, and of several
-        that keep as many the one that wastes least.
-
-        Raises:
-            TooThin: none keeps a pixel.
-        """
-        found, most, least = None, 0, math.inf
+        that keep as many the first that wastes least."""
+        found, most, least = self.resolutions[0], 0, math.inf
         for rows, columns in self.resolutions:
             scale = min(columns / width, rows / height)
             kept = min(int(width * scale) * int(height * scale), width * height)
             wasted = rows * columns - kept
             if kept > most or (kept == most and wasted < least):
                 found, most, least = (rows, columns), kept, wasted
-        if not most or found is None:
-            raise TooThin(f"{width}x{height} is too thin for any grid of tiles")
         return found
 
     def layout(self, height: int, width: int) -> Layout:
-        """The grid for an image of this size.
-
-        Raises:
-            TooThin: see `resolution`.
-        """
+        """The grid for an image of this size."""
         size = self.resolution(height, width)
         rows, columns = size[0] // self.side, size[1] // self.side
         whole = rows * self.features, columns * self.features
@@ -114,8 +100,8 @@ class Tiling:
 
     @property
     def range(self) -> tuple[int, int]:
-        """Fewest and most tokens that an image may take: the whole alone, and grids that are filled,
-        or nearly: of an image that is all but as wide as the grid no row is left out either."""
+        """Fewest and most tokens that an image may take: of a strip that leaves no row in its grid the whole
+        alone; of others the most that a grid keeps, with any padding (reduced, a fuller one may keep less)."""
         most = self.num_tokens(None)
         for size in self.resolutions:
             whole = size[0] // self.side * self.features, size[1] // self.side * self.features
@@ -124,7 +110,7 @@ class Tiling:
                     if high > 0 and wide > 0:
                         kept = self._reduced(high, wide)
                         most = max(most, self.whole + kept[0] * (kept[1] + 1))
-        return self.num_tokens(None), most
+        return self.whole, most
 
 
 def tokens_by_rows(

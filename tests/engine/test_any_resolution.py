@@ -10,7 +10,6 @@ import torch
 from PIL import Image as Picture
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from llava_batch.checkpoint import Checkpoint
 from llava_batch.engine import Engine, Grid, Image, Request
 from llava_batch.job import Job
 from llava_batch.prepare.actor import Prepare
