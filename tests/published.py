@@ -18,8 +18,12 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
+    LlavaOnevisionConfig,
     MistralConfig,
+    PixtralVisionConfig,
     Qwen2Config,
+    SiglipVisionConfig,
+    VipLlavaConfig,
 )
 
 from tests.sentencepiece_like import sentencepiece_like
@@ -33,6 +37,8 @@ HALF = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}
 NEXT_GRIDS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE], [2 * SIDE, 2 * SIDE], [3 * SIDE, SIDE],
               [SIDE, 3 * SIDE]]  # fmt: skip
 """LLaVA-NeXT's own, in tiles of `SIDE` pixels."""
+ONEVISION_GRIDS = [[SIDE * rows, SIDE * columns] for rows in range(1, 7) for columns in range(1, 7)]
+"""LLaVA-OneVision's: all from one tile to six by six."""
 
 PARTS = (
     "{% macro parts(message) %}{% for part in message.content %}"
@@ -56,6 +62,22 @@ CHATML = PARTS + (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ parts(message) }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+ONEVISION = (  # all images of a message in front of its text
+    "{% for message in messages %}<|im_start|>{{ message.role }} "
+    "{% for part in message.content if part.type == 'image' %}<image>{% endfor %}"
+    "{% for part in message.content if part.type == 'text' %}\n{{ part.text }}{% endfor %}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+HUMAN = PARTS + (
+    "{% for message in messages %}{% if message.role == 'system' %}{{ parts(message) }}{% else %}"
+    "###{{ 'Human' if message.role == 'user' else 'Assistant' }}: {{ parts(message) }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}###Assistant:{% endif %}"
+)
+PIXTRAL = (
+    "<s>{% for message in messages %}{% if message.role == 'user' %}[INST]{% for part in message.content %}"
+    "{% if part.type == 'image' %}[IMG]{% else %}{{ part.text }}{% endif %}{% endfor %}[/INST]{% else %}"
+    "{{ message.content[0].text }}</s>{% endif %}{% endfor %}"
+)
 
 
 @cache
@@ -75,7 +97,7 @@ def text_config(kind: type, vocab: int, **more: Any) -> Any:
 
 def tower(kind: type, **more: Any) -> Any:
     return kind(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=2,
-                image_size=SIDE, patch_size=PATCH, **more)  # fmt: skip
+                image_size=16 * PATCH if kind is PixtralVisionConfig else SIDE, patch_size=PATCH, **more)  # fmt: skip
 
 
 SQUARE = {"height": SIDE, "width": SIDE}
@@ -108,6 +130,45 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "next vicuna": _next(LlamaConfig, VICUNA),
     "next llama 3": _next(LlamaConfig, LLAMA_3, *HEADERS),
     "next qwen": _next(Qwen2Config, CHATML, *TURNS),
+    "onevision": {
+        "config": LlavaOnevisionConfig, "text": Qwen2Config, "tower": SiglipVisionConfig,
+        "template": ONEVISION, "specials": (*TURNS, "<video>"),
+        "settings": {"image_grid_pinpoints": ONEVISION_GRIDS, "vision_aspect_ratio": "anyres_max_9",
+                     "video_token_index": 1},
+        "image_processor": {"image_processor_type": "LlavaOnevisionImageProcessor", "do_pad": True,
+                            "do_resize": True, "do_rescale": True, "do_normalize": True,
+                            "do_convert_rgb": True, "size": SQUARE, "resample": 3, "rescale_factor": 1 / 255,
+                            "image_grid_pinpoints": ONEVISION_GRIDS, **CLIP},
+        "processor": {"processor_class": "LlavaOnevisionProcessor", "num_image_tokens": 16,
+                      "video_token": "<video>", "vision_aspect_ratio": "anyres_max_9"},
+    },
+    "vip": {
+        "config": VipLlavaConfig, "text": LlamaConfig, "tower": CLIPVisionConfig, "template": HUMAN,
+        "specials": (), "settings": {"vision_feature_layer": [-2, -3, 1]},
+        "image_processor": {"image_processor_type": "CLIPImageProcessor", **CROPPED},
+        "processor": {"processor_class": "LlavaProcessor", "num_additional_image_tokens": 1},
+    },
+    "llava siglip": {
+        "config": LlavaConfig, "text": Qwen2Config, "tower": SiglipVisionConfig, "template": CHATML,
+        "specials": TURNS, "settings": {"vision_feature_select_strategy": "full"},
+        "image_processor": {"image_processor_type": "SiglipImageProcessor", "size": SQUARE,
+                            "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3,
+                            "rescale_factor": 1 / 255, **HALF},
+        "processor": {"processor_class": "LlavaProcessor", "num_additional_image_tokens": 0},
+    },
+    "pixtral": {
+        "config": LlavaConfig, "text": MistralConfig, "tower": PixtralVisionConfig,
+        "template": PIXTRAL, "specials": ("[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"),
+        "image_token": "[IMG]",
+        "settings": {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"},
+        "image_processor": {"image_processor_type": "PixtralImageProcessor",
+                            "patch_size": {"height": PATCH, "width": PATCH},
+                            "size": {"longest_edge": 16 * PATCH}, "do_resize": True, "do_rescale": True,
+                            "do_normalize": True, "do_convert_rgb": True, "resample": 3,
+                            "rescale_factor": 1 / 255, **CLIP},
+        "processor": {"processor_class": "PixtralProcessor", "image_token": "[IMG]",
+                      "image_break_token": "[IMG_BREAK]", "image_end_token": "[IMG_END]"},
+    },
 }  # fmt: skip
 """What is published, by family and language model; llava-hf's names in `llava_batch`'s README."""
 
@@ -130,7 +191,7 @@ def publish(name: str, folder: Path, *, seed: int = 0, template_as: str = "json"
     write = lambda file, value: (folder / file).write_text(json.dumps(value))  # noqa: E731
     write("preprocessor_config.json", said["image_processor"])
     processor = {"image_token": "<image>", "patch_size": PATCH} | said["processor"]
-    strategy = getattr(config, "vision_feature_select_strategy", None)
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
     write("processor_config.json", processor | {"vision_feature_select_strategy": strategy})
     if template_as == "json":
         write("chat_template.json", {"chat_template": said["template"]})
@@ -151,7 +212,13 @@ def _save_model(config: Any, folder: Path, seed: int, image_token: int) -> None:
             0  # transformers would take an answered one for an image
         )
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {_on_the_hub(n): w.contiguous() for n, w in model.state_dict().items()}
+    tower_inside = "" if config.vision_config.model_type == "pixtral" else "vision_model."
+    weights = {
+        _on_the_hub(name).replace(
+            "vision_tower.", f"vision_tower.{tower_inside}"
+        ): weight.contiguous()
+        for name, weight in model.state_dict().items()
+    }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
@@ -164,7 +231,6 @@ def _on_the_hub(name: str) -> str:
     for ours, theirs in (
         ("model.language_model.", "language_model.model."),
         ("lm_head.", "language_model.lm_head."),
-        ("model.vision_tower.", "vision_tower.vision_model."),
         ("model.", ""),
     ):
         if name.startswith(ours):

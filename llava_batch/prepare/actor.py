@@ -204,12 +204,16 @@ class Prepare:
         out["pixels"] = b"".join(pixels.tobytes() for pixels, _ in made)
         out["shapes"] = [list(pixels.shape) for pixels, _ in made]
         out["layouts"] = [list(layout or ()) for _, layout in made]
-        return [self._checkpoint.image_ids(*pixels.shape[2:], layout) for pixels, layout in made]
+        ids = []
+        for pixels, layout in made:
+            height, width = pixels.shape[2:]
+            ids.append(self._checkpoint.image_ids(height, width, layout))
+        return ids
 
     def _processed(self, image: Image.Image, *, several: bool) -> tuple[np.ndarray, Layout | None]:
         """uint8 `[t, 3, H, W]` of one image, and the grid of its tiles; `several`: it is not alone."""
         if self._tiles is not None:
-            return self._tiles(image)
+            return self._tiles(image, several=several, most_pixels=self._job.max_pixels)
         check_canvas(*image.size, self._pad, self._processor.shortest_edge, self._job.max_pixels)
         if self._pad:
             image = expand_to_square(image, self._processor.background)

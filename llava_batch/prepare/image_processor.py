@@ -17,6 +17,7 @@ from PIL import Image
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import UsageError, first_line
+from llava_batch.prepare.own_shape import OwnShape
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _SHARED = {"do_resize": True, "resample": int(Image.Resampling.BICUBIC)}
@@ -30,10 +31,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "LlavaImageProcessor": _CLIP,
     "LlavaNextImageProcessor": _CLIP,
+    "LlavaOnevisionImageProcessor": _SHARED
+    | {"size": {"height": 384, "width": 384}, "image_mean": _CLIP_MEAN},
     "SiglipImageProcessor": _SHARED
     | {"size": {"height": 224, "width": 224}, "image_mean": (0.5, 0.5, 0.5)},
 }
 """What each class has where the checkpoint's settings are silent; null is said, and means none."""
+
+_PIXTRAL = _SHARED | {"size": {"longest_edge": 1024}, "patch_size": 16, "image_mean": _CLIP_MEAN}
 
 _KNOWN = {
     *_CLIP, "do_pad", "image_grid_pinpoints", "aspect_ratio_setting", "image_processor_type", "feature_extractor_type", "processor_class",
@@ -72,6 +77,8 @@ def load_image_processor(checkpoint: Checkpoint) -> ImageProcessor:
         UsageError: it has none, or one that cannot be read.
     """
     settings = _settings(checkpoint)
+    if checkpoint.is_pixtral:
+        return _in_own_shape(checkpoint, settings)
     made = _plain(settings)
     if checkpoint.tiling is None:
         return made or _transformers(checkpoint)
@@ -82,6 +89,37 @@ def load_image_processor(checkpoint: Checkpoint) -> ImageProcessor:
         )
     _refuse_other_tiles(checkpoint, _DEFAULTS[_kind(settings)] | settings)
     return made
+
+
+def _in_own_shape(checkpoint: Checkpoint, settings: dict[str, Any]) -> ImageProcessor:
+    """Pixtral's, whose images have any shape.
+
+    Raises:
+        UsageError: a setting that is not known here, or that is not the vision tower's.
+    """
+    known = {*_KNOWN, "patch_size"}
+    strange = sorted(n for n, v in settings.items() if v is not None and n not in known)
+    kind = _kind(settings)
+    if strange or kind != "PixtralImageProcessor":
+        raise _unfit(checkpoint, f"not known here: {', '.join(strange) or kind}")
+    all_ = _PIXTRAL | settings
+    size, patch = all_["size"], _height_and_width(all_["patch_size"])
+    longest = size.get("longest_edge") if isinstance(size, dict) else None
+    most = _height_and_width(size if longest is None else longest)
+    side, tower_patch = checkpoint.tower_sizes
+    if most is None or max(most) > side or not all_["do_resize"] or all_.get("do_center_crop"):
+        raise _unfit(checkpoint, f"size is {size}, the vision tower takes up to {side} pixels")
+    if patch != (tower_patch, tower_patch):
+        raise _unfit(
+            checkpoint, f"patch_size is {all_['patch_size']}, the vision tower's {tower_patch}"
+        )
+    return ImageProcessor(
+        pixels=OwnShape(most=most, patch=tower_patch, resample=all_["resample"]),
+        shortest_edge=None,
+        pads=False,
+        background=_background(all_["image_mean"]),
+        resample=all_["resample"],
+    )
 
 
 def _refuse_other_tiles(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:

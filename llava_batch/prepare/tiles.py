@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from llava_batch.prepare.image_processor import ImageProcessor
+from llava_batch.prepare.pixels import check_canvas, expand_to_square
 from llava_batch.prompts.image_tokens import Layout, Tiling
 
 
@@ -18,10 +19,25 @@ class Tiles:
 
     def __init__(self, processor: ImageProcessor, tiling: Tiling) -> None:
         self._resample, self._tiling = processor.resample, tiling
+        self._background = processor.background
 
-    def __call__(self, image: Image.Image) -> tuple[np.ndarray, Layout]:
-        """uint8 `[1 + tiles, 3, S, S]`, and the grid that the tiles behind the first lie in."""
+    def __call__(
+        self, image: Image.Image, *, several: bool, most_pixels: int
+    ) -> tuple[np.ndarray, Layout | None]:
+        """uint8 `[1 + tiles, 3, S, S]`, and the grid that the tiles behind the first lie in.
+
+        several: the image is not alone in its prompt, where LLaVA-OneVision shows it whole, on a square of
+        the mean colour.
+
+        Raises:
+            BadImage: `image_too_large`, where that square would have more than `most_pixels`.
+        """
         side = self._tiling.side
+        if several and self._tiling.whole_if_several:
+            check_canvas(*image.size, True, None, most_pixels)
+            square = expand_to_square(image, self._background)
+            alone = np.asarray(square.resize((side, side), self._resample), dtype=np.uint8)
+            return np.ascontiguousarray(alone.transpose(2, 0, 1))[None], None
         layout = self._tiling.layout(image.height, image.width)
         canvas = self._canvas(image, layout.rows * side, layout.columns * side)
         whole = np.asarray(image.resize((side, side), self._resample), dtype=np.uint8)

@@ -34,7 +34,8 @@ class Tiling:
 
     side: pixels along a tile's side. features: along a tile's side. whole: tokens of the image as a whole.
     resolutions: (height, width) of the grids, in pixels. most_tiles: features that a grid may keep, in
-    tiles' worth; more are reduced (None: all are kept).
+    tiles' worth; more are reduced (None: all are kept). whole_if_several: of several images in a prompt
+    each is the whole alone.
     """
 
     side: int
@@ -42,6 +43,7 @@ class Tiling:
     whole: int
     resolutions: tuple[tuple[int, int], ...]
     most_tiles: int | None = None
+    whole_if_several: bool = False
 
     def at_most(self, max_tiles: int) -> "Tiling":
         """With only the grids of `max_tiles` tiles or fewer.

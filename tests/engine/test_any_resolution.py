@@ -1,6 +1,7 @@
 """Images of any size, through our preparing and our engine, answer as transformers' processor and `generate`."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as Picture
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaOnevisionProcessor,
+)
 
 from llava_batch.engine import Engine, Grid, Image, Request
 from llava_batch.job import Job
@@ -58,22 +66,63 @@ def prepared(folder: Path, *images: Picture.Image, **settings: Any) -> tuple[Req
     return request, out["asks"][0]
 
 
+class PixtralProcessor:
+    """What transformers' class of this name, which cannot be imported without torchvision, does to text."""
+
+    image_token: str
+    image_break_token: str
+    image_end_token: str
+    patch_size: int
+
+    def replace_image_token(self, inputs: Any, number: int) -> str:
+        height, width = (int(length) // self.patch_size for length in inputs["image_sizes"][number])
+        rows = [self.image_token * width] * height
+        return self.image_break_token.join(rows) + self.image_end_token
+
+
+def processed(folder: Path, images: list[Picture.Image], text: str) -> dict[str, Any]:
+    """What the family's own processor makes on the PIL backend; those of which a part wants torchvision are
+    put together from the others."""
+    config = AutoConfig.from_pretrained(folder)
+    wanted: dict[str, Any] = {
+        "llava_onevision": LlavaOnevisionProcessor,
+        "pixtral": PixtralProcessor,
+    }
+    kind: Any = wanted.get(config.model_type) or wanted.get(config.vision_config.model_type)
+    if kind is None:
+        whole = AutoProcessor.from_pretrained(folder)
+        assert "Pil" in type(whole.image_processor).__name__
+        return whole(images=images, text=text, return_tensors="pt")
+    made = object.__new__(kind)
+    said = json.loads((folder / "processor_config.json").read_text())
+    vars(made).update(said)
+    made.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    nested: Any = [images] if kind is LlavaOnevisionProcessor else images
+    inputs = made.image_processor(images=nested, return_tensors="pt")
+    first, *rest = text.replace("<image>", made.image_token).split(made.image_token)
+    for number, piece in enumerate(rest):
+        first += made.replace_image_token(inputs, number) + piece
+    bos = not first.startswith("<s>")  # as apply_chat_template tokenizes
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(first, add_special_tokens=bos, return_tensors="pt")
+    return {**ids, **inputs}
+
+
 @torch.inference_mode()
-def reference(folder: Path, ask: dict, *images: Picture.Image, **inputs: Any) -> tuple[list, list]:
+def reference(folder: Path, ask: dict, *images: Picture.Image) -> tuple[list, list]:
     """The processor's token ids, and what `generate` answers to them."""
-    processor = AutoProcessor.from_pretrained(folder)
-    assert "Pil" in type(processor.image_processor).__name__
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    given = processor(images=list(images), text=ask["segments"][0], return_tensors="pt", **inputs)
+    given = processed(folder, list(images), ask["segments"][0])
     ids = given["input_ids"][0].tolist()
     out = model.generate(**given, max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
     return ids, out[:-1] if out and out[-1] == 2 else out
 
 
+ANY = ["next mistral", "onevision", "vip", "llava siglip", "llava", "pixtral"]
 NEXT = ["next mistral", "next vicuna", "next llama 3", "next qwen"]
 
 
-@pytest.mark.parametrize("folder", NEXT[:1], indirect=True)
+@pytest.mark.parametrize("folder", ANY, indirect=True)
 @pytest.mark.parametrize("options", [{}, {"attention": "sdpa"}], ids=["padded", "packed"])
 def test_images_of_any_size_answer_as_generate_does_alone_and_in_flight(folder, options) -> None:
     engine = Engine.load(folder, device="cpu", dtype="float32", slots=3, max_tokens=300, **options)
@@ -102,3 +151,15 @@ def test_every_language_model_answers_as_generate_does(folder) -> None:
     assert list(request.prompt_ids) == ids
     (found,) = engine.generate([request])
     assert found.token_ids == tuple(answer)
+
+
+@pytest.mark.parametrize("folder", ["onevision", "next mistral", "pixtral"], indirect=True)
+def test_several_images_in_a_prompt_answer_as_generate_does(folder) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=2, max_tokens=600)
+    images = [picture(90, 40), picture(33, 70)]
+    request, ask = prepared(folder, *images)
+    ids, answer = reference(folder, ask, *images)
+    assert list(request.prompt_ids) == ids
+    (found,) = engine.generate([request])
+    assert found.token_ids == tuple(answer)
+    assert engine.stats.images_encoded == 2

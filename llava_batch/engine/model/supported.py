@@ -7,11 +7,13 @@ features as it likes: such a model is refused by name before its weights are rea
 from typing import Any
 
 TOWERS = {
-    "llava": ("clip_vision_model", "siglip_vision_model"),
+    "llava": ("clip_vision_model", "siglip_vision_model", "pixtral"),
     "llava_next": ("clip_vision_model", "siglip_vision_model"),
+    "llava_onevision": ("siglip_vision_model",),
+    "vipllava": ("clip_vision_model",),
 }
 """The vision towers of each family, by transformers' names."""
-TILED = ("llava_next",)
+TILED = ("llava_next", "llava_onevision")
 """Families that cut an image of any resolution into tiles."""
 TEXTS = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "granite", "smollm3")
 ROPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
@@ -36,7 +38,13 @@ def why_not(config: Any) -> str | None:
 
 
 def _why_not_tiles(config: Any) -> str | None:
-    """A tower whose features are no square, where they are put together to a map."""
+    """A tower whose features are no rectangle, where they are put together to a map."""
+    is_pixtral = config.vision_config.model_type == "pixtral"
+    if is_pixtral and config.vision_feature_select_strategy != "full":
+        return (
+            f"vision_feature_select_strategy is {config.vision_feature_select_strategy} with Pixtral's "
+            "tower, which has no class token; the engine takes full"
+        )
     if config.model_type not in TILED:
         return None
     class_token = config.vision_config.model_type == "clip_vision_model"

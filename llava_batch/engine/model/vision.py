@@ -118,7 +118,9 @@ class Vision:
         if self._cut and len(self.layers) == 1:
             return [tower(pixel_values).last_hidden_state]
         found = tower(pixel_values, output_hidden_states=True).hidden_states
-        return [found[layer] for layer in self.layers]
+        asked = self.config.vision_feature_layer
+        as_said = [asked] if isinstance(asked, int) else asked
+        return [found[layer] for layer in (self.layers if self._cut else as_said)]
 
     def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 `[t, 3, H, W]` -> the model's dtype, in the order of the reference processor."""
