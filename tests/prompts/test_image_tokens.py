@@ -1,17 +1,29 @@
 """Image tokens of images of any size are as many as the reference processor says."""
 
 import random
+from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
-from transformers import LlavaNextProcessor
+from transformers import LlavaNextProcessor, LlavaOnevisionProcessor
+from transformers.image_utils import ChannelDimension
+from transformers.models.pixtral.image_processing_pil_pixtral import get_resize_output_image_size
 
 from llava_batch.errors import UsageError
-from llava_batch.prompts.image_tokens import Layout, Tiling, pairs
+from llava_batch.prepare.own_shape import OwnShape
+from llava_batch.prompts.image_tokens import Layout, Tiling, pairs, tokens_by_rows
 
 NEXT = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+ONEVISION = [[384 * rows, 384 * columns] for rows in range(1, 7) for columns in range(1, 7)]
 RULES = {
     "next": Tiling(side=336, features=24, whole=576, resolutions=pairs(NEXT)),
+    "onevision": Tiling(
+        side=384, features=27, whole=729, resolutions=pairs(ONEVISION), most_tiles=9
+    ),
+    "onevision of four": Tiling(
+        side=384, features=27, whole=729, resolutions=pairs(ONEVISION), most_tiles=4
+    ),
 }
 """The published checkpoints' own."""
 
@@ -45,7 +57,33 @@ def next_reference(height: int, width: int) -> int:
     return made._get_number_of_features(height, width, 336, 336) - 1  # strategy `default`
 
 
-REFERENCES = {"next": next_reference}
+def onevision_reference(height: int, width: int, most: int = 9) -> int:
+    """`LlavaOnevisionProcessor`'s own count, without a tokenizer."""
+    made = object.__new__(LlavaOnevisionProcessor)
+    made.image_processor = SimpleNamespace(image_grid_pinpoints=ONEVISION)
+    made.num_image_tokens, made.vision_aspect_ratio = 729, f"anyres_max_{most}"
+    return made._get_number_of_features(height, width, 384, 384)
+
+
+REFERENCES = {
+    "next": next_reference,
+    "onevision": onevision_reference,
+    "onevision of four": partial(onevision_reference, most=4),
+}
+
+
+def test_an_image_in_its_own_shape_has_the_reference_processors_size_and_patches() -> None:
+    rule = OwnShape(most=(1024, 1024), patch=16, resample=3)
+    for height, width in sizes():
+        if max(height, width) > 1024 * min(height, width):
+            continue  # too thin: the reference has no pixel left, and fails to resize
+        image = np.broadcast_to(np.uint8(0), (3, height, width))
+        size = get_resize_output_image_size(image, 1024, 16, ChannelDimension.FIRST)
+        assert rule.size(height, width) == size, (height, width)
+        ids = tokens_by_rows(*size, 16, image=1, row_end=2, end=3)
+        assert (ids.count(1), ids.count(2), ids.count(3)) == (
+            size[0] // 16 * (size[1] // 16), size[0] // 16 - 1, 1,
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -6,6 +6,7 @@ patches squared. Legend: as in `vision`; H, W multiples of the patch.
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from llava_batch.engine.device import on_device
@@ -49,4 +50,6 @@ class Pixtral(Vision):
 
     def encode(self, images: list[Image], *, most_patches: int) -> list[torch.Tensor]:
         """Features `[T, C]` of each image, one pass of the tower for each, whatever `most_patches` is."""
-        return [self.features(on_device(image.pixels, self.device))[0] for image in images]
+        # Copies: what comes from a table may not be written to, which torch warns of.
+        sent = (on_device(np.array(image.pixels), self.device) for image in images)
+        return [self.features(pixels)[0] for pixels in sent]
