@@ -130,6 +130,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "next vicuna": _next(LlamaConfig, VICUNA),
     "next llama 3": _next(LlamaConfig, LLAMA_3, *HEADERS),
     "next qwen": _next(Qwen2Config, CHATML, *TURNS),
+    "next siglip": _next(Qwen2Config, CHATML, *TURNS) | {
+        "tower": SiglipVisionConfig,
+        "settings": {"image_grid_pinpoints": NEXT_GRIDS, "vision_feature_select_strategy": "full"},
+        "processor": {"processor_class": "LlavaNextProcessor", "num_additional_image_tokens": 0},
+    },
     "onevision": {
         "config": LlavaOnevisionConfig, "text": Qwen2Config, "tower": SiglipVisionConfig,
         "template": ONEVISION, "specials": (*TURNS, "<video>"),

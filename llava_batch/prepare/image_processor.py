@@ -38,7 +38,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """What each class has where the checkpoint's settings are silent; null is said, and means none."""
 
-_PIXTRAL = _SHARED | {"size": {"longest_edge": 1024}, "patch_size": 16, "image_mean": _CLIP_MEAN}
+_PIXTRAL: dict[str, Any] = _SHARED | {
+    "size": {"longest_edge": 1024},
+    "patch_size": 16,
+    "image_mean": _CLIP_MEAN,
+}
 
 _KNOWN = {
     *_CLIP, "do_pad", "image_grid_pinpoints", "aspect_ratio_setting", "image_processor_type", "feature_extractor_type", "processor_class",

@@ -121,7 +121,7 @@ def reference(folder: Path, ask: dict, *images: Picture.Image) -> tuple[list, li
 
 
 ANY = ["next mistral", "onevision", "vip", "llava siglip", "llava", "pixtral"]
-NEXT = ["next mistral", "next vicuna", "next llama 3", "next qwen"]
+NEXT = ["next mistral", "next vicuna", "next llama 3", "next qwen", "next siglip"]
 
 
 @pytest.mark.parametrize("folder", ANY, indirect=True)

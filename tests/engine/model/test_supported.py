@@ -144,7 +144,7 @@ REFUSED: dict[str, Any] = {
         None,
         lambda: PixtralVisionConfig(**TOWER),
         {},
-        "vision_feature_select_strategy is default",
+        "vision_feature_select_strategy is default with .* class token",
     ),
     "siglip 2": (
         None,
