@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 import llava_batch
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.model.llava import read_normalisation
 from llava_batch.engine.model.load import processor_files
+from llava_batch.engine.model.vision import read_normalisation
 
 FOLDER = Path(llava_batch.__file__).parent / "demo" / "model"
 QUESTIONS = (
