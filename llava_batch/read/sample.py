@@ -129,13 +129,14 @@ def _run(unit: Unit, look: Look, first: int) -> Run:
 
 
 class SampleSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source of runs, read by one task, in their order: where a pilot ends early, it has what
-    was drawn first. The rows have the ordinal `number * RUN_ROWS`
+    """A Ray Data source of runs, read by as many tasks as a job has, each in their order: where a pilot ends
+    early, it has what was drawn first. The rows have the ordinal `number * RUN_ROWS`
     and on, by the run's number; after each run comes an end row whose unit is that number, as text."""
 
-    def __init__(self, runs: Sequence[Run], reading: Reading) -> None:
+    def __init__(self, runs: Sequence[Run], reading: Reading, num_tasks: int = 1) -> None:
         super().__init__()
         self._runs, self._reading = [*enumerate(runs)], reading
+        self.num_tasks = max(1, min(num_tasks, len(runs)))
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -146,9 +147,8 @@ class SampleSource(Datasource):  # type: ignore[misc]
         unknown = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
-        return [ReadTask(partial(_packed, self._runs, self._reading), unknown)]
-
-    num_tasks = 1
+        shares = (self._runs[i :: self.num_tasks] for i in range(self.num_tasks))
+        return [ReadTask(partial(_packed, share, self._reading), unknown) for share in shares]
 
 
 def _packed(runs: Sequence[tuple[int, Run]], reading: Reading) -> Iterator[pa.Table]:
