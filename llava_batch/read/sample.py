@@ -53,21 +53,32 @@ def look_at(units: Sequence[Unit], reading: Reading, chance: random.Random) -> d
 
 
 def by_kind(units: Sequence[Unit]) -> dict[str, list[Unit]]:
-    """The units of each kind; those of which only some rows are answered again are a kind of their own."""
+    """The units of each kind; those of which only some rows are answered again are a kind of their own, and
+    so are the largest files of a kind of which a few are looked into: one of them may hold most of all."""
     kinds: dict[str, list[Unit]] = {}
     for unit in units:
         kinds.setdefault(RETRIED if unit.retry is not None else unit.kind, []).append(unit)
+    for kind, several in [*kinds.items()]:
+        most = _most(several)
+        if len(several) > most and several[0].fs.type_name == "local":
+            by_size = sorted(several, key=lambda unit: -(unit.num_bytes or 0))
+            kinds[f"{kind}, the largest"] = by_size[: most // 4]
+            kinds[kind] = by_size[most // 4 :]
     return kinds
+
+
+def _most(units: list[Unit]) -> int:
+    """How many of the units of one kind are looked into."""
+    if all(unit.num_rows is not None for unit in units):
+        return len(units)
+    if units[0].kind == "parquet":
+        return MOST_FOOTERS
+    return MOST_LOOKED_INTO if units[0].fs.type_name == "local" else MOST_REMOTE
 
 
 def _few(units: list[Unit], chance: random.Random) -> list[Unit]:
     """Those of the units of one kind that are looked into."""
-    most = len(units)
-    if any(unit.num_rows is None for unit in units):
-        is_local = units[0].fs.type_name == "local"
-        most = MOST_LOOKED_INTO if is_local else MOST_REMOTE
-        if units[0].kind == "parquet":
-            most = MOST_FOOTERS
+    most = _most(units)
     return units if len(units) <= most else chance.sample(units, most)
 
 
