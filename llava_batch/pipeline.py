@@ -71,7 +71,7 @@ def run_settled(settled: Settled) -> Summary:
         with cluster.connected() as alone:
             stop.take_back()
             local_paths.refuse_local_paths(job)
-            sizing = cluster.size_up(job, alone=bool(alone))
+            sizing = cluster.size_up(job, alone=alone)
             card = gpus.look() if sizing.on_gpu else None
             with _refusing_the_storage():
                 plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
@@ -187,6 +187,7 @@ def _run(
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
                 joined=joined, several=several, published=publishing.done, nodes=nodes,
+                left=progress.left(),
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):
@@ -207,9 +208,10 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
 
 
 def answers(
-    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None, source: Any = None
 ) -> Iterator[pa.Table]:
-    """The answer rows of the plan's units, as they come."""
+    """The answer rows of the plan's units, as they come; with a `source` like
+    `UnitSource`, of the rows that it reads in their place."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -220,7 +222,7 @@ def answers(
 
     job = local_paths.for_workers(plan.job)
     _set_up_ray_data(job)
-    source = UnitSource(plan.todo, plan.reading, shared)
+    source = source or UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(
         source,
         num_cpus=READ_CPUS,
