@@ -102,7 +102,7 @@ def raylets() -> Iterator[Raylets]:
 def test_a_node_that_is_lost_costs_no_row_and_one_that_joins_is_used(
     tmp_path: Path, raylets: Raylets
 ) -> None:
-    folder, out = corpus(tmp_path / "in", 10, 40), tmp_path / "out"
+    folder, out = corpus(tmp_path / "in", 8, 40), tmp_path / "out"
     lost, _ = raylets.add(), raylets.add()
     with started(raylets, folder, out, 24) as process:
         wait_for_units(out, process, 1)
