@@ -106,10 +106,11 @@ _SHOWN_ONLY = frozenset(f"{name}_name" for name in ("model", *_BY_CONTENT))
 
 
 def _by_preset(settings: dict[str, Any], name: str) -> bool:
-    """Whether that setting is what its preset says, or without one its default."""
+    """Whether that setting is what its preset says, or its default (of other families a preset says less)."""
     if name not in PRESET_SETTINGS:
         return False
-    return bool(settings[name] == getattr(PRESETS.get(settings.get("preset") or "", Job()), name))
+    sayers = (Job(), PRESETS.get(settings["preset"] or "", Job()))
+    return settings[name] in [getattr(sayer, name) for sayer in sayers]
 
 
 def _told(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
