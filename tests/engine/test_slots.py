@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from llava_batch.engine import Request
 from llava_batch.engine import scheduler as scheduling
-from llava_batch.engine.scheduler import Scheduler, SlotTable, common_prefix
+from llava_batch.engine.scheduler import Scheduler, common_prefix
 from llava_batch.engine.sequence import sequences
+from llava_batch.engine.slots import SlotTable
 
 
 def test_a_slot_is_never_given_twice():
@@ -48,7 +49,7 @@ def queue(count):
 
 def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch):
     monkeypatch.setattr(scheduling, "TOGETHER", 2)
-    scheduler = Scheduler(8, reuse=False, packed=True)
+    scheduler = Scheduler(8, slot_tokens=500, reuse=False, packed=True)
     scheduler.add(queue(20))
     assert scheduler.is_time(), "nothing is at work"
     scheduler.admit()
@@ -63,7 +64,7 @@ def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch)
 
 
 def test_after_a_back_off_slots_are_filled_again_as_they_become_free():
-    made = Scheduler(256, reuse=False, packed=True)
+    made = Scheduler(256, slot_tokens=500, reuse=False, packed=True)
     made.most = 8
     made.add(queue(40))
     made.admit()
@@ -73,7 +74,7 @@ def test_after_a_back_off_slots_are_filled_again_as_they_become_free():
 
 
 def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
-    made = Scheduler(16, reuse=False)
+    made = Scheduler(16, slot_tokens=500, reuse=False)
     waited = []
     for _ in range(4):
         made.admit()
@@ -97,7 +98,7 @@ def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
     ),
 )
 def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, packed, arrivals):
-    scheduler = Scheduler(num_slots, reuse=reuse, packed=packed)
+    scheduler = Scheduler(num_slots, slot_tokens=500, reuse=reuse, packed=packed)
     waiting = [
         (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, 1)[0], stay)
         for n, (image, length, stay) in enumerate(arrivals)

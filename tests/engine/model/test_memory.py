@@ -54,7 +54,7 @@ def num_slots(device: Device, size: str, quantization: str | None, max_tokens: i
     weights = memory.weights_bytes(tensors(size), torch.bfloat16, quantization)
     prefill = memory.prefill_tokens(config(size).text_config, torch.bfloat16, device)
     wants = memory.needs(
-        config(size), dtype=torch.bfloat16, max_tokens=max_tokens, prefill_tokens=prefill,
+        config(size), dtype=torch.bfloat16, slot_tokens=max_tokens, prefill_tokens=prefill,
         quantized=quantization is not None,
     )  # fmt: skip
     return wants.num_slots(device, weights)
@@ -95,7 +95,7 @@ def test_slots_fill_what_is_left_of_a_card_and_no_more(gigabytes, size, how, max
     prefill = memory.prefill_tokens(config(size).text_config, torch.bfloat16, device)
     assert 1280 <= prefill <= 16384
     wants = memory.needs(
-        config(size), dtype=torch.bfloat16, max_tokens=max_tokens, prefill_tokens=prefill,
+        config(size), dtype=torch.bfloat16, slot_tokens=max_tokens, prefill_tokens=prefill,
         quantized=how is not None,
     )  # fmt: skip
     each = wants.slot_bytes + wants.row_bytes
@@ -106,7 +106,7 @@ def test_slots_fill_what_is_left_of_a_card_and_no_more(gigabytes, size, how, max
 
 def test_a_slot_of_7b_takes_half_a_megabyte_a_token_and_a_13b_four_fifths() -> None:
     for size, expected in (("7b", 0.5), ("13b", 0.78125)):
-        wants = memory.needs(config(size), dtype=torch.bfloat16, max_tokens=2048, prefill_tokens=1)
+        wants = memory.needs(config(size), dtype=torch.bfloat16, slot_tokens=2048, prefill_tokens=1)
         assert wants.slot_bytes / 2048 / 2**20 == expected
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
     def said(gigabytes: int, dtype: torch.dtype = torch.bfloat16, how: str | None = None):
         return memory.why_not(
             config("13b"), tensors("13b"), card(gigabytes),
-            dtype=dtype, quantization=how, max_tokens=2048,
+            dtype=dtype, quantization=how, slot_tokens=2048,
         )  # fmt: skip
 
     assert said(80) is None and said(16, how="nf4") is None
@@ -192,7 +192,7 @@ def test_slots_are_sized_when_the_weights_are_loaded(
     device = Device(name="a card", total_bytes=80 * GIB, free_bytes=free_gib * GIB)
     monkeypatch.setattr(sizing, "card", lambda _: device)
     model = cast(Llava, OnCard("7b"))
-    plan = sizing.plan(model, slots="auto", max_tokens=max_tokens, prefill_tokens="auto")
+    plan = sizing.plan(model, slots="auto", slot_tokens=max_tokens, max_tokens="auto", prefill_tokens="auto")
     assert (plan.num_slots, plan.max_tokens, plan.prefill_tokens) == (expected, max_tokens, 16384)
 
 
