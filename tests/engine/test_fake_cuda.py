@@ -79,6 +79,7 @@ def kinds() -> dict[str, list[Request]]:
         "dialogue": [ask("a", turns=TURNS), ask("b", turns=TURNS, repetition_penalty=1.3)],
         "stop": [ask("a", stop=("cc", "mm")), ask("b", stop=((5,), (7, 9)), turns=TURNS[:1])],
         "no image": [ask("a", pixels=None, prompt_ids=[1, 5, 6, 7])],
+        "longer than a slot": [ask("a", prompt_ids=prompt(1, 90), turns=TURNS), ask("b"), ask("c")],
         "refused": [ask("a", max_new_tokens=900), ask("b")],
     }
 
