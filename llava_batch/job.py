@@ -164,6 +164,9 @@ class Job:
     workers: int | None = _flag(
         None, "Generating actors (default: one for each GPU, one without).", "Speed"
     )
+    read_workers: int | None = _flag(
+        None, "Most units read at once (default: four for each generating actor).", "Speed"
+    )
     prepare_workers: int | None = _flag(
         None, "Most CPU actors decoding images (default: by cores).", "Speed"
     )
@@ -313,7 +316,7 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
 }
 _LEAST: dict[str, float] = {
     "limit": 1, "snapshot": 0, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
-    "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
+    "num_samples": 1, "slots": 1, "workers": 1, "read_workers": 1, "prepare_workers": 1, "max_pixels": 1,
     "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1, "storage_patience": 0,
 }  # fmt: skip
 

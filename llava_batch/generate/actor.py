@@ -32,14 +32,14 @@ from llava_batch.generate.json_schema import Constraint, is_cut_off
 from llava_batch.generate.shared_lock import Gate
 from llava_batch.ids import row_id
 from llava_batch.job import Job
-from llava_batch.tables import KEEP
+from llava_batch.tables import KEEP, packed, unpacked
 from llava_batch.workers import process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
 
 
 class Generate:
-    """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
+    """The Ray Data actor: PREPARED rows in, answer rows out."""
 
     def __init__(self, job: Job, shared: Any, num_threads: int) -> None:
         self._job = job
@@ -77,7 +77,12 @@ class Generate:
             quantization=job.quantization,
         )
 
-    async def __call__(self, table: pa.Table) -> pa.Table:
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """A packed batch in, a packed batch out."""
+        return packed(await self.table(unpacked(batch)))
+
+    async def table(self, table: pa.Table) -> pa.Table:
+        """PREPARED rows in, answer rows out."""
         kept = [f for f in table.schema if f.name.startswith(KEEP)]
         rows = table.drop_columns(["pixels"]).to_pylist()
         pixels = [

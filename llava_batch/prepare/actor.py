@@ -41,7 +41,7 @@ from llava_batch.prompts.asks import Ask, Lookup, asks_of
 from llava_batch.prompts.guards import unguarded
 from llava_batch.prompts.recipe import Recipe
 from llava_batch.prompts.templates import BadPrompt, place_images
-from llava_batch.tables import KEEP, PREPARED
+from llava_batch.tables import KEEP, PREPARED, packed, unpacked
 from llava_batch.workers import process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
@@ -49,8 +49,12 @@ from llava_batch.workers.crash_guard import CrashGuard
 _PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "id_base", "error_code", "error_message")
 
 
+_TABLE_BYTES = 16 * 2**20
+"""Pixels in one table that leaves: 49 images of 336 x 336, or fewer that take more."""
+
+
 class Prepare:
-    """The Ray Data actor: a table of `images` rows in, a table of PREPARED rows out."""
+    """The Ray Data actor: `images` rows in, PREPARED rows out."""
 
     def __init__(
         self,
@@ -77,24 +81,36 @@ class Prepare:
         self._pad = job.image_aspect == "pad" or as_checkpoint
         process.freeze_heap()
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """A packed batch in, packed batches out."""
+        yield from map(packed, self.tables(unpacked(batch)))
+
+    def tables(self, table: pa.Table) -> Iterator[pa.Table]:
+        """`images` rows in, PREPARED rows out, in tables that end where their pixels reach
+        `_TABLE_BYTES`: no more is held at once."""
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
         rows = columns.to_pylist()
-        with self._counters.busy(sum(not row["end"] for row in rows)):
-            made = self._rows(rows)
-            self._thumbnails.hand_in()
-        prepared = pa.Table.from_pylist(made, schema=PREPARED)
-        for name in table.schema.names:
-            if name.startswith(KEEP):
-                prepared = prepared.append_column(table.schema.field(name), table[name])
-        return prepared
+        kept = table.select([n for n in table.schema.names if n.startswith(KEEP)])
+        coming, start = _by_bytes(self._rows(rows)), 0
+        while start < len(rows):
+            made: list[dict[str, Any]] = []
+            with self._counters.busy(made):
+                made += next(coming)
+                self._thumbnails.hand_in()
+            prepared = pa.Table.from_pylist(made, schema=PREPARED)
+            for field, values in zip(kept.schema, kept.slice(start, len(made)), strict=True):
+                prepared = prepared.append_column(field, values)
+            start += len(made)
+            made = []
+            yield prepared
+        next(coming, None)  # what is to be done behind the last row
 
-    def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _rows(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if self._guard.is_clean(rows):
-            made = [self._watched(row) for row in self._with_images(rows)]
+            yield from map(self._watched, self._with_images(rows))
             self._guard.done(rows)
-            return made
-        return [self._careful(row) for row in rows]
+        else:
+            yield from map(self._careful, rows)
 
     def _careful(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row that was in hand when a worker died, by itself."""
@@ -216,6 +232,20 @@ class Prepare:
         for token in self._checkpoint.encode(segment, first=number == 0):
             ids += [image_token] * num_image_tokens if token == image_token else [token]
         return ids
+
+
+def _by_bytes(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """PREPARED rows, as many together as hold `_TABLE_BYTES` of pixels; at least one."""
+    held: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        held.append(row)
+        num_bytes += len(row.get("pixels") or b"")
+        if num_bytes >= _TABLE_BYTES:
+            yield held
+            held, num_bytes = [], 0
+    if held:
+        yield held
 
 
 def _filled(row: dict[str, Any], got: list[Fetched]) -> dict[str, Any]:
