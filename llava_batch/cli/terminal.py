@@ -205,13 +205,14 @@ def outlook_lines(summary: "Summary") -> list[str]:
     dtype = ", ".join(filter(None, (settings["dtype"], settings["quantization"])))
     card = f" ({ahead['card']})" if ahead["card"] else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in ahead["units_todo"].items()) or "none"
+    slots = f", whose slots hold {ahead['slot_tokens']} tokens" if ahead["slot_tokens"] else ""
     named = f" ({', '.join(ahead['first_units'])}, …)" if ahead["first_units"] else ""
     lines = [
         f"Units to answer: {kinds}{named}; answered before: {summary.run['units_done_before']}.",
         f"Output: {summary.output}, {settings['format']}, fingerprint {summary.fingerprint}.",
         f"Model: {summary.model}, {dtype}; {machine['workers']} generating actor(s) of "
         f"{machine['gpus_per_worker']:g} GPU{card} and {machine['threads_per_worker']} threads, "
-        f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
+        f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache{slots}; up to "
         f"{machine['prepare_workers']} preparing actor(s).",
     ]
     if settings["limit"]:

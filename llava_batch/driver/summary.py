@@ -150,8 +150,9 @@ def _machine(sizing: Sizing | None) -> dict[str, Any]:
 
 
 def _outlook(plan: Plan, *, is_dry: bool) -> dict[str, Any]:
-    """What was to be done; of a dry run with the weights, which loads torch."""
-    return plan.outlook() | ({"weights_bytes": plan.weights_bytes} if is_dry else {})
+    """What was to be done; of a dry run with what a worker's device holds, which loads torch."""
+    memory = {"weights_bytes": plan.weights_bytes, "slot_tokens": plan.slot_tokens}
+    return plan.outlook() | (memory if is_dry else {})
 
 
 def _questions(
