@@ -16,8 +16,8 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.joined import refuse_unjoined
-from llava_batch.driver.recast import needs_recast
 from llava_batch.driver.needs import slot_tokens
+from llava_batch.driver.recast import needs_recast
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
 from llava_batch.driver.several_images import refuse_shared_names

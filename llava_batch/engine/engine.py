@@ -219,9 +219,7 @@ class Engine:
             sequence = admission.sequence
             if admission.num_shared and admission.donor != sequence.slot:
                 widths = (admission.donor_width, sequence.width)
-                self.cache.copy(
-                    admission.donor, sequence.slot, admission.num_shared, widths=widths
-                )
+                self.cache.copy(admission.donor, sequence.slot, admission.num_shared, widths=widths)
             self.stats.tokens_reused += admission.num_shared
         return any(s.needs_prefill for s in self._scheduler.active.values())
 

@@ -188,9 +188,9 @@ class Scheduler:
     def _in_place(self, donor: int, num_shared: int, width: int) -> int | None:
         """The donor's own slots, where the sequence can have these as they are."""
         fits = num_shared > 0 and self._widths[donor] == width
-        taken = not self.slots.is_free(donor, width) or self._kept and (
+        taken = not self.slots.is_free(donor, width) or (self._kept and (
             donor < self._kept.stop and self._kept.start < donor + width
-        )  # fmt: skip
+        ))  # fmt: skip
         return donor if fits and not taken else None
 
     def _hold(self, slot: int, width: int, prefix: np.ndarray) -> None:

@@ -25,7 +25,7 @@ def row(slots: torch.Tensor, slot: int, width: int) -> torch.Tensor:
 
 def slot_tokens(slots: torch.Tensor) -> int:
     """L, also of `windows`; of slots that lie token by token."""
-    return slots.stride(0) // slots.stride(2)
+    return int(slots.stride(0) // slots.stride(2))
 
 
 def tokens(slots: torch.Tensor, count: int) -> torch.Tensor:

@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_llava import (
     IMAGE,
-    PATHS,
     SHAPES,
     TOKENS,
     by_key,
@@ -58,7 +57,9 @@ def test_short_and_long_requests_together_answer_as_alone(shape, slots):
 def test_long_prompts_fork_into_as_many_slots(shape):
     pixels, base = image(7), prompt(7, 70)
     given = [
-        Request(id=f"q{n}", pixels=pixels, prompt_ids=[*base, *range(5, 6 + 9 * n)], max_new_tokens=9)
+        Request(
+            id=f"q{n}", pixels=pixels, prompt_ids=[*base, *range(5, 6 + 9 * n)], max_new_tokens=9
+        )
         for n in range(6)
     ]
     made = expect_reference(shape, given, slots=9)
@@ -89,7 +90,9 @@ def test_four_images_in_a_prompt_run_with_the_default_slots(monkeypatch):
 
 
 @pytest.mark.parametrize("shape", ["multi-head", "mistral"])
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_whatever_requests_need_they_answer_as_alone(shape, data):
     """Random needs, slots, lengths of a slot, forks, turns and samples."""
@@ -134,7 +137,7 @@ def test_a_row_that_is_not_finite_leaves_the_rows_beside_it_alone(path):
     bad = next(s for s in made._scheduler.active.values() if s.width > 1)
     for layer in made.cache.slot_layers:
         layer.values[bad.slot : bad.slot + bad.width] = float("nan")
-    found = {}
+    found: dict[tuple[str, int, int], Any] = {}
     while made.has_work:
         found |= by_key(made.step())
     for request in with_nan:
@@ -152,5 +155,3 @@ def test_each_kernel_of_a_card_reads_rows_of_several_slots(monkeypatch, path, na
         pytest.skip("the kernel is the same")
     stand_in.install(monkeypatch, stand_in.varlen_attn)
     expect_reference(shape, requests(8, lengths=MIXED), attention=name, lag=True)
-
-

@@ -65,7 +65,10 @@ class DecodeBatch:
         pairs = list(zip(sequences, positions, strict=True))
         self._wide = tuple((s.slot, position + 1) for s, position in pairs if s.width > 1)
         sizes, spans = (self.wide_sizes, [self.longest]) if self._wide else (self.sizes, self.spans)
-        size, span = bucket(max(s.slot for s in sequences) + 1, sizes), bucket(max(positions) + 1, spans)
+        size, span = (
+            bucket(max(s.slot for s in sequences) + 1, sizes),
+            bucket(max(positions) + 1, spans),
+        )
         places = self._idle_places(size)
         for sequence, position in pairs:
             token = FROM_DEVICE if sequence.in_flight else sequence.ids[-1]

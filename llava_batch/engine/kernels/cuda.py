@@ -205,7 +205,11 @@ def sdpa_decode(
         scale=scaling,
     )
     for slot, count in step.wide:
-        place = (slice(slot, slot + 1), slice(None), slice(max(0, count - (window or count)), count))
+        place = (
+            slice(slot, slot + 1),
+            slice(None),
+            slice(max(0, count - (window or count)), count),
+        )
         mixed[slot] = F.scaled_dot_product_attention(
             grouped[slot : slot + 1], key[place], value[place], scale=scaling
         )[0]

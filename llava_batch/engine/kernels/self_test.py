@@ -96,8 +96,9 @@ def _decode_error(
     keys, values = (windows(part, 3, width * LENGTH) for part in slots)
     found = kernels.decode(query, keys, values, step, scaling, window)
     rows = Rows(slots=(0, 1, 2), past=past, new=(1, 1, 1), widths=(1, 1, width))
-    plain_slots = [part.float() for part in slots]
-    expected = plain.decode_attention(query.float(), *plain_slots, rows, scaling, window)
+    expected = plain.decode_attention(
+        query.float(), slots[0].float(), slots[1].float(), rows, scaling, window
+    )
     return largest_difference(found, expected)
 
 
