@@ -273,6 +273,8 @@ def _refuse_what_asks_nothing(job: Job) -> None:
             raise bad_flag(each.name, "''", "it is empty, give a value or leave it out")
     if not all(map(str.strip, job.question)):
         raise bad_flag("question", "' '", "a question is blank, give its text")
+    if not job.prompt.strip():  # of a shell's variable that was never set, mostly
+        raise bad_flag("prompt", repr(job.prompt), "it is blank, say what is asked of each image")
     if len(job.asks_by) > 1:
         flags = " and ".join(map(flag_name, job.asks_by))
         raise UsageError(f"{flags} were both given; questions come from one place, drop one")

@@ -120,7 +120,11 @@ def _owned(job: Job, patience: Patience) -> Iterator[Ownership]:
             owner = held.enter_context(Ownership(out, patience))
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else first_line(error)
-            what = "give another folder, or leave to write there" if out.is_local else advice(error)
+            what = (
+                "give another folder, or permission to write there"
+                if out.is_local
+                else advice(error)
+            )
             raise UsageError(
                 f"--output {out.shown}: cannot be written to ({why}); {what}"
             ) from error

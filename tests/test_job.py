@@ -76,6 +76,8 @@ CHANGES_NO_ANSWER = {
         ({"dialogue": True, "prompt": "Who?"}, "--dialogue: there is no second question"),
         ({"dialogue": True, "question": ("a",)}, "--dialogue: there is no second question"),
         ({"question": ("",)}, "--question '': it is empty"),
+        ({"prompt": ""}, "--prompt '': it is blank"),
+        ({"prompt": " \n"}, "--prompt ' \\n': it is blank"),
         ({"question": ("a", " ")}, "--question ' ': a question is blank"),
         ({"question_column": ""}, "--question-column '': it is empty"),
         ({"questions": ""}, "--questions '': it is empty"),

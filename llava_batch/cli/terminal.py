@@ -39,7 +39,7 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
     if not job.quiet:
         for line in result_lines(summary):
             print(line, file=sys.stderr)
-        if job.model == "demo" and not job.dry_run:
+        if job.model == "demo" and not job.dry_run and summary.totals["rows"]:
             print(_DEMO_MODEL, file=sys.stderr)
     return summary
 
@@ -119,7 +119,12 @@ def result_lines(summary: "Summary") -> list[str]:
     num_answered = run["images"] - run.get("images_taken_up", 0)
     if num_answered:
         lines.append(f"{counted(num_answered, 'image')} in {_speed(summary, num_answered)}.")
-    lines += _holds(summary.output, totals)
+    if totals["units"] or run["units_failed"]:
+        lines += _holds(summary.output, totals)
+    else:
+        lines.append(
+            "Nothing to answer: there is no image in --input, and --output holds no answers."
+        )
     lines += [published_line(done) for done in summary.published]
     if summary.settings.get("limit") and summary.settings.get("publish"):
         lines.append("Nothing was published: --limit answers a part of the input.")
@@ -206,22 +211,26 @@ def outlook_lines(summary: "Summary") -> list[str]:
     card = f" ({ahead['card']})" if ahead["card"] else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in ahead["units_todo"].items()) or "none"
     slots = f", whose slots hold {ahead['slot_tokens']} tokens" if ahead["slot_tokens"] else ""
-    named = f" ({', '.join(ahead['first_units'])}, …)" if ahead["first_units"] else ""
+    first = ahead["first_units"]
+    more = ", …" if sum(ahead["units_todo"].values()) > len(first) else ""
+    named = f" ({', '.join(first)}{more})" if first else ""
     lines = [
         f"Units to answer: {kinds}{named}; answered before: {summary.run['units_done_before']}.",
         f"Output: {summary.output}, {settings['format']}, fingerprint {summary.fingerprint}.",
-        f"Model: {summary.model}, {dtype}; {machine['workers']} generating actor(s) of "
-        f"{machine['gpus_per_worker']:g} GPU{card} and {machine['threads_per_worker']} threads, "
+        f"Model: {summary.model}, {dtype}; {counted(machine['workers'], 'generating actor')} of "
+        f"{machine['gpus_per_worker']:g} GPU{card} and {counted(machine['threads_per_worker'], 'thread')}, "
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache{slots}; up to "
-        f"{machine['prepare_workers']} preparing actor(s).",
+        f"{counted(machine['prepare_workers'], 'preparing actor')}.",
     ]
     if settings["limit"]:
-        lines.append(f"Of these the first {settings['limit']} images alone (--limit).")
+        lines.append(f"Of these the first {counted(settings['limit'], 'image')} alone (--limit).")
+    elif settings["publish"]:
+        lines.append(f"Published when all is answered: {', '.join(settings['publish'])}.")
     if ahead["loose_images"]:
         lines.append(f"Loose images among them: {ahead['loose_images']}.")
     if ahead["rows_to_retry"]:
         lines.append(f"Images in error that are tried again: {ahead['rows_to_retry']}.")
-    return [*lines, "Nothing was started (--dry-run)."]
+    return [*lines, "No actor was started, nothing was written (--dry-run)."]
 
 
 _DEMO_MODEL = (
