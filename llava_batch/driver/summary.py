@@ -151,8 +151,10 @@ def _machine(sizing: Sizing | None) -> dict[str, Any]:
 
 def _outlook(plan: Plan, *, is_dry: bool) -> dict[str, Any]:
     """What was to be done; of a dry run with what a worker's device holds, which loads torch."""
+    if not is_dry:
+        return plan.outlook()
     memory = {"weights_bytes": plan.weights_bytes, "slot_tokens": plan.slot_tokens}
-    return plan.outlook() | (memory if is_dry else {})
+    return plan.outlook() | memory
 
 
 def _questions(
