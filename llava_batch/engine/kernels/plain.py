@@ -91,9 +91,10 @@ def decode_attention(
     weights = scores.softmax(dim=-1).to(value.dtype).view(-1, heads // kv_heads, length)
     out = torch.bmm(weights, value.reshape(-1, length, dim)).view(num_slots, heads, dim)
     answers = out[slots][:, None]
-    if rows.wide:
-        few = (query[rows.wide], key, value, rows.part(rows.wide))
-        answers[rows.wide] = prefill_attention(*few, scaling, window)
+    for number in rows.wide:
+        one = slice(number, number + 1)
+        few = (query[one], key, value, rows.part([number]))
+        answers[one] = prefill_attention(*few, scaling, window)
     return answers
 
 
