@@ -179,7 +179,7 @@ class Run:
         )
         self._length[request.id] = ask.answer
         image = (ask.image + 1).to_bytes(8, "little") * 2
-        self.scheduler.add(sequences(request, [image], token, ask.image_tokens))
+        self.scheduler.add(sequences(request, [image], token, [ask.image_tokens]))
 
     def _step(self) -> None:
         if self._is_time():

@@ -14,12 +14,13 @@ ROUND = 32
 
 
 def slot_tokens(settled: Settled, checkpoint: Checkpoint) -> int | None:
-    """One image, the longest of the job's prompts and its answers at their limit; None where nothing can be
-    said of them before the rows come."""
+    """One image of the largest size, the longest of the job's prompts and its answers at their limit; None
+    where nothing can be said of them before the rows come."""
     job = settled.job
-    texts = len(settled.columns) + (job.questions is not None)
+    fewest, most = checkpoint.image_tokens_range
+    more = most - fewest + (len(settled.columns) + (job.questions is not None)) * TEXT_TOKENS
     found = [
-        prompt + texts * TEXT_TOKENS + len(turns) * answer_tokens(job, checkpoint)
+        prompt + more + len(turns) * answer_tokens(job, checkpoint)
         for turns in shortest_asks(job, settled.recipe, checkpoint.guards)
         if (prompt := prompt_tokens(job, checkpoint, turns)) is not None
     ]

@@ -74,7 +74,7 @@ def test_of_adjacent_slots_those_that_are_all_free_for_longest_are_given():
 
 def needs(count, tokens):
     return [
-        sequences(Request(id=f"{n}", prompt_ids=[n, 1], max_new_tokens=tokens - 2), [], -1, 1)[0]
+        sequences(Request(id=f"{n}", prompt_ids=[n, 1], max_new_tokens=tokens - 2), [], -1, [])[0]
         for n in range(count)
     ]
 
@@ -99,7 +99,7 @@ def test_slots_are_kept_for_one_that_needs_them_adjacent_and_others_pass_it():
 def test_what_a_row_of_several_slots_left_is_gone_once_one_of_them_is_taken():
     scheduler = Scheduler(4, slot_tokens=50, reuse=True)
     first, again = (
-        sequences(Request(id=i, prompt_ids=[7] * 90, max_new_tokens=9), [], -1, 1)[0] for i in "ab"
+        sequences(Request(id=i, prompt_ids=[7] * 90, max_new_tokens=9), [], -1, [])[0] for i in "ab"
     )
     scheduler.add([first])
     scheduler.admit()
@@ -118,7 +118,7 @@ def test_what_a_row_of_several_slots_left_is_gone_once_one_of_them_is_taken():
 
 
 def queue(count):
-    return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, 1)[0] for n in range(count)]
+    return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, [])[0] for n in range(count)]
 
 
 def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch):
@@ -178,7 +178,7 @@ def test_every_sequence_gets_its_slots_once_and_gives_them_back(
     num_slots = max(num_slots, -(-188 // slot_tokens))  # the longest finds place
     scheduler = Scheduler(num_slots, slot_tokens=slot_tokens, reuse=reuse, packed=packed)
     waiting = [
-        (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, 1)[0], stay)
+        (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, [])[0], stay)
         for n, (image, length, stay) in enumerate(arrivals)
     ]
     left = {id(sequence): stay for sequence, stay in waiting}
