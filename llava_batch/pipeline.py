@@ -220,11 +220,12 @@ def answers(
     job = plan.job
     _set_up_ray_data(job)
     source = UnitSource(plan.todo, plan.reading, shared)
+    num_tasks = max(len(source.get_read_tasks(1)), 1)
     rows = ray.data.read_datasource(
         source,
         num_cpus=cluster.READ_CPUS,
-        compute=TaskPoolStrategy(size=min(sizing.read_workers, source.num_tasks)),
-        override_num_blocks=source.num_tasks,  # or each read's output is cut for more
+        compute=TaskPoolStrategy(size=min(sizing.read_workers, num_tasks)),
+        override_num_blocks=num_tasks,  # or each read's output is cut for more
     )
     prepared = rows.map_batches(
         Prepare,

@@ -146,6 +146,8 @@ class Unit:
     """Loose files, as paths below `path`."""
     stamps: Sequence[Stamp | None] = ()
     """Of each member; None where it is not there."""
+    num_bytes: int | None = field(default=None, compare=False)
+    """Of its input, where that is one file and the unit all of it."""
     limit: int | None = None
     """`--limit`: the most images of the whole run; a unit read under it is never complete."""
     retry: frozenset[str] | None = None

@@ -75,6 +75,7 @@ def test_batches_are_not_cut_and_few_units_are_open_at_once(
     monkeypatch.setattr(prepare_actor, "Prepare", Passing)
     monkeypatch.setattr(generate_actor, "Generate", Counting)
     monkeypatch.setattr(source, "_read_carefully", read_slowly)
+    monkeypatch.setattr(source, "_in_tasks", lambda units: [[unit] for unit in units])  # not small
     job = Job(output=str(tmp_path / "seen"))
     plan: Any = SimpleNamespace(
         job=job,
