@@ -185,7 +185,7 @@ def _run(
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several, published=publishing.done,
+                joined=joined, several=several, published=publishing.done, left=progress.left(),
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):
@@ -206,9 +206,10 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
 
 
 def answers(
-    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None, source: Any = None
 ) -> Iterator[pa.Table]:
-    """The answer rows of the plan's units, as they come."""
+    """The answer rows of the plan's units, as they come; with a `source` like
+    `UnitSource`, of the rows that it reads in their place."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -219,13 +220,12 @@ def answers(
 
     job = plan.job
     _set_up_ray_data(job)
-    source = UnitSource(plan.todo, plan.reading, shared)
-    num_tasks = max(len(source.get_read_tasks(1)), 1)
+    source = source or UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(
         source,
         num_cpus=cluster.READ_CPUS,
-        compute=TaskPoolStrategy(size=min(sizing.read_workers, num_tasks)),
-        override_num_blocks=num_tasks,  # or each read's output is cut for more
+        compute=TaskPoolStrategy(size=min(sizing.read_workers, source.num_tasks)),
+        override_num_blocks=source.num_tasks,  # or each read's output is cut for more
     )
     prepared = rows.map_batches(
         Prepare,

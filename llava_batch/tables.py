@@ -71,14 +71,16 @@ PREPARED = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("pixels", pa.large_binary()),
-        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("shapes", pa.list_(pa.list_(pa.int32()))),
+        pa.field("layouts", pa.list_(pa.list_(pa.int32()))),
         pa.field("asks", pa.list_(ASK)),
         pa.field("copied", pa.bool_()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
 )
-"""What leaves: `pixels` are the bytes of a uint8 `[N, 3, H, W]` array of this `shape`."""
+"""What leaves: `pixels` are the bytes of a uint8 array `[t, 3, H, W]` for each image, one behind the
+other, of these `shapes`; `layouts` are the grids that an image's tiles lie in (empty: it has none)."""
 
 BOOKKEEPING = pa.schema(
     [

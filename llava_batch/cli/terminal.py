@@ -114,7 +114,9 @@ def result_lines(summary: "Summary") -> list[str]:
         return outlook_lines(summary)
     lines = [*summary.outlook["notes"], *summary.notes]
     for name, one, many in _COUNTED:
-        if run.get(name):
+        if run.get(name) and not (
+            name == _SEVERAL and summary.outlook.get("several_images_are_known")
+        ):
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     num_answered = run["images"] - run.get("images_taken_up", 0)
     if num_answered:
@@ -164,6 +166,7 @@ def published_line(done: dict[str, Any]) -> str:
             f"({told or 'its columns changed'}); it is version {done['version']} now.")  # fmt: skip
 
 
+_SEVERAL = "rows_with_several_images"
 _COUNTED = (
     ("units_done_before", "unit was answered before and stands as it is.",
      "units were answered before and stand as they are."),
@@ -175,9 +178,8 @@ _COUNTED = (
      "units had changed and keep their answers."),
     ("rows_copied", "row was answered before, in a file that the table's writer rewrote: copied.",
      "rows were answered before, in files that the table's writer rewrote: copied."),
-    ("rows_with_several_images",
-     "row had several images: LLaVA-1.5 was not trained on that, and its answer may be poor.",
-     "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
+    (_SEVERAL, "row had several images: the model was not trained on that, and its answer may be poor.",
+     "rows had several images: the model was not trained on that, and answers may be poor."),
     ("images_without_question", "image had no question in the file.",
      "images had no question in the file."),
     ("questions_with_several_images", "question of the file joined several images.",
@@ -221,6 +223,8 @@ def outlook_lines(summary: "Summary") -> list[str]:
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
         f"{counted(machine['prepare_workers'], 'preparing actor')}.",
     ]
+    lines.append(_image_cost(ahead["image_tokens"], settings["max_tiles"]))
+    lines += ahead["notes"]
     if settings["limit"]:
         lines.append(f"Of these the first {counted(settings['limit'], 'image')} alone (--limit).")
     elif settings["publish"]:
@@ -230,6 +234,15 @@ def outlook_lines(summary: "Summary") -> list[str]:
     if ahead["rows_to_retry"]:
         lines.append(f"Images in error that are tried again: {ahead['rows_to_retry']}.")
     return [*lines, "No actor was started, nothing was written (--dry-run)."]
+
+
+def _image_cost(tokens: list[int], max_tiles: int | None) -> str:
+    """How many tokens of the prompt an image takes, and what bounds it."""
+    fewest, most = tokens
+    if fewest == most:
+        return f"An image takes {most:,} tokens."
+    bound = f"with --max-tiles {max_tiles}" if max_tiles else "--max-tiles bounds it"
+    return f"An image takes {fewest:,} to {most:,} tokens by its size ({bound})."
 
 
 _DEMO_MODEL = (

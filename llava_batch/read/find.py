@@ -107,12 +107,11 @@ def _shard_units(found: Found, before: Before, rows: Rows, answered: Answered) -
         whole = replace(whole, name=_name_before(whole, answered))
     rules = before(whole)
     if rules == 0:
-        return [replace(whole, num_bytes=found.size)]
+        return [whole]
     kind = KINDS[found.what]
     fixed = rows(whole.name) if kind.only_named else {}
     units = kind.units(replace(whole, rules=rules or ROW_RULES), found.size, fixed)
-    num_bytes = found.size if len(units) == 1 and not kind.only_named else None
-    return [replace(unit, rules=ROW_RULES, num_bytes=num_bytes) for unit in units]
+    return [replace(unit, rules=ROW_RULES) for unit in units]
 
 
 def _name_before(whole: Unit, answered: Answered) -> str:

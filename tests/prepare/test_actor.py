@@ -139,8 +139,8 @@ def test_an_image_whose_every_answer_stands_is_left_to_be_copied_and_any_other_i
 def test_pixels_leave_as_the_checkpoints_own_in_uint8() -> None:
     data = picture(31, 20)
     (out,) = prepared(preparer(image_aspect="crop"), row(data))
-    assert out["shape"] == [1, 3, 112, 112]
-    pixels = np.frombuffer(out["pixels"], np.uint8).reshape(out["shape"])
+    assert out["shapes"] == [[1, 3, 112, 112]] and out["layouts"] == [[]]
+    pixels = np.frombuffer(out["pixels"], np.uint8).reshape(out["shapes"][0])
     assert np.array_equal(
         pixels[0], load_image_processor(CHECKPOINT).pixels(Image.open(io.BytesIO(data)))
     )
@@ -218,7 +218,7 @@ def test_what_the_reader_found_is_passed_on() -> None:
 def test_several_images_of_a_row_are_stacked_and_each_has_its_tokens() -> None:
     pictures = [picture(30, 20), picture(5, 9, "blue"), picture(50, 50, "lime")]
     (out,) = prepared(preparer(), row(*pictures))
-    assert out["num_images"] == 3 and out["shape"] == [3, 3, 112, 112]
+    assert out["num_images"] == 3 and out["shapes"] == [[1, 3, 112, 112]] * 3
     assert (out["width"], out["height"]) == (30, 20)
     ids = out["asks"][0]["token_ids"][0]
     assert ids.count(CHECKPOINT.image_token_id) == 3 * NUM_TOKENS
