@@ -42,7 +42,7 @@ class AtOnce(Generate):
         from llava_batch.workers.crash_guard import CrashGuard
 
         self._job, self._checkpoint = job, Checkpoint.find(job)
-        self._choices, self._constraint = (), None
+        self._choices, self._constraint = [], None
         self._loop: Any = Answers()
         self._guard = CrashGuard(shared, "generate", job.max_tries)
         self._counters, self._gate = Counters(shared, "generate"), Gate()

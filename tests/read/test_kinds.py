@@ -97,7 +97,7 @@ def test_a_reader_loads_neither_torch_nor_transformers(tmp_path, which):
 def test_columns_are_looked_for_without_reading_images(tmp_path, which, column, monkeypatch):
     # The driver read the first 32 images of up to 16 units to learn a column's name.
     (unit,) = units_of(shards(tmp_path)[which])
-    given = []
+    given: list[Row] = []
 
     def rows(unit, how):
         for row in read_rows(unit, how):
@@ -113,7 +113,7 @@ def test_columns_are_looked_for_without_reading_images(tmp_path, which, column, 
 def test_a_limit_stops_reading_a_tar_early(tmp_path, monkeypatch):
     images = {f"{n:04}.png": picture(n) for n in range(500)}
     (unit,) = units_of(put(tmp_path / "a.tar", tar_bytes(images)))
-    seen = []
+    seen: list = []
 
     def members(*arguments):
         for member in tar_members.members(*arguments):
