@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus, local_paths, standstills
+from llava_batch.driver.before_ray import refuse_beforehand
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
 from llava_batch.driver.progress import Progress, tell_left_out, tell_start
@@ -19,7 +20,7 @@ from llava_batch.driver.refusals import refuse_what_is_too_long
 from llava_batch.driver.settle import Settled, settle
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.signals import Stop
-from llava_batch.driver.sizing import GENERATE_CPUS, PREPARE_CPUS, READ_CPUS, Sizing
+from llava_batch.driver.sizing import GENERATE_CPUS, PREPARE_CPUS, READ_CPUS, Sizing, most_workers
 from llava_batch.driver.summary import Summary, provenance, summarise
 from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job, require_places
@@ -68,7 +69,8 @@ def run_settled(settled: Settled) -> Summary:
         tell_start(plan)
         if plan.todo:
             refuse_what_is_too_long(plan.settled, plan.checkpoint)
-        with cluster.connected() as alone:
+        refuse_beforehand(plan.settled, most_workers=most_workers(os.cpu_count() or 1))
+        with cluster.connected(quiet=job.quiet) as alone:
             stop.take_back()
             local_paths.refuse_local_paths(job)
             sizing = cluster.size_up(job, alone=alone)
@@ -246,7 +248,7 @@ def answers(
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, shared, sizing.workers_per_node),
+        fn_constructor_args=(job, shared, sizing.workers_per_node, plan.slot_tokens),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=PREPARE_CPUS if sizing.on_gpu else GENERATE_CPUS,

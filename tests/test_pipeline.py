@@ -26,7 +26,7 @@ from tests.shards import picture, put, tar_bytes
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     size = Sizing(workers=1, prepare_workers=1, gpus_per_worker=0.0, threads_per_worker=1)
-    monkeypatch.setattr(cluster, "connected", nullcontext)
+    monkeypatch.setattr(cluster, "connected", lambda **how: nullcontext(True))
     monkeypatch.setattr(local_paths, "refuse_local_paths", lambda job: None)
     monkeypatch.setattr(cluster, "size_up", lambda job, alone: size)
 
@@ -183,7 +183,7 @@ def test_what_is_to_be_done_is_said_before_ray_is_started(
     # A newcomer looked at nothing for nine seconds; of a dry run, until its end.
     put(tmp_path / "in" / "a.tar", tar_bytes({"0.png": picture()}))
 
-    def starting() -> None:
+    def starting(**how: Any) -> None:
         assert capsys.readouterr().err == said
         raise UsageError("enough")
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from llava_batch.driver.before_ray import no_ray_there, reach
 from llava_batch.driver.sizing import (
     GENERATE_CPUS,
     PREPARE_CPUS,
@@ -18,7 +19,7 @@ from llava_batch.driver.sizing import (
     prepare_workers_beside,
     total,
 )
-from llava_batch.errors import RunFailed, UsageError, first_line
+from llava_batch.errors import RunFailed
 from llava_batch.job import Job
 
 GROWTH_LOOK_S = 2.0
@@ -45,7 +46,7 @@ def under_job_submit() -> bool:
 
 
 @contextmanager
-def connected(*, log_to_driver: bool = False) -> Iterator[bool]:
+def connected(*, log_to_driver: bool = False, quiet: bool = False) -> Iterator[bool]:
     """Ray, as found in the environment or else a local one, for the length of the block; yields whether
     it is such a one, which no node can join."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -59,14 +60,12 @@ def connected(*, log_to_driver: bool = False) -> Iterator[bool]:
         return
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
+    reach(quiet=quiet)
     try:
         with _silent_stderr():
             ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
-        raise UsageError(
-            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'auto')}: no Ray answers there "
-            f"({first_line(error)}); start one, or unset it for a Ray of the run's own"
-        ) from error
+        raise no_ray_there(error) from error
     try:
         yield here
     finally:

@@ -133,3 +133,8 @@ def _fills_a_node(
     asked for as there are nodes or will be."""
     most = max(n.get("memory", 0.0) for n in [*nodes, *([] if largest is None else [largest])])
     return 2 * demand > most
+
+
+def most_workers(cpus: int) -> int:
+    """Workers that one machine of so many CPUs and no card has room for, a reader and a preparer beside."""
+    return int((cpus - READ_CPUS - PREPARE_CPUS) / GENERATE_CPUS)
