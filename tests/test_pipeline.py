@@ -27,6 +27,7 @@ from tests.shards import picture, put, tar_bytes
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     size = Sizing(workers=1, prepare_workers=1, gpus_per_worker=0.0, threads_per_worker=1)
     monkeypatch.setattr(cluster, "connected", lambda **how: nullcontext(True))
+    monkeypatch.setattr(pipeline, "refuse_beforehand", lambda settled, **how: None)
     monkeypatch.setattr(local_paths, "refuse_local_paths", lambda job: None)
     monkeypatch.setattr(cluster, "size_up", lambda job, alone: size)
 
