@@ -52,7 +52,9 @@ def batches(names: list[str], rows: int, *, at_once: int, batch_rows: int) -> It
         for first in range(0, total, batch_rows):
             numbers = np.arange(first, min(first + batch_rows, total))
             yield _rows([group[n % len(group)] for n in numbers], numbers // len(group), schema)
-        ends = [{"unit": n, "ordinal": rows, "position": 0, "siblings": 0, "end": True} for n in group]
+        ends = [
+            {"unit": n, "ordinal": rows, "position": 0, "siblings": 0, "end": True} for n in group
+        ]
         yield pa.Table.from_pylist(ends, schema=schema)
 
 
@@ -83,7 +85,9 @@ def _rows(units: list[str], ordinals: np.ndarray, schema: pa.Schema) -> pa.Table
         "end": [False] * count,
     }
     columns = [
-        pa.array(made[field.name], field.type) if field.name in made else pa.nulls(count, field.type)
+        pa.array(made[field.name], field.type)
+        if field.name in made
+        else pa.nulls(count, field.type)
         for field in schema
     ]
     return pa.table(columns, schema=schema)

@@ -29,9 +29,7 @@ def _committer_rows_per_s(at_once: int, rows: int = 2_500, groups: int = 3) -> i
     from llava_batch.storage import locate
 
     units = units_of(32)
-    made = [
-        *batches([u.name for u in units], rows * 32 // 32, at_once=at_once, batch_rows=32)
-    ]
+    made = [*batches([u.name for u in units], rows * 32 // 32, at_once=at_once, batch_rows=32)]
     said = []
     for _ in range(groups):
         with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +81,11 @@ def driver() -> dict[str, Any]:
 
     units, rows = units_of(1), 1_000_000
     with tempfile.TemporaryDirectory() as folder:
-        _commit(locate(f"{folder}/small"), units_of(1), batches(["000000"], 2000, at_once=1, batch_rows=32))
+        _commit(
+            locate(f"{folder}/small"),
+            units_of(1),
+            batches(["000000"], 2000, at_once=1, batch_rows=32),
+        )
         idle = held_mib()
         started = time.perf_counter()
         made = batches([units[0].name], rows, at_once=1, batch_rows=32)
@@ -108,11 +110,18 @@ def _shuffled(made: Any) -> Any:
 
 def start() -> dict[str, Any]:
     """A run with one unit to do over a folder of many, at 25 ms a request: seconds, requests of OUT, memory."""
-    figures: dict[str, Any] = {"start_s": {}, "start_requests": {}, "start_mib": {}, "start_first_s": {}}
+    figures: dict[str, Any] = {
+        "start_s": {},
+        "start_requests": {},
+        "start_mib": {},
+        "start_first_s": {},
+    }
     for count in START_UNITS:
         with tempfile.TemporaryDirectory() as folder:
             _here("lay", folder, str(count))
-            first = _here("start", folder)  # an older version's folder: its records are gathered now
+            first = _here(
+                "start", folder
+            )  # an older version's folder: its records are gathered now
             then = _here("start", folder)
         figures["start_first_s"][str(count)] = first["s"]
         for name in ("s", "requests", "mib"):
@@ -182,7 +191,13 @@ def _start(folder: str) -> dict[str, Any]:
         end_move(plan.ledger)
         wall_s = time.perf_counter() - started
         asked = dict(storage.requests)
-    return {"s": round(wall_s, 2), "requests": sum(asked.values()), "mib": round(peak_mib()), "asked": asked}
+        plan.ledger.rest()
+    return {
+        "s": round(wall_s, 2),
+        "requests": sum(asked.values()),
+        "mib": round(peak_mib()),
+        "asked": asked,
+    }
 
 
 MEASURES = {"committer": committer, "commits": commits, "driver": driver, "start": start}

@@ -87,6 +87,7 @@ def _nothing_to_do(plan: Plan, publishing: Publishing, owner: Ownership) -> Summ
     published yet is."""
     if plan.recast or not plan.ledger.is_tidy:
         _begin(plan)
+        plan.ledger.rest()
     plan.ledger.finish()
     publishing.publish(plan, owner.check)
     if publishing.problem:

@@ -238,6 +238,7 @@ class Committer:
                 f"rows of {opened.came.num_images} images came back and not {end}; they were lost on "
                 "the way, which is a defect of llava-batch"
             )
+        self._ledger.rest()
 
     def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
         num_copied = 0
