@@ -44,13 +44,15 @@ def _commit(out: Any, units: list[Any], made: Any) -> None:
     from made_answers import EMPTY, RUN, ledger_at
 
     from llava_batch.write.committer import Committer
+    from llava_batch.write.writers import Writers
 
     ledger = ledger_at(out)
     ledger.begin(units, EMPTY)
-    committer = Committer(ledger, units, EMPTY, RUN)
+    committer = Committer(ledger, units, EMPTY, RUN, writers=Writers(ledger.patience))
     for batch in made:
         committer.add(batch)
     committer.close()
+    committer.end()
     assert not committer.tally.failed_units, committer.tally.failed_units
     assert committer.tally.units == len(units)
 

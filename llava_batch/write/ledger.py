@@ -18,7 +18,8 @@ Runs in the driver only.
 """
 
 import base64
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -338,16 +339,29 @@ class Ledger:
         """The unit's table, or None where there is none that reads."""
         return self.tables.read(unit)
 
-    def write_table(self, unit: Unit, table: pa.Table) -> None:
-        """Serialise `table` in memory, then put it in place at once."""
-        self.tables.write(unit.name, table)
-
     def commit(self, record: Record) -> None:
         """The unit is answered: from here on it is never read again."""
+        self.will_put(record.unit)
+        self.put_record(record, self.patience)
+        self.took(record.unit, record, is_committed=True)
+
+    def will_put(self, unit: str) -> None:
+        """The unit's table and record are about to be written, on another thread perhaps; `took` says the end."""
+        self.manifest.will_put(unit)
+
+    def put_record(self, record: Record, patience: Patience) -> None:
+        """Write a record, its table written, and nothing that the ledger knows: on any thread."""
         held = self.records.get(record.unit)
         if held is not None and held.table != record.table:  # of another format, overwritten
-            self.tables.delete(held.table)
-        self.manifest.put(record)
+            self.tables.delete(held.table, patience)
+        self.manifest.put_file(record, patience)
+
+    def took(self, unit: str, record: Record | None, *, is_committed: bool = False) -> None:
+        """What came of `will_put`: this table, its record written too where it `is_committed`; None: neither is
+        known to be there."""
+        if record is not None:
+            self.tables.took(unit, record.table_bytes, record.table_hash)
+        self.manifest.took(unit, record if is_committed else None)
 
     def footer(self, unit: Unit, *, complete: bool) -> dict[str, str]:
         """What a table's schema metadata says of its origin."""
@@ -358,6 +372,32 @@ class Ledger:
             "llava_batch.rules": str(unit.rules),
             **({"llava_batch.deleted": deleted} if (deleted := self.deleted_in(unit)) else {}),
         }
+
+    def record_of(
+        self,
+        unit: Unit,
+        *,
+        rows: int,
+        images: int,
+        errors: Mapping[str, int],
+        size: int,
+        hashed: str,
+    ) -> Record:
+        """The record for a table of so many rows, bytes and errors as the whole answer to `unit`."""
+        return Record(
+            unit=unit.name,
+            table=self.table_name(unit.name),
+            table_bytes=size,
+            table_hash=hashed,
+            fingerprint=self.fingerprint,
+            input=unit.input,
+            source=unit.source,
+            rows=rows,
+            images=images,
+            errors=dict(sorted(errors.items())),
+            rules=unit.rules,
+            deleted=self.deleted_in(unit),
+        )
 
     def deleted_in(self, unit: Unit) -> str:
         """The rows of a lake table's file that the unit's table lacks, as a record says them: those
@@ -384,7 +424,11 @@ class Ledger:
             fits = False  # it may hold another run of the file's rows
         if not fits or (before is not None and before.source == found["source"]):
             return None
-        record = record_of(self, replace(unit, source=found["source"]), table, int(found["images"]))
+        record = self.record_of(
+            replace(unit, source=found["source"]), rows=table.num_rows, images=int(found["images"]),
+            errors=Counter(code for code in table["error_code"].to_pylist() if code is not None),
+            size=self.tables.size(unit.name), hashed=self.tables.hash(unit.name),
+        )  # fmt: skip
         record = replace(record, deleted=found.get("deleted", ""))
         if before is not None:
             record = replace(record, input=before.input)
@@ -435,25 +479,3 @@ class Ledger:
 
     def _delete(self, path: str) -> None:
         self.patience.keep_trying(lambda: delete_file(self.out.fs, path))
-
-
-def record_of(ledger: Ledger, unit: Unit, table: pa.Table, num_images: int) -> Record:
-    """The record for `table` as the whole answer to `unit`."""
-    errors: dict[str, int] = {}
-    for code in table["error_code"].to_pylist():
-        if code is not None:
-            errors[code] = errors.get(code, 0) + 1
-    return Record(
-        unit=unit.name,
-        table=ledger.table_name(unit.name),
-        table_bytes=ledger.tables.size(unit.name),
-        table_hash=ledger.tables.hash(unit.name),
-        fingerprint=ledger.fingerprint,
-        input=unit.input,
-        source=unit.source,
-        rows=table.num_rows,
-        images=num_images,
-        errors=dict(sorted(errors.items())),
-        rules=unit.rules,
-        deleted=ledger.deleted_in(unit),
-    )

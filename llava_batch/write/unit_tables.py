@@ -3,18 +3,22 @@
 Knows names, sizes and times, and nothing of records: what a table counts for, the ledger says.
 """
 
-from collections.abc import Iterable
+import io
+from collections.abc import Callable, Iterable
 from hashlib import sha256
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from llava_batch.patience import Patience
-from llava_batch.storage import Location, delete_file, read_bytes, write_whole
-from llava_batch.write.unit_table import decoded, encoded, origin_of
+from llava_batch.storage import Location, delete_file, read_bytes, whole_file, write_whole
+from llava_batch.write.unit_table import decoded, encode, origin_of
 
 _SUFFIXES = (".parquet", ".arrow")
+LARGE_BYTES = 64 * 2**20
+"""Of rows in memory, from which on a table is encoded and written a row group at a time."""
 
 
 class UnitTables:
@@ -60,18 +64,45 @@ class UnitTables:
         return decoded(data, self._format)
 
     def write(self, unit: str, table: pa.Table) -> None:
-        """Serialise `table` in memory, then put it in place at once."""
-        name, data = self.name(unit), encoded(table, self._format)
-        write_whole(self._out.fs, self._path(name), data, self._patience)
-        self.took(unit, data.size, sha256(data).hexdigest())
+        """Put `table` in the place of the unit's at once."""
+        self.took(unit, *self.put(unit, lambda: [table], self._patience, num_bytes=table.nbytes))
+
+    def put(
+        self,
+        unit: str,
+        tables: Callable[[], Iterable[pa.Table]],
+        patience: Patience,
+        *,
+        num_bytes: int,
+    ) -> tuple[int, str]:
+        """Put one table in place at once, given in pieces of about `num_bytes` in all, once or again: serialised in memory
+        where that is little, else a piece at a time. Its bytes and their sha256; `took` makes them known.
+        On any thread."""
+        path = self._path(self.name(unit))
+        if num_bytes < LARGE_BYTES:
+            sink = pa.BufferOutputStream()
+            encode(sink, tables(), self._format)
+            data = sink.getvalue()
+            write_whole(self._out.fs, path, data, patience)
+            return data.size, sha256(data).hexdigest()
+
+        def stream() -> tuple[int, str]:
+            with whole_file(self._out.fs, path, patience) as file:
+                hashed = _Hashed(file)
+                encode(hashed, tables(), self._format)
+            return hashed.size, hashed.sha256.hexdigest()
+
+        # Of an object store the one PUT at the end is tried again by itself.
+        return patience.keep_trying(stream) if self._out.is_local else stream()
 
     def took(self, unit: str, size: int, hashed: str) -> None:
         """The unit's table was written, so large and of this sha256."""
         self.sizes[self.name(unit)] = size
         self._hashes[self.name(unit)] = hashed
 
-    def delete(self, name: str) -> None:
-        self._patience.keep_trying(lambda: delete_file(self._out.fs, self._path(name)))
+    def delete(self, name: str, patience: Patience | None = None) -> None:
+        patience = self._patience if patience is None else patience
+        patience.keep_trying(lambda: delete_file(self._out.fs, self._path(name)))
 
     def drop(self, name: str) -> None:
         """Delete a table, and know of it no more."""
@@ -95,3 +126,25 @@ class UnitTables:
 
     def _path(self, name: str) -> str:
         return f"{self._out.path}/{name}"
+
+
+class _Hashed(io.RawIOBase):
+    """A stream whose bytes are counted and hashed on their way to `file`."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        super().__init__()
+        self._file = file
+        self.size = 0
+        self.sha256 = sha256()
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._file.write(data)
+        self.sha256.update(data)
+        self.size += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self.size

@@ -15,7 +15,7 @@ from llava_batch.driver.throughput import throughput
 from llava_batch.job import Job
 from llava_batch.report import write_report
 from llava_batch.workers.shared_state import SharedState
-from llava_batch.write.committer import Tally
+from llava_batch.write.tally import Tally
 from tests.answer_folder import good, write_folder
 from tests.outputs import unit
 
