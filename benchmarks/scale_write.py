@@ -206,4 +206,5 @@ MEASURES = {"committer": committer, "commits": commits, "driver": driver, "start
 
 if __name__ == "__main__":
     sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-    print(json.dumps({"lay": _lay, "start": _start}[sys.argv[1]](*sys.argv[2:])))
+    verb, *args = sys.argv[1:]
+    print(json.dumps(_lay(*args) if verb == "lay" else _start(*args)))

@@ -171,7 +171,7 @@ def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
         if not message:  # no command at all: its help was printed
             return 2
         stop = "" if message.endswith((".", "?")) else "."
-        return _tell(prog, f"{message}{stop} See {prog} --help.", 2)
+        return _tell(prog, f"{message}{stop} See {_where(error, prog)} --help.", 2)
     except UsageError as error:
         return _tell(prog, str(error), error.exit_status)
     except RunFailed as error:
@@ -188,6 +188,12 @@ _INTERRUPTED = 130
 def _stopped(prog: str) -> int:
     message = "stopped; finished units are committed, run it again to resume"
     return _tell(prog, message, _INTERRUPTED)
+
+
+def _where(error: TyperException, prog: str) -> str:
+    """The command that was called wrongly: `llava-batch report`, or the script itself."""
+    context = getattr(error, "ctx", None)
+    return prog if context is None else context.command_path
 
 
 def _message(error: TyperException) -> str:

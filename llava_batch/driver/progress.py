@@ -194,8 +194,9 @@ def tell_left_out(plan: Plan) -> None:
 def tell_start(plan: Plan) -> None:
     """Say what is to be done, before what takes seconds: Ray, its actors, the model."""
     count = len(plan.todo)
-    if not (plan.job.quiet or plan.job.dry_run):
-        print(f"{count:,} {'unit' if count == 1 else 'units'} to answer; starting Ray, then the model",
+    ahead = " to look at the machine" if plan.job.dry_run else ", then the model"
+    if not plan.job.quiet:
+        print(f"{count:,} {'unit' if count == 1 else 'units'} to answer; starting Ray{ahead}",
               file=sys.stderr, flush=True)  # fmt: skip
 
 

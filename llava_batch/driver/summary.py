@@ -151,8 +151,11 @@ def _machine(sizing: Sizing | None) -> dict[str, Any]:
 
 
 def _outlook(plan: Plan, *, is_dry: bool) -> dict[str, Any]:
-    """What was to be done; of a dry run with the weights, which loads torch."""
-    return plan.outlook() | ({"weights_bytes": plan.weights_bytes} if is_dry else {})
+    """What was to be done; of a dry run with the weights, which loads torch, and what an image costs."""
+    if not is_dry:
+        return plan.outlook()
+    costs = {"image_tokens": list(plan.checkpoint.image_tokens_range)}
+    return plan.outlook() | {"weights_bytes": plan.weights_bytes} | costs
 
 
 def _questions(

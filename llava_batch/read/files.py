@@ -4,7 +4,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -41,7 +41,7 @@ class Files(Kind):
 def read_files(
     fs: pafs.FileSystem,
     folder: str,
-    members: tuple[str, ...],
+    members: Sequence[str],
     *,
     metadata: tuple[str, ...] = (),
     with_columns: bool,

@@ -1,4 +1,4 @@
-"""A Parquet file → rows, one row group at a time, a bounded number of rows in memory.
+"""A Parquet file → rows, one row group at a time, a few pages in memory (`pages`).
 
 The image column is found by type and name: bytes, text that says where the image lies, Hugging Face's
 `struct<bytes, path>`, or a list of these. Keys are the key column's values, else row numbers in the whole file. A row group
@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
 from llava_batch.read.image_column import find_image_column, find_key_column, names_images
+from llava_batch.read.pages import batches, open_parquet
 from llava_batch.read.reading import Fixed, Kind, Reading
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
@@ -30,8 +31,6 @@ To read such a run, the rows before it in its group are read over."""
 
 _LEAST_BYTES = 10 * SPLIT_ROWS
 """A smaller file is not looked into: it has hardly more rows than SPLIT_ROWS."""
-
-_ROWS_AT_ONCE = 64
 
 
 class Parquet(Kind):
@@ -166,7 +165,7 @@ def read_parquet(
     """
     size = file.size()
     try:
-        reader = pq.ParquetFile(stored(file), page_checksum_verification=True)
+        reader = open_parquet(file)
         schema = reader.schema_arrow
         counts = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
     except UNREADABLE as error:
@@ -224,9 +223,8 @@ class _Table:
     def rows(self, group: int, start: int, first: int, past: int) -> Iterator[Row]:
         """The rows `first` to before `past` of one row group, `start` the first's number in the file;
         raises what `is_damage` tells where it stops reading."""
-        batches = self.reader.iter_batches(_ROWS_AT_ONCE, [group], self.columns, use_threads=False)
         at = 0
-        for batch in batches:
+        for batch in batches(self.reader, group, self.columns):
             wanted = batch.slice(max(first - at, 0), max(past - max(at, first), 0))
             at += batch.num_rows
             if wanted.num_rows:

@@ -3,6 +3,7 @@
 So that a unit keeps its name and its rows in every run, whatever is added beside it. Changes nothing.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from llava_batch.unit import Unit
@@ -16,7 +17,7 @@ class Before:
     def __init__(self, manifest: Manifest, tables: UnitTables) -> None:
         self._manifest, self._tables = manifest, tables
 
-    def members(self, base: str) -> dict[str, tuple[str, ...]]:
+    def members(self, base: str) -> dict[str, Sequence[str]]:
         """Memberships fixed by earlier runs for the loose files of a folder, by unit name."""
         return {
             unit: membership.members

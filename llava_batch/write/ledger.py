@@ -19,7 +19,7 @@ Runs in the driver only.
 
 import base64
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -138,7 +138,7 @@ class Ledger:
         self.keep = None if before is None else before.keep
         self.recasting = before is not None and before.recasting
 
-    def stamps(self, unit: Unit) -> tuple[Stamp | None, ...]:
+    def stamps(self, unit: Unit) -> Sequence[Stamp | None]:
         """What is written of each of a unit's loose files; None where nothing is."""
         membership = self.manifest.members.get(unit.name)
         if membership is None or membership.members != unit.members:

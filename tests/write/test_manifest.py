@@ -12,7 +12,7 @@ import pytest
 
 from llava_batch.errors import OutputConflict
 from llava_batch.patience import BRIEF
-from llava_batch.storage import list_files, locate
+from llava_batch.storage import delete_file, list_files, locate, write_whole
 from llava_batch.write import manifest as manifests
 from llava_batch.write.changes import compare
 from llava_batch.write.committer import Committer
@@ -117,8 +117,6 @@ class SweepsAtOnce:
 def test_a_kill_at_any_step_loses_nothing_and_brings_nothing_back(tmp_path, monkeypatch, seed):
     chance = random.Random(seed)
     life = Life(0)
-    write = manifests.write_whole
-    delete = manifests.delete_file
 
     def dying(call: Any) -> Any:
         def stepped(*args: Any) -> None:
@@ -127,8 +125,8 @@ def test_a_kill_at_any_step_loses_nothing_and_brings_nothing_back(tmp_path, monk
 
         return stepped
 
-    monkeypatch.setattr(manifests, "write_whole", dying(write))
-    monkeypatch.setattr(manifests, "delete_file", dying(delete))
+    monkeypatch.setattr(manifests, "write_whole", dying(write_whole))
+    monkeypatch.setattr(manifests, "delete_file", dying(delete_file))
     records: dict[str, int] = {}
     members: dict[str, Any] = {}
     units = [f"{n}" for n in range(9)]
@@ -221,8 +219,8 @@ def test_a_record_that_only_a_newer_version_knows_stays_in_the_index(tmp_path):
     made.gather(1, whole=True)
     made.rest()
     (name,) = names(tmp_path)
-    lines = gzip.decompress((tmp_path / "_manifest" / name).read_bytes()).splitlines()[1:]
-    assert {json.loads(line)["unit"] for line in lines} == {"a", "new"}
+    left = gzip.decompress((tmp_path / "_manifest" / name).read_bytes()).splitlines()[1:]
+    assert {json.loads(line)["unit"] for line in left} == {"a", "new"}
 
 
 def test_a_folder_that_is_gathered_while_it_is_read_is_read_again(tmp_path, monkeypatch):
