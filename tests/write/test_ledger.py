@@ -76,7 +76,7 @@ def test_a_retried_table_whose_record_a_kill_prevented_is_taken_as_it_is(tmp_pat
     whole = ledger.read_table("a")
     assert whole is not None
     text = pa.array(["other " * 50])
-    ledger.tables.write(unit("a").name, whole.set_column(whole.schema.get_field_index("answer"),
+    ledger.tables.write("a", whole.set_column(whole.schema.get_field_index("answer"),
                                                    whole.schema.field("answer"), text))  # fmt: skip
     assert manifest(tmp_path, "a.json").read_bytes() == old
     ledger = ledger_of(tmp_path)
