@@ -191,7 +191,7 @@ def _run(
             committer.end(cancel=True)
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several, published=publishing.done,
+                joined=joined, several=several, published=publishing.done, left=progress.left(),
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):
@@ -212,9 +212,10 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
 
 
 def answers(
-    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None, source: Any = None
 ) -> Iterator[pa.Table]:
-    """The answer rows of the plan's units, as they come."""
+    """The answer rows of the plan's units, as they come; with a `source` like
+    `UnitSource`, of the rows that it reads in their place."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -225,7 +226,7 @@ def answers(
 
     job = plan.job
     _set_up_ray_data(job)
-    source = UnitSource(plan.todo, plan.reading, shared)
+    source = source or UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(
         source,
         num_cpus=cluster.READ_CPUS,

@@ -14,6 +14,7 @@ from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
 from llava_batch.driver.joined import Joined, unjoined
 from llava_batch.driver.plan import Plan
+from llava_batch.driver.remaining import Left
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.throughput import throughput
 from llava_batch.storage import without_credentials, write_whole
@@ -93,6 +94,7 @@ def summarise(
     joined: Joined | None = None,
     several: SeveralImages | None = None,
     published: list[dict[str, Any]] | None = None,
+    left: Left | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -110,6 +112,7 @@ def summarise(
             committer.tally, committer.taken_up, started, summary.wall_s, history, heard.stages
         )
     )
+    summary.throughput["left"] = (left or Left(None, None)).as_json()
     summary.run.update(_questions(plan, committer.tally, joined, several, status))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     plan.ledger.patience.keep_trying(

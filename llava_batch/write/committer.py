@@ -242,6 +242,9 @@ class Committer:
             self._ledger.remember(unit)
         self.tally.units += 1
         self.tally.images_of_units += num_images
+        if unit.num_rows is None and unit.num_bytes:
+            self.tally.bytes_of_shards += unit.num_bytes
+            self.tally.images_of_shards += num_images
         self.tally.rows_copied += num_copied
         self._parts.drop(unit.name)
         if self._on_commit is not None and done.images is not None:

@@ -20,6 +20,9 @@ class Tally:
     units: int = 0
     images_of_units: int = 0
     """Images that came back of the `units`, which are whole."""
+    bytes_of_shards: int = 0
+    images_of_shards: int = 0
+    """Of those whose images only reading counts: the sizes of their files, and their images."""
     failed_units: dict[str, str] = field(default_factory=dict)
     answer_tokens: int = 0
     prompt_tokens: int = 0
