@@ -113,6 +113,15 @@ def test_a_dry_run_names_what_is_ahead_and_hides_no_table(more: int, named: str)
     )
 
 
+def test_several_images_are_no_warning_where_the_model_knows_them() -> None:
+    said = {known: "\n".join(result_lines(summary(
+        run={"rows_with_several_images": 2},
+        outlook={"notes": [], "several_images_are_known": known},
+    ))) for known in (False, True)}  # fmt: skip
+    assert "the model was not trained on that, and answers may be poor" in said[False]
+    assert "several images" not in said[True]
+
+
 def test_after_errors_the_last_line_says_how_they_are_seen() -> None:
     errors = {"ok": 3, "errors": {"image_missing": 1}}
     lines = result_lines(summary(totals=errors, output="my out"))
