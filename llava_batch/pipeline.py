@@ -185,7 +185,7 @@ def _run(
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several, published=publishing.done,
+                joined=joined, several=several, published=publishing.done, left=progress.left(),
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):
@@ -206,9 +206,10 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
 
 
 def answers(
-    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None, source: Any = None
 ) -> Iterator[pa.Table]:
-    """The answer rows of the plan's units, as they come."""
+    """The answer rows of the plan's units, as they come; with a `source` like
+    `UnitSource`, of the rows that it reads in their place."""
     import ray
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
@@ -219,7 +220,7 @@ def answers(
 
     job = plan.job
     _set_up_ray_data(job)
-    source = UnitSource(plan.todo, plan.reading, shared)
+    source = source or UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(
         source,
         num_cpus=cluster.READ_CPUS,
@@ -243,7 +244,7 @@ def answers(
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, shared, sizing.threads_per_worker),
+        fn_constructor_args=(job, shared, sizing.threads_per_worker, plan.slot_tokens),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,

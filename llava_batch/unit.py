@@ -135,7 +135,7 @@ class Unit:
     numbers: tuple[int, int] | None = None
     """Text tables: the number of the first row and one past the last."""
     span: tuple[int, int] | None = None
-    """Text tables: where these rows lie in the file, in bytes."""
+    """Text tables: where these rows lie in the file, in bytes. Tars: of a sample, where it begins."""
     rows: tuple[int, int] | None = None
     """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
     partition: tuple[tuple[str, str | None], ...] = ()
@@ -170,6 +170,26 @@ class Unit:
     def deleted(self) -> bytes:
         """Rows of its file that are deleted, as `pack_rows` says them; none where it is of no table."""
         return self.of_table.deleted if self.of_table else b""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Its rows, where they are known without looking into a file."""
+        if self.retry is not None:
+            return len(self.retry)
+        if self.members:
+            return len(self.members)
+        span = self.numbers or self.rows
+        if span is not None:
+            return span[1] - span[0]
+        if self.of_table is None or self.of_table.num_rows is None:
+            return None
+        return self.of_table.num_rows - len(unpack_rows(self.of_table.deleted))
+
+    @property
+    def num_bytes(self) -> int | None:
+        """The size of the file that it is of; None where it is of several."""
+        size = self.source.partition("-")[0]
+        return int(size) if size.isdigit() and not self.members and self.span is None else None
 
     @property
     def as_read(self) -> str:

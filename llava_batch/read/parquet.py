@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from llava_batch.errors import UsageError
 from llava_batch.read.image_column import find_image_column, find_key_column, names_images
 from llava_batch.read.pages import batches, open_parquet
-from llava_batch.read.reading import Fixed, Kind, Reading
+from llava_batch.read.reading import Fixed, Kind, Look, Reading
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
 from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
@@ -92,6 +92,24 @@ class Parquet(Kind):
         groups = range(*(unit.row_groups or (0, metadata.num_row_groups)))
         counts: list[int] = [metadata.row_group(i).num_rows for i in groups]
         return sum(counts)
+
+    def part(self, unit: Unit, look: Look, first: int, count: int) -> tuple[Unit, int]:
+        if unit.rows is not None:
+            begin = unit.rows[0] + first
+            return replace(unit, rows=(begin, min(begin + count, unit.rows[1]))), 0
+        metadata = _metadata(unit)
+        groups = range(*(unit.row_groups or (0, metadata.num_row_groups if metadata else 0)))
+        start = 0
+        for group in groups:
+            assert metadata is not None
+            past = start + metadata.row_group(group).num_rows
+            if first + count <= past and first >= start:
+                rows = (first - start, first - start + count)
+                return replace(unit, row_groups=(group, group + 1), rows=rows), 0
+            if first < past:  # it reaches into the next
+                return replace(unit, row_groups=(group, groups.stop)), first - start
+            start = past
+        return unit, first
 
 
 def _metadata(unit: Unit) -> pq.FileMetaData | None:

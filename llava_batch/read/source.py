@@ -91,7 +91,7 @@ def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Ta
     guard = CrashGuard(shared, "read", reading.max_tries)
     in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
     if not guard.may_try(in_hand):
-        yield _end(unit, 0, reading, guard.verdict()["error_message"])
+        yield end_row(unit, 0, reading, guard.verdict()["error_message"])
         return
     yield from read_blocks(unit, reading)
     guard.done([in_hand])
@@ -105,12 +105,12 @@ def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
             if ordinal - 1 in unit.answered:
                 continue
             if not held.has_room(row):
-                yield _table(unit, held.taken(), reading)
+                yield table_of_rows(unit, held.taken(), reading)
             held.add(ordinal - 1, row)
-        last = [_table(unit, held.taken(), reading)] if held.rows else []
-        yield pa.concat_tables([*last, _end(unit, ordinal, reading, None)])
+        last = [table_of_rows(unit, held.taken(), reading)] if held.rows else []
+        yield pa.concat_tables([*last, end_row(unit, ordinal, reading, None)])
     except (OSError, MemoryError, LlavaBatchError) as error:
-        yield _end(unit, ordinal, reading, f"{type(error).__name__}: {error}")
+        yield end_row(unit, ordinal, reading, f"{type(error).__name__}: {error}")
 
 
 @dataclass
@@ -178,7 +178,8 @@ def _wanted(rows: Iterator[Row], unit: Unit, outage: Outage) -> Iterator[Row]:
             yield row
 
 
-def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
+def table_of_rows(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
+    """Rows of a unit, each by its ordinal, as a table of `images`."""
     rows = [*held.values()]
     schema = image_schema(reading.keep)
     columns: list[Any] = [
@@ -201,7 +202,8 @@ def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _end(unit: Unit, num_rows: int, reading: Reading, problem: str | None) -> pa.Table:
+def end_row(unit: Unit, num_rows: int, reading: Reading, problem: str | None) -> pa.Table:
+    """The row that ends a unit of so many rows; `problem` where it was not read whole."""
     code = RowError.SHARD_DAMAGED.value if problem else None
     row = {"unit": unit.name, "ordinal": num_rows, "end": True, "error_code": code,
            "error_message": problem}  # fmt: skip
