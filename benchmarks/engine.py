@@ -183,7 +183,13 @@ def build(options, dtype: torch.dtype) -> PreTrainedModel:
 def make_engine(options, dtype: torch.dtype, **more) -> Engine:
     """A warm engine with room for the longest request."""
     max_tokens = bench_model.num_image_tokens(options.shape) + 144
-    made = Engine(build(options, dtype), slots=options.slots, max_tokens=max_tokens, **more)
+    made = Engine(
+        build(options, dtype),
+        slots=options.slots,
+        slot_tokens=max_tokens,
+        max_tokens=max_tokens,
+        **more,
+    )
     list(made.generate(captions_of(options, options.slots, first=9_000_000, num_tokens=3)))
     return made
 
