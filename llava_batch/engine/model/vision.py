@@ -156,7 +156,8 @@ def features_per_image(config: Any) -> int:
     side = config.vision_config.image_size
     tiles = max((height // side) * (width // side) for height, width in grids)
     bound = getattr(config, "vision_aspect_ratio", "").removeprefix("anyres_max_")
-    return features_per_tile(config) * (1 + (min(tiles, int(bound)) if bound else tiles))
+    kept: int = min(tiles, int(bound)) if bound else tiles
+    return features_per_tile(config) * (1 + kept)
 
 
 def layers_read(config: Any) -> list[int]:
