@@ -90,7 +90,7 @@ def test_a_dry_run_names_what_is_ahead_and_hides_no_table(more: int, named: str)
     # "(a, b, …)" where there were just the two, "1 generating actor(s)", and not a word of the table.
     ahead = {"units_todo": {"tar": 2 + more}, "first_units": ["a", "b"], "card": None,
              "weights_bytes": 0, "loose_images": 0, "rows_to_retry": 0, "notes": ["a note"],
-             "image_tokens": [576, 2928]}  # fmt: skip
+             "image_tokens": [576, 2928], "slot_tokens": None}  # fmt: skip
     machine = {"workers": 1, "gpus_per_worker": 0.0, "threads_per_worker": 2, "prepare_workers": 1}
     settings: dict[str, Any] = {
         "dtype": "float32", "quantization": None, "format": "parquet", "limit": None,
