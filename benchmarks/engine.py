@@ -27,7 +27,7 @@ from transformers import LlavaForConditionalGeneration
 
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.kernels.cpu_layers import PackedLinear
-from llava_batch.engine.model.llava import Normalisation
+from llava_batch.engine.model.vision import Normalisation
 
 PREFIX_TOKENS = 587
 RIVALS = ("vllm", "openvino")

@@ -4,6 +4,7 @@
 benchmarks/soak.py                        SIGKILL the driver at random moments, 20 times
 benchmarks/soak.py --victims workers      SIGKILL random worker processes while it runs
 benchmarks/soak.py --images 400 --kills 3 a quick look
+benchmarks/soak.py --tar 5000             one tar; SIGKILL everything, and count what is answered again
 
 The corpus is drawn: tars and Parquet files in turn, broken images among the good. After the last
 resume it checks that ids equal the undisturbed run's and none stands twice; that prompts, answers
@@ -12,6 +13,10 @@ written again once it was committed. Ends with one JSON line; exit status 1 if a
 
 With `--victims workers` the job runs with a high `--max-tries`: a row that is in a worker's hand at
 three random kills would be given up for a killer, as it should be.
+
+With `--tar` the driver and all of its Ray's processes die at once, at random moments of answering (one
+kill in five: of starting up), and after each resume it is counted how many rows reached a driver that an
+earlier one had had already. More than a part's 1,000 rows and two batches is a failure.
 """
 
 import argparse
@@ -26,20 +31,27 @@ import sys
 import tarfile
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from PIL import Image
+from soak_answered import answered
 
-JOB = Path(__file__).resolve().parent.parent / "jobs" / "caption.py"
+HERE = Path(__file__).resolve().parent
+JOB = HERE.parent / "jobs" / "caption.py"
 COMPARED = ["id", "prompt", "answer", "status", "error_code"]
 BROKEN_SHARE = 0.03
+MOST_AGAIN = 1000 + 2 * 32
+STARTING_SHARE = 0.2
 
 
 def main() -> None:
     flags = parse()
+    if flags.tar:
+        flags.images, flags.units = flags.tar, 1
     chance = random.Random(flags.seed)
     if flags.folder:
         Path(flags.folder).mkdir(parents=True, exist_ok=True)
@@ -54,11 +66,16 @@ def main() -> None:
     if flags.victims == "driver":
         said |= {"committed_before_a_kill": 0, "of_these_written_again": 0}
     disturb = kill_driver if flags.victims == "driver" else kill_workers
+    if flags.tar:
+        said |= {"answered_again": []}
+        disturb = kill_everything
     while said["kills"] < flags.kills and not said["problems"]:
         said["rounds"] += 1
         out = folder / f"out-{said['rounds']}"
         disturb(flags, folder, out.name, undisturbed_s, chance, said)
         said["problems"] += differences(folder / "undisturbed", out)
+    if flags.tar:
+        said["most_answered_again"] = max(said["answered_again"], default=0)
     said["wall_s"] = round(time.monotonic() - started, 1)
     said["rows"] = ds.dataset(folder / "undisturbed").count_rows()
     if not said["problems"]:
@@ -73,6 +90,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--units", type=int, default=12)
+    parser.add_argument("--tar", type=int, help="one tar of so many images")
     parser.add_argument("--kills", type=int, default=20, help="at least so many")
     parser.add_argument("--victims", choices=("driver", "workers"), default="driver")
     parser.add_argument("--model", default="demo")
@@ -117,7 +135,10 @@ def drawn(chance: random.Random) -> bytes:
 
 def start(flags: argparse.Namespace, folder: Path, out: str, *more: str) -> subprocess.Popen:
     """The job on a local Ray of its own, in a session of its own; its output goes to a log."""
-    command = [sys.executable, str(JOB), "--input", str(folder / "in"), "--output",
+    job = [str(JOB)]
+    if flags.tar:
+        job = [str(HERE / "soak_answered.py"), str(folder / f"{out}.ids")]
+    command = [sys.executable, *job, "--input", str(folder / "in"), "--output",
                str(folder / out), "--model", flags.model, "--max-new-tokens",
                str(flags.max_new_tokens), *more]  # fmt: skip
     ray = Path(tempfile.gettempdir()) / f"soak{os.getpid()}"  # short: sockets live below it
@@ -155,6 +176,58 @@ def kill_driver(flags, folder, out, full_s: float, chance: random.Random, said: 
         if status != 0:
             said["problems"].append(f"the last resume ended with {status}, see {folder / out}.log")
         return
+
+
+def kill_everything(flags, folder, out, full_s: float, chance: random.Random, said: dict) -> None:
+    """Start, kill the driver and all of its Ray at a random moment, start again, until a run comes to its
+    end; of each run count the rows that an earlier one had answered."""
+    whole = answered(folder / "undisturbed.ids").values()
+    answering_s = max(whole) - min(whole)
+    ids, before = folder / f"{out}.ids", set[str]()
+    while True:
+        ids.unlink(missing_ok=True)
+        job = start(flags, folder, out)
+        killed = said["kills"] < flags.kills and killed_at_random(
+            job, ids, answering_s, full_s - answering_s, chance
+        )
+        if not killed:
+            job.wait()
+        now = answered(ids).keys()
+        num_again = len(now & before)
+        before |= now
+        said["answered_again"].append(num_again)
+        if num_again > MOST_AGAIN:
+            said["problems"].append(f"{num_again} rows were answered again")
+        if not killed:
+            break
+        said["kills"] += 1
+    if job.returncode != 0:
+        said["problems"].append(
+            f"the last resume ended with {job.returncode}, see {folder / out}.log"
+        )
+
+
+def killed_at_random(job, ids: Path, answering_s: float, starting_s: float, chance) -> bool:
+    """Kill the job and its Ray while it starts, or within a third of what answering all takes after its
+    first answer; False where it came to its end before."""
+    if chance.random() < STARTING_SHARE:
+        moment = time.monotonic() + chance.uniform(0.1, 0.9) * starting_s
+    else:
+        while not ids.exists() or not ids.stat().st_size:
+            time.sleep(0.02)
+            if job.poll() is not None:
+                return False
+        moment = time.monotonic() + chance.uniform(0, answering_s / 3)
+    while time.monotonic() < moment:
+        if job.poll() is not None:
+            return False
+        time.sleep(0.01)
+    family = descendants(job.pid)
+    for pid in (job.pid, *family):
+        kill(pid)
+    job.wait()
+    reap(family, patience_s=0)
+    return True
 
 
 def kill_workers(flags, folder, out, full_s: float, chance: random.Random, said: dict) -> None:
@@ -233,10 +306,13 @@ def reap(family: dict[int, str], patience_s: float = 5.0) -> None:
     while time.monotonic() < deadline and any(Path(f"/proc/{pid}").exists() for pid in family):
         time.sleep(0.1)
     for pid in family:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
+        kill(pid)
+
+
+def kill(pid: int) -> None:
+    """SIGKILL, to a process that may be gone already."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from typing import Any
 from llava_batch.errors import UsageError, first_line
 from llava_batch.job import Job
 from llava_batch.prompts.guards import IMAGE, Guards
+from llava_batch.prompts.image_tokens import Layout, Tiling, pairs, tokens_by_rows
 from llava_batch.prompts.templates import (
     LLAVA_15_FRAME,
     Apply,
@@ -26,6 +27,13 @@ from llava_batch.prompts.templates import (
 )
 from llava_batch.prompts.tokens import SegmentTokenizer
 
+FAMILIES = ("llava", "llava_next", "llava_onevision", "vipllava")
+"""transformers' names of what the engine takes."""
+TILED = ("llava_next", "llava_onevision")
+"""Those that cut an image of any resolution into tiles."""
+PLAIN_TOKENIZERS = ("llava", "llava_next", "vipllava")
+"""Those whose tokenizer.json transformers takes for the whole truth."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
@@ -34,6 +42,8 @@ class Checkpoint:
     folder: str
     name: str
     trust_remote_code: bool = False
+    max_tiles: int | None = None
+    """Of a grid, where the model cuts an image into tiles; None: as many as it was trained for."""
 
     @classmethod
     def find(cls, job: Job) -> "Checkpoint":
@@ -43,12 +53,37 @@ class Checkpoint:
             UsageError: no such folder, or a hub id that is not to be had.
         """
         folder = _folder(job.model, job.revision)
-        found = cls(folder=folder, name=job.model, trust_remote_code=job.trust_remote_code)
-        if found.model_type != "llava":
+        found = cls(
+            folder=folder,
+            name=job.model,
+            trust_remote_code=job.trust_remote_code,
+            max_tiles=job.max_tiles,
+        )
+        if found.model_type not in FAMILIES:
             raise UsageError(
-                f"--model {job.model}: is a {found.model_type} model; give a LLaVA checkpoint"
+                f"--model {job.model}: is a {found.model_type} model; give a LLaVA checkpoint "
+                f"({', '.join(FAMILIES)})"
             )
+        found.refuse_what_tiles_need(job)
         return found
+
+    def refuse_what_tiles_need(self, job: Job) -> None:
+        """Refuse flags about tiles for a model without any, and one about squares for a model with them.
+
+        Raises:
+            UsageError: the flag and what to do.
+        """
+        if self.tiling is None and self.max_tiles is not None:
+            raise UsageError(
+                f"--max-tiles {self.max_tiles}: {self.name} takes images whole, not in tiles; drop it"
+            )
+        if job.image_aspect != "auto" and (self.tiling is not None or self.is_pixtral):
+            does = (
+                "takes images in their own shape" if self.is_pixtral else "cuts images into tiles"
+            )
+            raise UsageError(
+                f"--image-aspect {job.image_aspect}: {self.name} {does}, there is no square to make; drop it"
+            )
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """What a JSON file of the checkpoint says; None where there is no such file.
@@ -115,13 +150,13 @@ class Checkpoint:
 
     def _load_tokenizer(self) -> Any:
         said = self.read_json("tokenizer_config.json") or {}
-        if self.model_type != "llava" or self.trust_remote_code or "auto_map" in said:
+        if self.model_type not in PLAIN_TOKENIZERS or self.trust_remote_code or "auto_map" in said:
             from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
-        # What AutoTokenizer takes for LLaVA, whatever class is named; AutoTokenizer loads torch.
+        # What AutoTokenizer takes for these, whatever class is named; AutoTokenizer loads torch.
         from transformers import PreTrainedTokenizerFast
 
         return PreTrainedTokenizerFast.from_pretrained(self.folder, local_files_only=True)
@@ -138,13 +173,113 @@ class Checkpoint:
             return int(self.config.image_token_id)
         return int(self._setting(int, "image_token_index"))
 
+    @cached_property
+    def tiling(self) -> Tiling | None:
+        """How an image of any resolution is cut into tiles; None where images are taken whole.
+
+        Raises:
+            UsageError: settings that make no sense, or no grid of `max_tiles` tiles.
+        """
+        if self.model_type not in TILED:
+            return None
+        side, patch = self.tower_sizes
+        try:
+            resolutions = pairs(self.said_grids)
+        except ValueError as error:
+            raise self._unreadable(str(error)) from None
+        made = Tiling(
+            side=side,
+            features=side // patch,
+            whole=self.num_image_tokens(side, side),
+            resolutions=resolutions,
+            most_tiles=self._most_tiles,
+            whole_if_several=self.model_type == "llava_onevision",
+        )
+        return made if self.max_tiles is None else made.at_most(self.max_tiles)
+
+    @property
+    def _most_tiles(self) -> int | None:
+        """How many tiles' features a grid keeps: LLaVA-OneVision's `anyres_max_9` says nine."""
+        if self.model_type != "llava_onevision":
+            return None
+        said: str = self._setting(str, "vision_aspect_ratio")
+        number = said.removeprefix("anyres_max_")
+        if not number.isdigit() or int(number) < 1:
+            raise self._unreadable(f"vision_aspect_ratio is {said!r}, not such as 'anyres_max_9'")
+        return int(number)
+
+    @property
+    def is_trained_on_several_images(self) -> bool:
+        """Whether several images in one prompt are nothing new to the model."""
+        return self.model_type == "llava_onevision" or self.is_pixtral
+
+    @property
+    def is_pixtral(self) -> bool:
+        """Whether the tower takes images of any shape as they are."""
+        return bool(self._setting(str, "vision_config", "model_type") == "pixtral")
+
+    @property
+    def said_grids(self) -> Any:
+        """`image_grid_pinpoints` as the config has them: all the grids that the model was trained for."""
+        return self._setting(list, "image_grid_pinpoints")
+
+    @property
+    def image_tokens_range(self) -> tuple[int, int]:
+        """Fewest and most tokens that an image may take in a prompt."""
+        if self.tiling is not None:
+            return self.tiling.range
+        side, patch = self.tower_sizes
+        fewest, most = (patch, side // patch * patch) if self.is_pixtral else (side, side)
+        return len(self.image_ids(fewest, fewest, None)), len(self.image_ids(most, most, None))
+
+    def image_ids(self, height: int, width: int, layout: Layout | None) -> list[int]:
+        """What stands for one image in a prompt: tiles of this size in pixels, laid out in this grid."""
+        if self.tiling is not None:
+            return [self.image_token_id] * self.tiling.num_tokens(layout)
+        if self._row_ends is not None:
+            (_, patch), (row_end, end) = self.tower_sizes, self._row_ends
+            return tokens_by_rows(
+                height, width, patch, image=self.image_token_id, row_end=row_end, end=end
+            )
+        return [self.image_token_id] * self.num_image_tokens(height, width)
+
     def num_image_tokens(self, height: int, width: int) -> int:
-        """Image tokens for one image of this size: patches, and the class token where CLIP's tower
+        """Image tokens for one image or tile of this size: patches, and the class token where CLIP's tower
         has one and strategy `default` does not drop the first token (SigLIP's has none)."""
-        first: bool = self._setting(str, "vision_config", "model_type") != "siglip_vision_model"
-        dropped: bool = self._setting(str, "vision_feature_select_strategy") == "default"
-        patch: int = self._setting(int, "vision_config", "patch_size")
+        first: bool = self._setting(str, "vision_config", "model_type") == "clip_vision_model"
+        dropped: bool = self.model_type == "vipllava" or (
+            self._setting(str, "vision_feature_select_strategy") == "default"
+        )
+        _, patch = self.tower_sizes
         return (height // patch) * (width // patch) + first - dropped
+
+    @property
+    def tower_sizes(self) -> tuple[int, int]:
+        """Pixels along the side of the vision tower's images, and of a patch of them."""
+        side: int = self._setting(int, "vision_config", "image_size")
+        patch: int = self._setting(int, "vision_config", "patch_size")
+        return side, patch
+
+    @cached_property
+    def _row_ends(self) -> tuple[int, int] | None:
+        """The tokens that end a row of an image's patches, and the image: PixtralProcessor writes them."""
+        said = self.read_json("processor_config.json") or {}
+        if not self.is_pixtral or said.get("processor_class") != "PixtralProcessor":
+            return None
+        names = (
+            said.get("image_break_token", "[IMG_BREAK]"),
+            said.get("image_end_token", "[IMG_END]"),
+        )
+        row_end, end = (self.tokenizer.get_added_vocab().get(name) for name in names)
+        if row_end is None or end is None:
+            raise self._unreadable(f"its tokenizer lacks {names[0]} or {names[1]}")
+        return row_end, end
+
+    @cached_property
+    def _image_text(self) -> str:
+        """The image token as the tokenizer and the chat template write it; `<image>` mostly."""
+        text: str = self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return text
 
     @cached_property
     def guards(self) -> Guards:
@@ -154,6 +289,8 @@ class Checkpoint:
 
     def encode(self, segment: str, *, first: bool) -> list[int]:
         """Token ids of a segment, one id for each `<image>`; `first` puts the one BOS in front."""
+        if self._image_text != IMAGE:
+            segment = segment.replace(IMAGE, self._image_text)
         return self._segment_tokenizer.ids(segment, first=first)
 
     @cached_property
@@ -234,7 +371,7 @@ class Checkpoint:
             tokenize=False,
             add_generation_prompt=add_generation_prompt,
         )
-        return text
+        return text.replace(self._image_text, IMAGE)
 
 
 def _is_llava_15(render: Render, bos: str) -> bool:

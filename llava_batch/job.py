@@ -99,6 +99,10 @@ class Job:
     image_aspect: str = _flag(
         "auto", "pad to a square, crop, or auto (as the checkpoint says).", "Model", answers=True
     )
+    max_tiles: int | None = _flag(
+        None, "Most tiles of the grid that an image of any resolution is cut into (LLaVA-NeXT): fewer cost "
+        "fewer tokens; default: as many as the model has grids for.", "Model", answers=True,
+    )  # fmt: skip
 
     prompt: str = _flag(
         DEFAULT_PROMPT, "Prompt for each image; {column} puts in a column's value.", "Prompt",
@@ -163,6 +167,9 @@ class Job:
     )
     workers: int | None = _flag(
         None, "Generating actors (default: one for each GPU, one without).", "Speed"
+    )
+    read_workers: int | None = _flag(
+        None, "Most units read at once (default: four for each generating actor).", "Speed"
     )
     prepare_workers: int | None = _flag(
         None, "Most CPU actors decoding images (default: by cores).", "Speed"
@@ -270,6 +277,8 @@ def _refuse_what_asks_nothing(job: Job) -> None:
             raise bad_flag(each.name, "''", "it is empty, give a value or leave it out")
     if not all(map(str.strip, job.question)):
         raise bad_flag("question", "' '", "a question is blank, give its text")
+    if not job.prompt.strip():  # of a shell's variable that was never set, mostly
+        raise bad_flag("prompt", repr(job.prompt), "it is blank, say what is asked of each image")
     if len(job.asks_by) > 1:
         flags = " and ".join(map(flag_name, job.asks_by))
         raise UsageError(f"{flags} were both given; questions come from one place, drop one")
@@ -313,7 +322,8 @@ _ALLOWED: dict[str, tuple[str | None, ...]] = {
 }
 _LEAST: dict[str, float] = {
     "limit": 1, "snapshot": 0, "max_new_tokens": 1, "min_new_tokens": 0, "temperature": 0.0, "top_k": 0,
-    "num_samples": 1, "slots": 1, "workers": 1, "prepare_workers": 1, "max_pixels": 1,
+    "num_samples": 1, "max_tiles": 1, "slots": 1, "workers": 1, "read_workers": 1, "prepare_workers": 1,
+    "max_pixels": 1,
     "max_image_bytes": 1, "max_tries": 1, "stall_timeout_s": 1, "storage_patience": 0,
 }  # fmt: skip
 

@@ -25,14 +25,12 @@ from llava_batch.errors import RunFailed, UsageError, first_line
 from llava_batch.job import Job, require_places
 from llava_batch.patience import Patience
 from llava_batch.storage import advice, locate, without_credentials
+from llava_batch.tables import unpacked
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 from llava_batch.write.standing import Standing, end_move
 
-BATCH_ROWS = 32
 BATCHES_IN_FLIGHT = 4
-BLOCK_BYTES = 16 * 2**20
-"""Blocks between stages: small, so that the first answers come soon and memory stays bounded."""
 
 _WAITING = {"GOMP_SPINCOUNT": "10000"}
 """Some 0.1 ms: an OpenMP thread that finds no work spins over the gap between two products, and sleeps
@@ -122,7 +120,11 @@ def _owned(job: Job, patience: Patience) -> Iterator[Ownership]:
             owner = held.enter_context(Ownership(out, patience))
         except OSError as error:
             why = os.strerror(error.errno) if error.errno else first_line(error)
-            what = "give another folder, or leave to write there" if out.is_local else advice(error)
+            what = (
+                "give another folder, or permission to write there"
+                if out.is_local
+                else advice(error)
+            )
             raise UsageError(
                 f"--output {out.shown}: cannot be written to ({why}); {what}"
             ) from error
@@ -183,7 +185,7 @@ def _run(
         finally:
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
-                joined=joined, several=several, published=publishing.done,
+                joined=joined, several=several, published=publishing.done, left=progress.left(),
             )  # fmt: skip
     problems = [summary.problem(plan.job.max_error_rate), publishing.problem]
     if any(problems):
@@ -204,11 +206,12 @@ def _several_images(plan: Plan, joined: Joined) -> SeveralImages:
 
 
 def answers(
-    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None
+    plan: Plan, sizing: Sizing, shared: Any, standing: Standing | None = None, source: Any = None
 ) -> Iterator[pa.Table]:
-    """The answer rows of the plan's units, as they come."""
+    """The answer rows of the plan's units, as they come; with a `source` like
+    `UnitSource`, of the rows that it reads in their place."""
     import ray
-    from ray.data import ActorPoolStrategy
+    from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
     from llava_batch.generate.actor import Generate
     from llava_batch.prepare.actor import Prepare
@@ -217,8 +220,12 @@ def answers(
 
     job = plan.job
     _set_up_ray_data(job)
+    source = source or UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(
-        UnitSource(plan.todo, plan.reading, shared), num_cpus=cluster.READ_CPUS
+        source,
+        num_cpus=cluster.READ_CPUS,
+        compute=TaskPoolStrategy(size=min(sizing.read_workers, source.num_tasks)),
+        override_num_blocks=source.num_tasks,  # or each read's output is cut for more
     )
     prepared = rows.map_batches(
         Prepare,
@@ -230,7 +237,7 @@ def answers(
             Stores.of(job),
             standing and standing.answers,
         ),
-        batch_size=BATCH_ROWS,
+        batch_size=1,  # given, so that Ray Data makes no one step of reading and preparing
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS,
         compute=ActorPoolStrategy(min_size=1, max_size=sizing.prepare_workers),
@@ -238,7 +245,7 @@ def answers(
     answered = prepared.map_batches(
         Generate,
         fn_constructor_args=(job, shared, sizing.threads_per_worker),
-        batch_size=BATCH_ROWS,
+        batch_size=1,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,
         num_gpus=sizing.gpus_per_worker,
@@ -249,7 +256,7 @@ def answers(
             max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT,
         ),
     )
-    yield from answered.iter_batches(batch_size=None, batch_format="pyarrow")
+    yield from map(unpacked, answered.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
 def _set_up_ray_data(job: Job) -> None:
@@ -258,7 +265,8 @@ def _set_up_ray_data(job: Job) -> None:
     from ray.data import DataContext
 
     context = DataContext.get_current()
-    context.target_max_block_size = BLOCK_BYTES
+    # Each row is a packed batch, and a block by itself: the stages bound what is in it.
+    context.target_max_block_size = 1
     # A worker killed while it loads is replaced; by default it ends the job.
     context.max_consecutive_actor_init_deaths = job.max_tries
     context.enable_progress_bars = False

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -78,13 +78,6 @@ def list_files(location: Location) -> list[pafs.FileInfo]:
     except UnicodeDecodeError as error:
         raise UsageError(f"{location.shown}: the name {error.object!r} in it is not UTF-8; "
                          "rename that file") from None  # fmt: skip
-
-
-def glob(location: Location) -> Iterator[str]:
-    """Paths that match the location's pattern, sorted (`*`, `?`, `[…]`, `**`, as fsspec has them)."""
-    from fsspec.implementations.arrow import ArrowFSWrapper
-
-    yield from sorted(ArrowFSWrapper(location.fs).glob(location.path))
 
 
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
@@ -231,13 +224,19 @@ def _has_hidden_part(relative: str) -> bool:
 
 def _from_uri(text: str) -> tuple[pafs.FileSystem, str]:
     try:
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(_escaped(text))
     except pa.ArrowInvalid:
         import fsspec
 
         fs, path = fsspec.core.url_to_fs(text)
         found = pafs.PyFileSystem(pafs.FSSpecHandler(fs)), path
     return found
+
+
+def _escaped(text: str) -> str:
+    """A URI whose path has its braces, brackets and other characters that URIs have not percent-escaped."""
+    parts = urlsplit(text)
+    return urlunsplit(parts._replace(path=quote(parts.path, safe="/%:@!$&'()*+,;=~-._")))
 
 
 def _s3(text: str) -> tuple[pafs.FileSystem, str]:
@@ -251,7 +250,7 @@ def _s3(text: str) -> tuple[pafs.FileSystem, str]:
     parts = urlsplit(text)
     own = None if "@" in parts.netloc or parts.query else s3_of_environment()
     if own is None:
-        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(text)
+        found: tuple[pafs.FileSystem, str] = pafs.FileSystem.from_uri(_escaped(text))
         return found
     return own, parts.netloc + parts.path
 

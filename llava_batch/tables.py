@@ -40,6 +40,9 @@ TYPE_NAMES = (
 RUN = "run"
 """The name of the one contract that is of no table."""
 
+PACKED = "batch"
+"""The one column of what `packed` makes."""
+
 KEEP = "keep."
 """How the names of kept columns begin between the stages; the answers have them without."""
 
@@ -68,14 +71,16 @@ PREPARED = pa.schema(
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
         pa.field("pixels", pa.large_binary()),
-        pa.field("shape", pa.list_(pa.int32())),
+        pa.field("shapes", pa.list_(pa.list_(pa.int32()))),
+        pa.field("layouts", pa.list_(pa.list_(pa.int32()))),
         pa.field("asks", pa.list_(ASK)),
         pa.field("copied", pa.bool_()),
         pa.field("error_code", pa.string()),
         pa.field("error_message", pa.string()),
     ]
 )
-"""What leaves: `pixels` are the bytes of a uint8 `[N, 3, H, W]` array of this `shape`."""
+"""What leaves: `pixels` are the bytes of a uint8 array `[t, 3, H, W]` for each image, one behind the
+other, of these `shapes`; `layouts` are the grids that an image's tiles lie in (empty: it has none)."""
 
 BOOKKEEPING = pa.schema(
     [
@@ -89,6 +94,28 @@ BOOKKEEPING = pa.schema(
 """The image's place in its unit, the row's place among the `siblings` rows of that image (0 siblings:
 nothing was asked of it), whether this is the unit's end row, and whether the image's answers stand
 elsewhere and are to be copied."""
+
+
+def packed(table: pa.Table) -> pa.Table:
+    """A batch as one row of one column, which Ray Data neither cuts nor merges with another: it knows
+    rows and bytes of a block, and would make blocks of one row, or of thousands. No column is copied
+    but to join its chunks."""
+    batches = table.combine_chunks().to_batches()
+    rows = pa.concat_arrays([b.to_struct_array() for b in batches or _empty(table.schema)])
+    return pa.table({PACKED: pa.ListArray.from_arrays(pa.array([0, len(rows)], pa.int32()), rows)})
+
+
+def unpacked(batches: pa.Table) -> pa.Table:
+    """The rows of what `packed` made, in order; no column is copied where there is one chunk."""
+    chunks = [chunk.flatten() for chunk in batches[PACKED].chunks]
+    return pa.Table.from_batches(
+        map(pa.RecordBatch.from_struct_array, chunks),
+        pa.schema([*batches.schema.field(PACKED).type.value_type]),
+    )
+
+
+def _empty(schema: pa.Schema) -> list[pa.RecordBatch]:
+    return schema.empty_table().to_batches() or [pa.RecordBatch.from_pylist([], schema)]
 
 
 def contract_names() -> list[str]:

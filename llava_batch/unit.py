@@ -2,15 +2,95 @@
 
 import hashlib
 import zlib
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow.fs as pafs
 
 Stamp = tuple[int, int | None]
 """A file's size in bytes and its modification time in nanoseconds, where the store keeps one."""
+
+_NOT_THERE = (-1, -1)
+_NO_TIME = -(2**63)
+
+
+class Names(Sequence[str]):
+    """Names of files in a few bytes each, equal to the tuple of them: a run may have millions."""
+
+    __slots__ = ("_count", "_text")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        held = [*names]
+        self._count, self._text = len(held), "\0".join(held)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._text.split("\0") if self._count else ())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[str, ...]: ...
+    def __getitem__(self, index: int | slice) -> str | tuple[str, ...]:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Names):
+            return (self._count, self._text) == (other._count, other._text)
+        return tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+class Stamps(Sequence[Stamp | None]):
+    """What `Names` is for names, for their stamps; None of a file that is not there."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self, stamps: Iterable[Stamp | None]) -> None:
+        self._numbers = array("q")
+        for stamp in stamps:
+            size, mtime_ns = stamp or _NOT_THERE
+            self._numbers.extend((size, _NO_TIME if mtime_ns is None else mtime_ns))
+
+    def __len__(self) -> int:
+        return len(self._numbers) // 2
+
+    def __iter__(self) -> Iterator[Stamp | None]:
+        pairs = zip(self._numbers[::2], self._numbers[1::2], strict=True)
+        return (_stamp(*pair) for pair in pairs)
+
+    @overload
+    def __getitem__(self, index: int) -> Stamp | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Stamp | None, ...]: ...
+    def __getitem__(self, index: int | slice) -> Stamp | tuple[Stamp | None, ...] | None:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Stamps):
+            return self._numbers == other._numbers
+        return tuple(self) == other
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
+
+
+def _stamp(size: int, mtime_ns: int) -> Stamp | None:
+    return None if size < 0 else (size, None if mtime_ns == _NO_TIME else mtime_ns)
+
 
 ROW_RULES = 3
 """The newest rules of which units an input makes, which rows they have and what their keys are. By the
@@ -55,16 +135,16 @@ class Unit:
     numbers: tuple[int, int] | None = None
     """Text tables: the number of the first row and one past the last."""
     span: tuple[int, int] | None = None
-    """Text tables: where these rows lie in the file, in bytes."""
+    """Text tables: where these rows lie in the file, in bytes. Tars: of a sample, where it begins."""
     rows: tuple[int, int] | None = None
     """Parquet: first and one past the last row, counted within `row_groups`; None is all of them."""
     partition: tuple[tuple[str, str | None], ...] = ()
     """Hive partition keys and values on the way to it: columns of all its rows."""
     metadata: tuple[str, ...] = ()
     """Loose files: paths of the files of metadata that have columns of them."""
-    members: tuple[str, ...] = ()
+    members: Sequence[str] = ()
     """Loose files, as paths below `path`."""
-    stamps: tuple[Stamp | None, ...] = ()
+    stamps: Sequence[Stamp | None] = ()
     """Of each member; None where it is not there."""
     limit: int | None = None
     """`--limit`: the most images of the whole run; a unit read under it is never complete."""
@@ -90,6 +170,26 @@ class Unit:
     def deleted(self) -> bytes:
         """Rows of its file that are deleted, as `pack_rows` says them; none where it is of no table."""
         return self.of_table.deleted if self.of_table else b""
+
+    @property
+    def num_rows(self) -> int | None:
+        """Its rows, where they are known without looking into a file."""
+        if self.retry is not None:
+            return len(self.retry)
+        if self.members:
+            return len(self.members)
+        span = self.numbers or self.rows
+        if span is not None:
+            return span[1] - span[0]
+        if self.of_table is None or self.of_table.num_rows is None:
+            return None
+        return self.of_table.num_rows - len(unpack_rows(self.of_table.deleted))
+
+    @property
+    def num_bytes(self) -> int | None:
+        """The size of the file that it is of; None where it is of several."""
+        size = self.source.partition("-")[0]
+        return int(size) if size.isdigit() and not self.members and self.span is None else None
 
     @property
     def as_read(self) -> str:

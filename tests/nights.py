@@ -16,6 +16,7 @@ from llava_batch.read.find import find
 from llava_batch.read.kinds import refuse_keys_of_tables
 from llava_batch.read.lake.table import AsOf
 from llava_batch.storage import locate
+from llava_batch.tables import unpacked
 from llava_batch.unit import Unit
 from llava_batch.write.changes import Work, compare
 from llava_batch.write.committer import Committer
@@ -98,7 +99,7 @@ def _blocks(units: list[Unit], key_column: str | None) -> Iterator[pa.Table]:
         for task in source.UnitSource(units, reading(key_column=key_column), None).get_read_tasks(
             1
         ):
-            yield from task()
+            yield from map(unpacked, task())
 
 
 def _answered(block: pa.Table, standing: Standing | None) -> pa.Table:

@@ -20,7 +20,7 @@ from llava_batch.prompts.presets import preset
 from llava_batch.prompts.recipe import load_recipe
 
 CHANGES_NO_ANSWER = {
-    "input", "output", "publish", "partition", "join_anywhere", "format", "limit", "snapshot", "attention", "slots", "workers", "prepare_workers",
+    "input", "output", "publish", "partition", "join_anywhere", "format", "limit", "snapshot", "attention", "slots", "workers", "read_workers", "prepare_workers",
     "max_tries", "allow_http", "stall_timeout_s", "storage_patience", "retry_errors", "overwrite", "on_change", "max_error_rate",
     "shared_filesystem", "quiet", "dry_run",
 }  # fmt: skip
@@ -43,6 +43,7 @@ CHANGES_NO_ANSWER = {
         ({"num_samples": 0}, "--num-samples 0: give at least 1"),
         ({"slots": 0}, "--slots 0: give at least 1"),
         ({"workers": 0}, "--workers 0: give at least 1"),
+        ({"read_workers": 0}, "--read-workers 0: give at least 1"),
         ({"prepare_workers": 0}, "--prepare-workers 0: give at least 1"),
         ({"max_pixels": 0}, "--max-pixels 0: give at least 1"),
         ({"max_image_bytes": 0}, "--max-image-bytes 0: give at least 1"),
@@ -75,6 +76,8 @@ CHANGES_NO_ANSWER = {
         ({"dialogue": True, "prompt": "Who?"}, "--dialogue: there is no second question"),
         ({"dialogue": True, "question": ("a",)}, "--dialogue: there is no second question"),
         ({"question": ("",)}, "--question '': it is empty"),
+        ({"prompt": ""}, "--prompt '': it is blank"),
+        ({"prompt": " \n"}, "--prompt ' \\n': it is blank"),
         ({"question": ("a", " ")}, "--question ' ': a question is blank"),
         ({"question_column": ""}, "--question-column '': it is empty"),
         ({"questions": ""}, "--questions '': it is empty"),

@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from llava_batch import tables
 from llava_batch.errors import UsageError
 from llava_batch.generate.answer_rows import generated_schema
-from llava_batch.tables import BOOKKEEPING, load_contract, load_schema, parse_type, schema_names
+from llava_batch.tables import (
+    BOOKKEEPING,
+    load_contract,
+    load_schema,
+    packed,
+    parse_type,
+    schema_names,
+    unpacked,
+)
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["answers", "images", "instructions", "questions"]
@@ -146,3 +154,23 @@ def test_a_wheel_built_from_the_sources_holds_what_the_package_reads(tmp_path: P
     assert {str(p.relative_to(ROOT)) for p in data} <= names
     answers = zipfile.ZipFile(built).read("llava_batch/schemas/answers.json")
     assert json.loads(answers) == load_contract("answers")
+
+
+KINDS = pa.table(
+    {
+        "text": pa.chunked_array([["a"], ["b", None]]),
+        "nested": [[{"x": [1, None]}], None, []],
+        "bytes": pa.array([b"1", b"", None], pa.large_binary()),
+        "word": pa.array(["p", "q", "p"]).dictionary_encode(),
+        "time": pa.array([1, None, 3], pa.timestamp("ns", "UTC")),
+    }
+)
+
+
+@pytest.mark.parametrize("rows", [KINDS, KINDS.slice(1, 1), KINDS.slice(0, 0)])
+def test_a_packed_batch_is_one_row_and_unpacked_it_is_what_it_was(rows: pa.Table) -> None:
+    batch = packed(rows)
+    assert batch.num_rows == 1
+    assert unpacked(batch).schema == rows.schema and unpacked(batch).equals(rows)
+    two = unpacked(pa.concat_tables([batch, packed(KINDS)]).slice(0, 2))
+    assert two.to_pylist() == rows.to_pylist() + KINDS.to_pylist()

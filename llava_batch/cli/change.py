@@ -33,8 +33,10 @@ _EARLIER_VERSIONS = (
 
 @app.command()
 def publish(
-    out: Annotated[str, typer.Argument(help="Output folder of a run.")],
-    table: Annotated[str, typer.Argument(help="delta:URI or iceberg:CATALOG.NAMESPACE.TABLE.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a run.")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="delta:URI or iceberg:CATALOG.NAMESPACE.TABLE.")
+    ],
     overwrite: Annotated[
         bool,
         typer.Option("--overwrite", help="Replace the rows of another folder that it holds."),
@@ -54,7 +56,7 @@ def publish(
 
 @app.command(cls=SpreadLists, epilog=_EARLIER_VERSIONS)
 def forget(
-    out: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a run.")],
     inputs: Annotated[
         list[str], typer.Option("--input", help="All that the run reads, as it was given.")
     ],

@@ -4,9 +4,11 @@ Says of each kind of shard how many there are, their columns, Hive partitions, r
 listing tells), and of the first rows of some shards the image sizes and what could not be decoded.
 """
 
+import os
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from statistics import median
@@ -78,13 +80,28 @@ def inspect(
     job = Job(input=tuple(inputs), allow_http=allow_http)
     fetch = Fetch(Stores.of(job), max_image_bytes=job.max_image_bytes, patience=BRIEF)
     try:
-        with closing(fetch):
+        with closing(fetch), _without_native_words():
             return [
                 _look(kind, [u for u in units if u.kind == kind], sample, job, fetch)
                 for kind in kinds
             ]
     except OSError as error:
         raise UsageError(f"{', '.join(inputs)}: cannot be read ({error})") from None
+
+
+@contextmanager
+def _without_native_words() -> Iterator[None]:
+    """Drop what libtiff and its like write to stderr of a broken image: a hundred lines of tags, before
+    the one line that says what is wrong."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(nowhere)
+        os.close(kept)
 
 
 def _look(kind: str, units: list[Unit], sample: int, limits: Job, fetch: Fetch) -> Found:
@@ -154,7 +171,7 @@ def _try_rows(unit: Unit, most: int, limits: Job, fetch: Fetch) -> Iterator[_Tri
             image = decode(_bytes_of(row, fetch), limits.max_pixels)
             yield replace(tried, size=image.size)
         except BadImage as error:
-            yield replace(tried, code=error.code.value, message=str(error))
+            yield replace(tried, code=error.code.value, message=" ".join(str(error).split()))
 
 
 def _bytes_of(row: Row, fetch: Fetch) -> bytes:

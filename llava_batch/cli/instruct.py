@@ -41,7 +41,7 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
     job = placed(job, demo="instruct")
     out = job.output.rstrip("/")
     refuse_mixing(out, instruct=True)
-    job = job.but(output=f"{out}/{ANSWERS}", recipe=job.recipe or DEFAULT_RECIPE)
+    job = of_answers(job)
     settled = settle(job)
     recipe = settled.recipe
     assert recipe is not None
@@ -55,6 +55,12 @@ def run_instruct(job: Job, exports: Sequence[str]) -> None:
         lines += _export(settled, out, exports, counts, title=title)
     if not job.quiet:
         print("\n".join(lines), file=sys.stderr)
+
+
+def of_answers(job: Job) -> Job:
+    """The job that makes the answers: by its recipe, in a folder of their own."""
+    output = job.output and f"{job.output.rstrip('/')}/{ANSWERS}"
+    return job.but(output=output, recipe=job.recipe or DEFAULT_RECIPE)
 
 
 def _kept_line(folder: str, counts: dict[str, int]) -> str:

@@ -76,10 +76,14 @@ def _run(job: Job) -> None:
 
 
 def _vqa(job: Job) -> None:
+    _refuse_no_question(job)
+    _run(job)
+
+
+def _refuse_no_question(job: Job) -> None:
     if not job.asks_by or "prompt" in job.asks_by:
         raise UsageError("no question was given; give --question TEXT, --question-column NAME or "
                          "--questions FILE (caption asks one --prompt of every image)")  # fmt: skip
-    _run(job)
 
 
 def _instruct(job: Job, export: list[str]) -> None:
@@ -99,11 +103,63 @@ _EXPORT = inspect.Parameter(
 )
 
 
+def _estimate(job: Job, **how: Any) -> None:
+    from llava_batch.cli.estimate import estimate_and_tell
+
+    estimate_and_tell(job, as_json=how.pop("json"), **how)
+
+
+def _estimate_vqa(job: Job, **how: Any) -> None:
+    _refuse_no_question(job)
+    _estimate(job, **how)
+
+
+def _estimate_instruct(job: Job, **how: Any) -> None:
+    from llava_batch.cli.instruct import of_answers
+
+    _estimate(of_answers(job), **how)
+
+
+def _own(name: str, hint: Any, default: Any, help: str) -> inspect.Parameter:
+    """A flag of `estimate` alone."""
+    option = typer.Option(f"--{name.replace('_', '-')}", help=help, rich_help_panel="Estimate",
+                          show_default=bool(default))  # fmt: skip
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[hint, option]
+    )
+
+
+_HOW = (
+    _own("pilot", int, 64, "Images that are answered to estimate by, at least."),
+    _own("pilot_seed", int, 0, "Seed by which they are drawn."),
+    _own("price_per_hour", float | None, None, "Price of one worker's hour, for the money."),
+    _own("json", bool, False, "The figures as JSON."),
+)
+
 COMMANDS: dict[str, Callable[..., None]] = {
     "caption": _command("Describe every image of a corpus with one prompt.", _run),
     "vqa": _command("Ask questions of every image of a corpus.", _vqa),
     "instruct": _command("Make instruction data from a corpus.", _instruct, _EXPORT),
 }
+
+
+ESTIMATES: dict[str, Callable[..., None]] = {
+    "caption": _command("Estimate what `caption` would take, with the same flags.", _estimate, *_HOW),
+    "vqa": _command("Estimate what `vqa` would take, with the same flags.", _estimate_vqa, *_HOW),
+    "instruct": _command("Estimate what `instruct` would take, with the same flags.",
+                         _estimate_instruct, *_HOW),
+}  # fmt: skip
+
+
+def _estimate_app() -> typer.Typer:
+    made = typer.Typer(
+        help="Say what a job would take: images, rows, tokens, hours, money, each with its bounds.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+    )
+    for name, command in ESTIMATES.items():
+        made.command(name, cls=SpreadLists)(command)
+    return made
 
 
 def _app(names: Sequence[str]) -> typer.Typer:
@@ -139,6 +195,7 @@ def _console_script(
     """What stands before a command."""
 
 
+app.add_typer(_estimate_app(), name="estimate")
 app.add_typer(score_app)
 app.add_typer(look_app)
 app.add_typer(change_app)
@@ -171,7 +228,7 @@ def exit_status(app: typer.Typer, args: list[str], prog: str) -> int:
         if not message:  # no command at all: its help was printed
             return 2
         stop = "" if message.endswith((".", "?")) else "."
-        return _tell(prog, f"{message}{stop} See {prog} --help.", 2)
+        return _tell(prog, f"{message}{stop} See {_where(error, prog)} --help.", 2)
     except UsageError as error:
         return _tell(prog, str(error), error.exit_status)
     except RunFailed as error:
@@ -188,6 +245,12 @@ _INTERRUPTED = 130
 def _stopped(prog: str) -> int:
     message = "stopped; finished units are committed, run it again to resume"
     return _tell(prog, message, _INTERRUPTED)
+
+
+def _where(error: TyperException, prog: str) -> str:
+    """The command that was called wrongly: `llava-batch report`, or the script itself."""
+    context = getattr(error, "ctx", None)
+    return prog if context is None else context.command_path
 
 
 def _message(error: TyperException) -> str:

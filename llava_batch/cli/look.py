@@ -18,7 +18,7 @@ app = typer.Typer(
 
 @app.command()
 def report(
-    out: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a run.")],
     second: Annotated[
         str | None, typer.Argument(metavar="[OUT2]", help="A second one, to compare it with.")
     ] = None,
@@ -35,7 +35,7 @@ def report(
 
 @app.command()
 def show(
-    out: Annotated[str, typer.Argument(help="Output folder of a run.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Output folder of a run.")],
     errors: Annotated[bool, typer.Option("--errors", help="Only the rows in error.")] = False,
     num_rows: Annotated[int, typer.Option("--num-rows", "-n", help="Most rows to print.")] = 10,
 ) -> None:
@@ -69,7 +69,10 @@ def inspect(
 @app.command()
 def schema(
     name: Annotated[
-        str, typer.Argument(help="answers, images, questions or instructions; run for _run.json.")
+        str,
+        typer.Argument(
+            metavar="NAME", help="answers, images, questions or instructions; run for _run.json."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="The contract as JSON.")] = False,
 ) -> None:

@@ -1,6 +1,6 @@
 """A few rows of an output folder as a table on a terminal.
 
-Reads no further than it prints. What rows say is never taken for markup or control characters.
+Reads no further than one row behind what it prints. What rows say is never taken for markup or control characters.
 """
 
 import re
@@ -17,7 +17,7 @@ from rich.text import Text
 from llava_batch.answers.folder import open_answers
 from llava_batch.errors import UsageError
 
-COLUMNS = ("id", "turns", "answer", "finish_reason", "mean_logprob", "status", "error_code",
+COLUMNS = ("id", "turns", "status", "error_code",
            "error_message")  # fmt: skip
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 """What a terminal could obey, and marks that reorder the text around them."""
@@ -39,36 +39,46 @@ def show(out: str, *, errors: bool = False, num_rows: int = 10) -> None:
         return
     console = Console()
     console.print(sample_table(shown, console.width))
+    if next(rows, None) is not None:
+        which = "rows in error" if errors else "rows"
+        console.print(f"The first {len(shown)} {which}; more with -n.", style="dim")
 
 
 def sample_table(rows: Sequence[dict[str, Any]], width: int) -> Group:
     """Answer rows as a table of at most `width` characters: id, question, answer, how it ended, mean
-    log-probability; of a dialogue every question and every answer, a line each.
+    log-probability; a dialogue has these for each of its turns, below each other.
 
-    A question that all rows share stands above the table, not in each row.
+    A question that all rows share stands above the table, not in each row; where none was asked (of a
+    broken image) there is no column of them.
     """
     shared = {tuple(_questions(row)) for row in rows} - {()}
+    beside = len(shared) > 1
     above = [_plain("Asked: " + ", then: ".join(shared.pop()))] if len(shared) == 1 else []
-    id_width = max(_ID, width - _ENDING - _GAPS - _ANSWER - (0 if above else _QUESTION))
+    id_width = max(_ID, width - _ENDING - _GAPS - _ANSWER - (_QUESTION if beside else 0))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("id", no_wrap=True, style="dim")
-    if not above:
+    if beside:
         table.add_column("question", overflow="fold")
     table.add_column("answer", overflow="fold")
     table.add_column("finish", no_wrap=True)
     table.add_column("logprob", justify="right", no_wrap=True)
     for row in rows:
-        logprob = row.get("mean_logprob")
-        table.add_row(
-            Text(_broken(_clean(row["id"]), id_width)),
-            *([_plain("\n".join(_questions(row)))] if not above else []),
-            _said(row),
-            _plain(row.get("finish_reason") or row["status"]),
-            Text("" if logprob is None else f"{logprob:.2f}"),
-        )
+        name = _broken(_clean(row["id"]), id_width)
+        for turn in _turns(row):
+            logprob = turn.get("mean_logprob")
+            table.add_row(
+                Text(name),
+                *([_plain(turn["question"] or "")] if beside else []),
+                _said(row, turn),
+                _plain(turn.get("finish_reason") or row["status"]),
+                Text("" if logprob is None else f"{logprob:z.2f}"),
+            )
+            name = ""
     return Group(*above, table)
 
 
+_EMPTY = "(empty)"
+"""An answer of no text, which a model may give: a blank line would look like a fault of the table."""
 _ID, _QUESTION, _ANSWER, _ENDING, _GAPS = 14, 12, 20, 13, 14
 """Characters that these have at least: the columns by name, the two last ones, all gaps between."""
 
@@ -87,10 +97,17 @@ def _questions(row: dict[str, Any]) -> list[str]:
     return [turn["question"] for turn in row.get("turns") or [] if turn["question"]]
 
 
-def _said(row: dict[str, Any]) -> Text:
-    """The answers; of a row in error its code and message, in red."""
+def _turns(row: dict[str, Any]) -> list[dict[str, Any]]:
+    """What gets a line of its own: each turn; of a row in error all that was asked, together."""
+    if row["status"] == "ok" and row["turns"]:
+        return list(row["turns"])
+    return [{"question": "\n".join(_questions(row))}]
+
+
+def _said(row: dict[str, Any], turn: dict[str, Any]) -> Text:
+    """The turn's answer; of a row in error its code and message, in red."""
     if row["status"] == "ok":
-        return _plain("\n".join(turn["answer"] or "" for turn in row["turns"] or []))
+        return _plain(turn.get("answer") or _EMPTY)
     return Text.assemble(
         (_clean(row.get("error_code") or "unknown"), "red"),
         "  ",

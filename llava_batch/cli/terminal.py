@@ -39,7 +39,7 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
     if not job.quiet:
         for line in result_lines(summary):
             print(line, file=sys.stderr)
-        if job.model == "demo" and not job.dry_run:
+        if job.model == "demo" and not job.dry_run and summary.totals["rows"]:
             print(_DEMO_MODEL, file=sys.stderr)
     return summary
 
@@ -114,12 +114,19 @@ def result_lines(summary: "Summary") -> list[str]:
         return outlook_lines(summary)
     lines = [*summary.outlook["notes"], *summary.notes]
     for name, one, many in _COUNTED:
-        if run.get(name):
+        if run.get(name) and not (
+            name == _SEVERAL and summary.outlook.get("several_images_are_known")
+        ):
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     num_answered = run["images"] - run.get("images_taken_up", 0)
     if num_answered:
         lines.append(f"{counted(num_answered, 'image')} in {_speed(summary, num_answered)}.")
-    lines += _holds(summary.output, totals)
+    if totals["units"] or run["units_failed"]:
+        lines += _holds(summary.output, totals)
+    else:
+        lines.append(
+            "Nothing to answer: there is no image in --input, and --output holds no answers."
+        )
     lines += [published_line(done) for done in summary.published]
     if summary.settings.get("limit") and summary.settings.get("publish"):
         lines.append("Nothing was published: --limit answers a part of the input.")
@@ -159,6 +166,7 @@ def published_line(done: dict[str, Any]) -> str:
             f"({told or 'its columns changed'}); it is version {done['version']} now.")  # fmt: skip
 
 
+_SEVERAL = "rows_with_several_images"
 _COUNTED = (
     ("units_done_before", "unit was answered before and stands as it is.",
      "units were answered before and stand as they are."),
@@ -170,9 +178,8 @@ _COUNTED = (
      "units had changed and keep their answers."),
     ("rows_copied", "row was answered before, in a file that the table's writer rewrote: copied.",
      "rows were answered before, in files that the table's writer rewrote: copied."),
-    ("rows_with_several_images",
-     "row had several images: LLaVA-1.5 was not trained on that, and its answer may be poor.",
-     "rows had several images: LLaVA-1.5 was not trained on that, and answers may be poor."),
+    (_SEVERAL, "row had several images: the model was not trained on that, and its answer may be poor.",
+     "rows had several images: the model was not trained on that, and answers may be poor."),
     ("images_without_question", "image had no question in the file.",
      "images had no question in the file."),
     ("questions_with_several_images", "question of the file joined several images.",
@@ -205,22 +212,37 @@ def outlook_lines(summary: "Summary") -> list[str]:
     dtype = ", ".join(filter(None, (settings["dtype"], settings["quantization"])))
     card = f" ({ahead['card']})" if ahead["card"] else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in ahead["units_todo"].items()) or "none"
-    named = f" ({', '.join(ahead['first_units'])}, …)" if ahead["first_units"] else ""
+    first = ahead["first_units"]
+    more = ", …" if sum(ahead["units_todo"].values()) > len(first) else ""
+    named = f" ({', '.join(first)}{more})" if first else ""
     lines = [
         f"Units to answer: {kinds}{named}; answered before: {summary.run['units_done_before']}.",
         f"Output: {summary.output}, {settings['format']}, fingerprint {summary.fingerprint}.",
-        f"Model: {summary.model}, {dtype}; {machine['workers']} generating actor(s) of "
-        f"{machine['gpus_per_worker']:g} GPU{card} and {machine['threads_per_worker']} threads, "
+        f"Model: {summary.model}, {dtype}; {counted(machine['workers'], 'generating actor')} of "
+        f"{machine['gpus_per_worker']:g} GPU{card} and {counted(machine['threads_per_worker'], 'thread')}, "
         f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
-        f"{machine['prepare_workers']} preparing actor(s).",
+        f"{counted(machine['prepare_workers'], 'preparing actor')}.",
     ]
+    lines.append(_image_cost(ahead["image_tokens"], settings["max_tiles"]))
+    lines += ahead["notes"]
     if settings["limit"]:
-        lines.append(f"Of these the first {settings['limit']} images alone (--limit).")
+        lines.append(f"Of these the first {counted(settings['limit'], 'image')} alone (--limit).")
+    elif settings["publish"]:
+        lines.append(f"Published when all is answered: {', '.join(settings['publish'])}.")
     if ahead["loose_images"]:
         lines.append(f"Loose images among them: {ahead['loose_images']}.")
     if ahead["rows_to_retry"]:
         lines.append(f"Images in error that are tried again: {ahead['rows_to_retry']}.")
-    return [*lines, "Nothing was started (--dry-run)."]
+    return [*lines, "No actor was started, nothing was written (--dry-run)."]
+
+
+def _image_cost(tokens: list[int], max_tiles: int | None) -> str:
+    """How many tokens of the prompt an image takes, and what bounds it."""
+    fewest, most = tokens
+    if fewest == most:
+        return f"An image takes {most:,} tokens."
+    bound = f"with --max-tiles {max_tiles}" if max_tiles else "--max-tiles bounds it"
+    return f"An image takes {fewest:,} to {most:,} tokens by its size ({bound})."
 
 
 _DEMO_MODEL = (

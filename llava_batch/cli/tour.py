@@ -4,6 +4,8 @@ It is the main job on its embedded defaults, run twice (captions, then the quest
 shard brings), and a table of pictures and answers. Run again, it finds everything answered.
 """
 
+import sys
+
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -27,6 +29,9 @@ def main() -> None:
     )
     with cluster.connected():
         run_and_tell(captions)
+        print(
+            "Now a question about each scene of the second shard ...", file=sys.stderr, flush=True
+        )
         run_and_tell(asked.but(quiet=True))
     console = Console(highlight=False)
     _show_captions(console, captions.output)

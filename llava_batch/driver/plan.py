@@ -96,7 +96,8 @@ class Plan:
             "loose_images": sum(len(unit.members) for unit in self.todo),
             "rows_to_retry": sum(len(unit.retry or ()) for unit in self.todo),
             "card": self.card and self.card.name,
-            "notes": [] if self.questions is None else list(self.questions.notes),
+            "several_images_are_known": self.checkpoint.is_trained_on_several_images,
+            "notes": [*self.settled.notes, *(self.questions.notes if self.questions else ())],
         }
 
 

@@ -1,8 +1,10 @@
 """What a person sees while a run goes: a live line on a terminal, a line now and then in a log."""
 
+import random
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -13,14 +15,18 @@ from rich.table import Table
 from rich.text import Text
 
 from llava_batch.driver.plan import Plan
+from llava_batch.driver.remaining import Expected, Interval, Left, Pace, left
+from llava_batch.read.kinds import KINDS
+from llava_batch.unit import Unit
 from llava_batch.write.committer import Committer
 
+_MOST_LOOKED_INTO = 4
+"""Shards of the local disk whose headers are read at the start, to know how many images there are."""
 _LIVE_EVERY_S = 0.5
 _LOG_EVERY_S = 30.0
 _LOG_FIRST_S = 5.0
 _JUDGED_S = 5.0
 """Of answering, before which no time left is said: the first answers come in a burst."""
-_RECENT_S = 30.0
 _MAX_POINTS = 1000
 _MOST_KINDS = 8
 
@@ -40,7 +46,8 @@ class Progress:
         self._stages: dict[str, dict[str, float]] = {}
         self._ready_s: float | None = None
         """Seconds after the start at which the first worker had its model."""
-        self._num_images = _num_images(plan)
+        self._expected = expected(plan.todo)
+        self._pace = Pace()
         self.history: list[tuple[float, int]] = [(0.0, 0)]
 
     def __enter__(self) -> "Progress":
@@ -52,6 +59,7 @@ class Progress:
         self._thread.join()
 
     def _watch(self) -> None:
+        self._expected.looked_into(_looked_into(self._plan))
         live = self._console.is_terminal and not self._plan.job.quiet
         if live:
             with Live(console=self._console, refresh_per_second=4, transient=True) as display:
@@ -75,6 +83,7 @@ class Progress:
         tally, before = self._committer.tally, self._committer.taken_up
         num_answered = 0 if before is None else tally.images - before.images
         self.history.append((round(elapsed, 1), num_answered))
+        self._pace.note(elapsed, num_answered)
         if len(self.history) > _MAX_POINTS:
             self.history = self.history[::2]
         ready, _ = ray.wait([reference := self._shared.stages.remote()], timeout=_LIVE_EVERY_S)
@@ -108,9 +117,9 @@ class Progress:
         parts.append(
             f"{self._recent():.1f} images/s now, {num_answered / working:.1f} since start-up"
         )
-        left = self._left_s()
-        if left is not None:
-            parts.append(f"{_clock(left)} left")
+        seconds = self.left().seconds
+        if seconds is not None and self._pace.seconds >= _JUDGED_S:
+            parts.append(f"{_clock(seconds.value)} left")
         parts += self._busy(working)
         return Text(f"{_clock(elapsed)}  " + ", ".join(parts))
 
@@ -122,46 +131,40 @@ class Progress:
         return f"up: {prepared:g} images prepared{loading}, none answered yet"
 
     def _of_how_many(self) -> str:
-        limit = self._plan.job.limit
-        if self._num_images is not None:
-            return f" of {self._num_images}"
-        return "" if limit is None else f" of at most {limit}"
+        limit, images = self._plan.job.limit, self._images()
+        if images is None or images.value < self._committer.tally.images:
+            return "" if limit is None else f" of at most {limit}"
+        return f" of {'' if images.is_exact else 'about '}{images.value:.0f}"
 
     def _done(self) -> tuple[int, int]:
         """How far it is, of how much: by units where only their number is known."""
         tally = self._committer.tally
-        total = self._num_images if self._num_images is not None else self._plan.job.limit
-        return (tally.units, len(self._plan.todo)) if total is None else (tally.images, total)
+        images = self._images()
+        if images is None or images.value < tally.images:
+            return tally.units, len(self._plan.todo)
+        return tally.images, round(images.value)
 
     def _recent(self) -> float:
-        """Images a second over the last half minute, start-up left out."""
-        now = self.history[-1]
-        since = max(now[0] - _RECENT_S, self._ready_s or 0.0)
-        then = next((p for p in self.history if p[0] >= since), now)
-        return (now[1] - then[1]) / (now[0] - then[0]) if now[0] > then[0] else 0.0
+        """Images a second of late, start-up left out."""
+        each = self._pace.seconds_per_image()
+        return 1 / each.value if each is not None else 0.0
 
-    def _left_s(self) -> float | None:
-        """By the pace since the first answers; None until there is one to judge by."""
-        total = self._expected()
-        now = self.history[-1]
-        first = next((p for p in self.history if p[1]), now)
-        if total is None or now[0] - first[0] < _JUDGED_S or now[1] <= first[1]:
-            return None
-        return (
-            max(total - self._committer.tally.images, 0.0)
-            * (now[0] - first[0])
-            / (now[1] - first[1])
-        )
+    def left(self) -> Left:
+        """What is left of the run; no time where more images came than were expected."""
+        images, answered = self._images(), self._committer.tally.images
+        if self._committer.tally.units == len(self._plan.todo):
+            return Left(Interval.exactly(0), Interval.exactly(0))
+        if images is not None and not images.is_exact and images.value < answered:
+            return Left(None, None)
+        return left(images, answered, self._pace)
 
-    def _expected(self) -> float | None:
-        """Images of the whole run: known, or as many in each unit as in those that are whole."""
+    def _images(self) -> Interval | None:
+        """Of the whole run, those taken up among them."""
         tally, limit = self._committer.tally, self._plan.job.limit
-        if self._num_images is not None:
-            return self._num_images
-        if not tally.units:
-            return limit
-        count = tally.images_of_units / tally.units * len(self._plan.todo)
-        return count if limit is None else min(count, limit)
+        images = self._expected.images((tally.bytes_of_shards, tally.images_of_shards))
+        if images is None:
+            return None
+        return images if limit is None else images.at_most(limit)
 
     def _busy(self, working_s: float) -> list[str]:
         said = []
@@ -194,8 +197,9 @@ def tell_left_out(plan: Plan) -> None:
 def tell_start(plan: Plan) -> None:
     """Say what is to be done, before what takes seconds: Ray, its actors, the model."""
     count = len(plan.todo)
-    if not (plan.job.quiet or plan.job.dry_run):
-        print(f"{count:,} {'unit' if count == 1 else 'units'} to answer; starting Ray, then the model",
+    ahead = " to look at the machine" if plan.job.dry_run else ", then the model"
+    if not plan.job.quiet:
+        print(f"{count:,} {'unit' if count == 1 else 'units'} to answer; starting Ray{ahead}",
               file=sys.stderr, flush=True)  # fmt: skip
 
 
@@ -204,12 +208,25 @@ def next_line_s(said_s: float) -> float:
     return said_s + min(max(said_s, _LOG_FIRST_S), _LOG_EVERY_S)
 
 
-def _num_images(plan: Plan) -> int | None:
-    """The images of this run where they are known before reading: loose files, and what is retried."""
-    counts = [len(unit.members) if unit.retry is None else len(unit.retry) for unit in plan.todo]
-    if not all(unit.members or unit.retry for unit in plan.todo):
-        return None
-    return sum(counts) if plan.job.limit is None else min(sum(counts), plan.job.limit)
+def expected(units: Sequence[Unit]) -> Expected:
+    """The images of these units, as far as they are known before reading."""
+    counts = [(unit.num_rows, unit.num_bytes or 0) for unit in units]
+    known = sum(rows for rows, _ in counts if rows is not None)
+    return Expected(known, sum(size for rows, size in counts if rows is None))
+
+
+def _looked_into(plan: Plan) -> list[tuple[int, int]]:
+    """Bytes and images of a few local shards, by their headers; a storage that fails is told by others."""
+    unknown = [u for u in plan.todo if u.num_rows is None and u.num_bytes]
+    local = [unit for unit in unknown if unit.fs.type_name == "local"]
+    chosen = random.Random(0).sample(local, min(len(local), _MOST_LOOKED_INTO))
+    found = []
+    for unit in chosen:
+        with suppress(OSError, MemoryError):
+            look = KINDS[unit.kind].look(unit, plan.reading)
+            size = unit.num_bytes if look.is_whole else look.num_bytes
+            found.append((size or 0, look.images))
+    return found
 
 
 def _clock(seconds: float) -> str:

@@ -120,9 +120,8 @@ def _prompt_tokens(job: Job, checkpoint: Checkpoint, turns: tuple[str, ...]) -> 
         return None
     with _told_by_us():
         ids = [i for n, s in enumerate(segments) for i in checkpoint.encode(s, first=n == 0)]
-    side = checkpoint.config.vision_config.image_size
-    images = ids.count(checkpoint.image_token_id)
-    return len(ids) + images * (checkpoint.num_image_tokens(side, side) - 1)
+    fewest, _ = checkpoint.image_tokens_range
+    return len(ids) + ids.count(checkpoint.image_token_id) * (fewest - 1)
 
 
 @contextmanager

@@ -100,7 +100,12 @@ _SHOWN_ONLY = "model_name"
 
 def _shown(settings: dict[str, Any], name: str) -> str:
     called = settings.get(_SHOWN_ONLY) if name == "model" else None
-    return f"{called} ({settings[name]})" if called else repr(settings.get(name))
+    value = settings.get(name)
+    if called:
+        return f"{called} ({value})"
+    if value in (None, []):
+        return "not given"
+    return ", ".join(map(repr, value)) if isinstance(value, list) else repr(value)
 
 
 def _mark(settings: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ text. Whatever comes after is handed the result; only the dtype waits for the ma
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
 from llava_batch.generate.json_schema import read_schema
 from llava_batch.job import Job
@@ -15,6 +16,8 @@ from llava_batch.prompts.presets import preset
 from llava_batch.prompts.recipe import Recipe, load_recipe
 
 _PRESET_SETTINGS = ("suffix", "system", "image_aspect", "max_new_tokens")
+_SHARED_PRESET_SETTINGS = ("suffix", "max_new_tokens")
+"""Those that are the benchmark's, whatever family is asked; the others are the evaluated model's own."""
 _RECIPE_SETTINGS = ("system", "temperature", "top_p", "max_new_tokens")
 
 
@@ -25,6 +28,8 @@ class Settled:
     job: Job
     recipe: Recipe | None
     columns: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """What is to be said of how it was settled."""
 
     def but(self, **changes: Any) -> Self:
         """A copy whose job has these `changes`, of fields that nothing else was settled by."""
@@ -51,13 +56,21 @@ def settle(job: Job) -> Settled:
     recipe = load_recipe(job.recipe) if job.recipe else None
     if job.json_schema:
         job = job.but(json_schema=read_schema(job.json_schema))
+    notes = []
     if job.preset is not None:
-        chosen = preset(job.preset)
-        job = _filled_in(job, {name: getattr(chosen, name) for name in _PRESET_SETTINGS})
+        chosen, family = preset(job.preset), Checkpoint.find(job).model_type
+        names = _PRESET_SETTINGS if family == chosen.family else _SHARED_PRESET_SETTINGS
+        job = _filled_in(job, {name: getattr(chosen, name) for name in names})
+        if family != chosen.family:
+            notes.append(
+                f"--preset {job.preset} is the original evaluation of {chosen.family} (LLaVA-1.5): of a "
+                f"{family} model only what follows the question and the length of answers are taken from it."
+            )
     if recipe is not None:
         wanted = {name: getattr(recipe, name) for name in _RECIPE_SETTINGS}
         job = _filled_in(job, wanted | {"num_samples": recipe.samples})
-    return Settled(job=job, recipe=recipe, columns=tuple(prompt_columns(job, recipe)))
+    columns = tuple(prompt_columns(job, recipe))
+    return Settled(job=job, recipe=recipe, columns=columns, notes=tuple(notes))
 
 
 def _filled_in(job: Job, wanted: dict[str, Any]) -> Job:

@@ -14,6 +14,7 @@ from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.heard import HURRIED_WAIT_S, WAIT_S, hear
 from llava_batch.driver.joined import Joined, unjoined
 from llava_batch.driver.plan import Plan
+from llava_batch.driver.remaining import Left
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.throughput import throughput
 from llava_batch.storage import without_credentials, write_whole
@@ -92,6 +93,7 @@ def summarise(
     joined: Joined | None = None,
     several: SeveralImages | None = None,
     published: list[dict[str, Any]] | None = None,
+    left: Left | None = None,
 ) -> Summary:
     """Gather the run's figures; where it answered anything, write `_run.json` and the thumbnails.
 
@@ -109,6 +111,7 @@ def summarise(
             committer.tally, committer.taken_up, started, summary.wall_s, history, heard.stages
         )
     )
+    summary.throughput["left"] = (left or Left(None, None)).as_json()
     summary.run.update(_questions(plan, committer.tally, joined, several, status))
     _write(plan, "_run.json", (json.dumps(asdict(summary), indent=1) + "\n").encode())
     plan.ledger.patience.keep_trying(
@@ -150,8 +153,11 @@ def _machine(sizing: Sizing | None) -> dict[str, Any]:
 
 
 def _outlook(plan: Plan, *, is_dry: bool) -> dict[str, Any]:
-    """What was to be done; of a dry run with the weights, which loads torch."""
-    return plan.outlook() | ({"weights_bytes": plan.weights_bytes} if is_dry else {})
+    """What was to be done; of a dry run with the weights, which loads torch, and what an image costs."""
+    if not is_dry:
+        return plan.outlook()
+    costs = {"image_tokens": list(plan.checkpoint.image_tokens_range)}
+    return plan.outlook() | {"weights_bytes": plan.weights_bytes} | costs
 
 
 def _questions(

@@ -5,7 +5,7 @@ leave as token ids. Drive it with `submit` and `step`, or with `generate`, the l
 """
 
 from llava_batch.engine.engine import Engine
-from llava_batch.engine.request import Completion, Request
+from llava_batch.engine.request import Completion, Grid, Image, Request
 from llava_batch.engine.stats import Stats
 
-__all__ = ["Completion", "Engine", "Request", "Stats"]
+__all__ = ["Completion", "Engine", "Grid", "Image", "Request", "Stats"]

@@ -16,15 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from llava_batch.engine.completions import Completions
 from llava_batch.engine.device import is_out_of_memory
 from llava_batch.engine.ending import Decode
 from llava_batch.engine.forward.runner import Runner, device_option
 from llava_batch.engine.model import load, sizing
-from llava_batch.engine.model.llava import Llava, Normalisation, end_tokens
+from llava_batch.engine.model.llava import Llava, end_tokens
 from llava_batch.engine.model.load_times import Startup, told
+from llava_batch.engine.model.vision import Normalisation
 from llava_batch.engine.picks import Picks
 from llava_batch.engine.request import Completion, Request
 from llava_batch.engine.sampling import Sampler
@@ -52,7 +53,7 @@ class Engine:
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
+        model: PreTrainedModel,
         *,
         slots: int | str = "auto",
         max_tokens: int | str = "auto",
@@ -157,10 +158,10 @@ class Engine:
         if refused is not None:
             self._completions.refuse(request, *refused)
             return
-        images = [fingerprint(image) for image in images_of(request)]
-        self._scheduler.add(
-            sequences(request, images, self.llava.image_token, self.llava.tokens_per_image)
-        )
+        images = images_of(request)
+        prints = [fingerprint(image) for image in images]
+        counts = [self.llava.vision.num_tokens(image) for image in images]
+        self._scheduler.add(sequences(request, prints, self.llava.image_token, counts))
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def step(self, on_progress: Callable[[], None] | None = None) -> list[Completion]:

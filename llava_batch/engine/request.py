@@ -15,13 +15,44 @@ LogitsProcessor = Callable[[list[int], Any], Any]
 """(token ids of the answer so far, float32 logits [V]) -> float32 logits [V]."""
 
 
+@dataclass(frozen=True)
+class Grid:
+    """The tiles behind an image's first, row by row, and which of their features are the image's.
+
+    rows, columns: of tiles. top, bottom, left, right: where the image lies in the grid's features, the
+    rest being padding's. height, width: rows and columns of features to which that part is reduced.
+    """
+
+    rows: int
+    columns: int
+    top: int
+    bottom: int
+    left: int
+    right: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, eq=False)
+class Image:
+    """One image, as its family's processor makes it.
+
+    pixels: uint8 `[t, 3, H, W]`, neither rescaled nor normalised: the image as a whole, and behind it
+        the tiles of `grid`, where the family cuts images of any resolution into such.
+    """
+
+    pixels: Any
+    grid: Grid | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """One thing to answer.
 
     id: comes back in every completion; together with `seed` it decides what is sampled.
     pixels: uint8 `[N, 3, H, W]` (numpy or torch) at the tower's own size, resized but neither
-        rescaled nor normalised, or None for a prompt without an image.
+        rescaled nor normalised; a tuple of `Image` where images differ in size or have tiles; None
+        for a prompt without an image.
     prompt_ids: the prompt's tokens, every image already expanded to its image tokens.
     turns: the prompts of the further turns of a dialogue. Each is appended right behind the answer
         before it, so it begins with whatever closes an answer (`</s>` for LLaVA-1.5).

@@ -19,7 +19,8 @@ MIN_SHARED_TOKENS = 32
 """A shorter common prefix is not worth a copy."""
 
 TOGETHER = 16
-"""One slot in so many is let run empty before prompts are prefilled together. Not measured."""
+"""One slot in so many is let run empty before prompts are prefilled together. Not measured on a card; simulated
+(benchmarks/simulate.py), anything up to a quarter of the slots is within 1 %."""
 
 PATIENCE = 64
 """Decode steps that must go well after the first back-off before a quarter more rows are let in; twice

@@ -9,12 +9,14 @@ a ballot. Plain Python and numpy.
 
 import hashlib
 import math
+from bisect import bisect_right
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from itertools import accumulate
 
 import numpy as np
 
-from llava_batch.engine.request import Completion, Request, as_ids
+from llava_batch.engine.request import Completion, Image, Request, as_ids
 
 
 @dataclass(eq=False, kw_only=True)
@@ -61,6 +63,8 @@ class Sequence:
     """int64 [P]: the prompt's ids, an image's tokens replaced by its fingerprint (negative)."""
     images: list[bytes]
     """Fingerprint of each image, in the order of their tokens in the prompts."""
+    image_ends: list[int]
+    """Of all image tokens of the prompts, how many there are up to the end of each image."""
     image_token: int
     image_places: list[int]
     """Where in `ids` the prompts' image tokens stand (an answer may hold one that is none)."""
@@ -175,9 +179,19 @@ def generator(request: Request, sample: int) -> np.random.Generator | None:
     return np.random.Generator(np.random.Philox(int.from_bytes(digest, "little")))
 
 
-def fingerprint(image: np.ndarray) -> bytes:
-    """What two equal images have in common: a digest of their pixels."""
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+def fingerprint(image: Image) -> bytes:
+    """What two equal images have in common: a digest of their pixels, their size and their grid."""
+    digest = hashlib.blake2b(np.ascontiguousarray(image.pixels).data, digest_size=16)
+    grid = () if image.grid is None else astuple(image.grid)
+    digest.update(repr((image.pixels.shape, grid)).encode())
+    return digest.digest()
+
+
+def images_between(ends: list[int], begin: int, end: int) -> range:
+    """Numbers of the images that the image tokens [begin, end) belong to; see `Sequence.image_ends`."""
+    if end <= begin:
+        return range(0)
+    return range(bisect_right(ends, begin), bisect_right(ends, end - 1) + 1)
 
 
 def places(ids: list[int], token: int, start: int = 0) -> list[int]:
@@ -185,27 +199,32 @@ def places(ids: list[int], token: int, start: int = 0) -> list[int]:
     return [place for place, other in enumerate(ids, start) if other == token]
 
 
-def prefix_key(ids: list[int], images: list[bytes], image_token: int, per_image: int) -> np.ndarray:
+def prefix_key(
+    ids: list[int], images: list[bytes], image_token: int, ends: list[int]
+) -> np.ndarray:
     """The ids as int64 [P], image tokens replaced by a negative number made from their image."""
     key = np.asarray(ids, dtype=np.int64)
     (found,) = np.nonzero(key == image_token)
-    for number, image in enumerate(images[: len(found) // per_image]):
-        value = int.from_bytes(image[:8], "little") >> 1
-        key[found[number * per_image : (number + 1) * per_image]] = -1 - value
+    for image, begin, end in zip(images, [0, *ends], ends, strict=False):
+        key[found[begin:end]] = -1 - (int.from_bytes(image[:8], "little") >> 1)
     return key
 
 
 def sequences(
-    request: Request, images: list[bytes], image_token: int, per_image: int
+    request: Request, images: list[bytes], image_token: int, counts: list[int]
 ) -> list[Sequence]:
-    """One sequence for each sample, or for each choice, of a request that has been checked."""
+    """One sequence for each sample, or for each choice, of a request that has been checked.
+
+    images, counts: fingerprint and image tokens of each image.
+    """
     prompt = as_ids(request.prompt_ids)
     turns = [as_ids(turn) for turn in request.turns]
     tails: list[list[int]] = [[] for _ in range(request.num_samples)]
     if request.choices:
         # The last token of a choice is only scored, never fed.
         tails = [list(choice[:-1]) for choice in request.choices]
-    prefix = prefix_key(prompt, images, image_token, per_image)
+    ends = list(accumulate(counts))
+    prefix = prefix_key(prompt, images, image_token, ends)
     ballot = Ballot(request=request) if request.choices else None
     made = []
     for number, tail in enumerate(tails):
@@ -219,6 +238,7 @@ def sequences(
                 turns=turns,
                 prefix=np.concatenate([prefix, np.asarray(tail, dtype=np.int64)]),
                 images=images,
+                image_ends=ends,
                 image_token=image_token,
                 image_places=places(prompt, image_token),
                 max_tokens=longest(request, prompt, turns),

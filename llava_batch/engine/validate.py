@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from llava_batch.engine.request import Completion, Request, as_ids
+from llava_batch.engine.request import Completion, Image, Request, as_ids
 from llava_batch.engine.sequence import longest
 
 if TYPE_CHECKING:
     from llava_batch.engine.model.llava import Llava
+    from llava_batch.engine.model.vision import Vision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +21,7 @@ class Limits:
     max_tokens: int
     vocab_size: int
     image_token: int
-    tokens_per_image: int
-    image_size: int
+    vision: "Vision"
     can_decode: bool
 
     @classmethod
@@ -31,8 +31,7 @@ class Limits:
             max_tokens=max_tokens,
             vocab_size=llava.vocab_size,
             image_token=llava.image_token,
-            tokens_per_image=llava.tokens_per_image,
-            image_size=llava.image_size,
+            vision=llava.vision,
             can_decode=can_decode,
         )
 
@@ -73,27 +72,29 @@ def why_not_ids(parts: list[list[int]], limits: Limits) -> str | None:
 
 def why_not_pixels(request: Request, ids: list[int], limits: Limits) -> str | None:
     """Pixels of the wrong kind, or a number of image tokens that does not fit them."""
-    num_images = 0
-    if request.pixels is not None:
-        shape = tuple(request.pixels.shape)
-        expected = (3, limits.image_size, limits.image_size)
-        if shape[1:] != expected or len(shape) != 4 or "uint8" not in str(request.pixels.dtype):
-            return f"pixels are {request.pixels.dtype} {shape}, must be uint8 {('N', *expected)}"
-        num_images = shape[0]
-    found, needed = ids.count(limits.image_token), num_images * limits.tokens_per_image
+    try:
+        images = images_of(request)
+    except (TypeError, ValueError) as error:
+        return f"pixels are no images: {error}"
+    wrong = next(filter(None, map(limits.vision.why_not, images)), None)
+    if wrong is not None:
+        return wrong
+    counts = [limits.vision.num_tokens(image) for image in images]
+    found, needed = ids.count(limits.image_token), sum(counts)
     if found != needed:
-        return (
-            f"the prompt has {found} image tokens, {num_images} images need {needed} "
-            f"({limits.tokens_per_image} each)"
-        )
+        each = "" if not counts else f" ({', '.join(map(str, dict.fromkeys(counts)))} each)"
+        return f"the prompt has {found} image tokens, {len(images)} images need {needed}{each}"
     return None
 
 
-def images_of(request: Request) -> np.ndarray:
-    """The request's pixels as a numpy array `[N, 3, H, W]`; N is 0 without an image."""
-    if request.pixels is None:
-        return np.empty((0, 3, 0, 0), dtype=np.uint8)
-    return np.asarray(request.pixels)
+def images_of(request: Request) -> list[Image]:
+    """The request's images, with their pixels as numpy arrays."""
+    pixels = request.pixels
+    if pixels is None:
+        return []
+    if isinstance(pixels, tuple):
+        return [Image(np.asarray(image.pixels), image.grid) for image in pixels]
+    return [Image(one[None]) for one in np.asarray(pixels)]
 
 
 def errors(request: Request, code: str, message: str) -> list[Completion]:

@@ -7,13 +7,15 @@ already passes through; each other row becomes one answer row for each of its as
 
 import asyncio
 from dataclasses import replace
+from itertools import accumulate
+from math import prod
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from llava_batch.checkpoint import Checkpoint
-from llava_batch.engine import Completion, Engine, Request
+from llava_batch.engine import Completion, Engine, Grid, Image, Request
 from llava_batch.engine.model.llava import end_tokens
 from llava_batch.errors import RowError
 from llava_batch.generate.answer_rows import (
@@ -32,14 +34,16 @@ from llava_batch.generate.json_schema import Constraint, is_cut_off
 from llava_batch.generate.shared_lock import Gate
 from llava_batch.ids import row_id
 from llava_batch.job import Job
-from llava_batch.tables import KEEP
+from llava_batch.tables import KEEP, packed, unpacked
 from llava_batch.workers import process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
 
+Images = tuple[Image, ...]
+
 
 class Generate:
-    """The Ray Data actor: a table of PREPARED rows in, a table of answer rows out."""
+    """The Ray Data actor: PREPARED rows in, answer rows out."""
 
     def __init__(self, job: Job, shared: Any, num_threads: int) -> None:
         self._job = job
@@ -77,11 +81,16 @@ class Generate:
             quantization=job.quantization,
         )
 
-    async def __call__(self, table: pa.Table) -> pa.Table:
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """A packed batch in, a packed batch out."""
+        return packed(await self.table(unpacked(batch)))
+
+    async def table(self, table: pa.Table) -> pa.Table:
+        """PREPARED rows in, answer rows out."""
         kept = [f for f in table.schema if f.name.startswith(KEEP)]
         rows = table.drop_columns(["pixels"]).to_pylist()
         pixels = [
-            _as_array(table["pixels"][i], row["shape"]) if row["shape"] else None
+            _as_images(table["pixels"][i], row["shapes"], row["layouts"]) if row["shapes"] else None
             for i, row in enumerate(rows)
         ]
         answered = await self._answers(rows, pixels)
@@ -93,7 +102,7 @@ class Generate:
         return pa.Table.from_pylist(flat, schema=generated_schema(kept))
 
     async def _answers(
-        self, rows: list[RowDict], pixels: list[np.ndarray | None]
+        self, rows: list[RowDict], pixels: list[Images | None]
     ) -> list[list[RowDict]]:
         async with self._gate.shared():
             if await asyncio.to_thread(self._guard.is_clean, rows):
@@ -102,7 +111,7 @@ class Generate:
                 return answered
         return [await self._careful(*pair) for pair in zip(rows, pixels, strict=True)]
 
-    async def _careful(self, row: RowDict, pixels: np.ndarray | None) -> list[RowDict]:
+    async def _careful(self, row: RowDict, pixels: Images | None) -> list[RowDict]:
         """A row that was in hand when a worker died: no other row is in hand beside it."""
         async with self._gate.alone():
             if not await asyncio.to_thread(self._guard.may_try, row):
@@ -124,7 +133,7 @@ class Generate:
             memory_backoffs=stats.memory_backoffs,
         )
 
-    async def _answer(self, row: RowDict, pixels: np.ndarray | None) -> list[RowDict]:
+    async def _answer(self, row: RowDict, pixels: Images | None) -> list[RowDict]:
         """The answer rows of one image, or the one row of a unit's end."""
         asks = row["asks"] or []
         if row["end"] or not asks:
@@ -139,7 +148,7 @@ class Generate:
         count = {"siblings": len(answers)}
         return [answer | {"position": i} | count for i, answer in enumerate(answers)]
 
-    async def _ask(self, row: RowDict, ask: RowDict, pixels: np.ndarray | None) -> list[RowDict]:
+    async def _ask(self, row: RowDict, ask: RowDict, pixels: Images | None) -> list[RowDict]:
         """What the answers fill in for one ask, once for each sample."""
         num_samples = self._job.num_samples
         for source in (row, ask):
@@ -164,7 +173,7 @@ class Generate:
                     return cut_off(text.strip(), self._job.max_new_tokens)
         return body(ask, turns, texts)
 
-    def _request(self, row: RowDict, ask: RowDict, pixels: np.ndarray | None) -> Request:
+    def _request(self, row: RowDict, ask: RowDict, pixels: Images | None) -> Request:
         job = self._job
         first, *further = ask["token_ids"]
         return Request(
@@ -200,6 +209,13 @@ class Generate:
         return self._checkpoint.decode(completion.token_ids)
 
 
-def _as_array(pixels: pa.Scalar, shape: list[int]) -> np.ndarray:
-    """uint8 `[N, 3, H, W]`, a view of the Arrow buffer."""
-    return np.frombuffer(pixels.as_buffer(), dtype=np.uint8).reshape(shape)
+def _as_images(
+    pixels: pa.Scalar, shapes: list[list[int]], layouts: list[list[int]]
+) -> tuple[Image, ...]:
+    """Each image's uint8 `[t, 3, H, W]`, a view of the Arrow buffer, with its grid."""
+    flat = np.frombuffer(pixels.as_buffer(), dtype=np.uint8)
+    ends = list(accumulate(map(prod, shapes)))
+    return tuple(
+        Image(flat[begin:end].reshape(shape), Grid(*layout) if layout else None)
+        for begin, end, shape, layout in zip([0, *ends], ends, shapes, layouts, strict=False)
+    )

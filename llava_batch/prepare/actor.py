@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from PIL import Image
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import RowError, UsageError
@@ -37,11 +38,13 @@ from llava_batch.prepare.pixels import (
 )
 from llava_batch.prepare.stores import Stores
 from llava_batch.prepare.thumbnails import Thumbnails
+from llava_batch.prepare.tiles import Tiles
 from llava_batch.prompts.asks import Ask, Lookup, asks_of
 from llava_batch.prompts.guards import unguarded
+from llava_batch.prompts.image_tokens import Layout
 from llava_batch.prompts.recipe import Recipe
 from llava_batch.prompts.templates import BadPrompt, place_images
-from llava_batch.tables import KEEP, PREPARED
+from llava_batch.tables import KEEP, PREPARED, packed, unpacked
 from llava_batch.workers import process
 from llava_batch.workers.counters import Counters
 from llava_batch.workers.crash_guard import CrashGuard
@@ -49,8 +52,12 @@ from llava_batch.workers.crash_guard import CrashGuard
 _PASSED_ON = ("unit", "ordinal", "end", "key", "mark", "id_base", "error_code", "error_message")
 
 
+_TABLE_BYTES = 16 * 2**20
+"""Pixels in one table that leaves: 49 images of 336 x 336, or fewer that take more."""
+
+
 class Prepare:
-    """The Ray Data actor: a table of `images` rows in, a table of PREPARED rows out."""
+    """The Ray Data actor: `images` rows in, PREPARED rows out."""
 
     def __init__(
         self,
@@ -73,28 +80,43 @@ class Prepare:
         self._thumbnails = Thumbnails(shared)
         self._render = checkpoint.renderer(job.template)
         self._processor = load_image_processor(checkpoint)
+        self._tiles = None
+        if checkpoint.tiling is not None:
+            self._tiles = Tiles(self._processor, checkpoint.tiling)
         as_checkpoint = job.image_aspect == "auto" and self._processor.pads
         self._pad = job.image_aspect == "pad" or as_checkpoint
         process.freeze_heap()
 
-    def __call__(self, table: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        """A packed batch in, packed batches out."""
+        yield from map(packed, self.tables(unpacked(batch)))
+
+    def tables(self, table: pa.Table) -> Iterator[pa.Table]:
+        """`images` rows in, PREPARED rows out, in tables that end where their pixels reach
+        `_TABLE_BYTES`: no more is held at once."""
         columns = table.select([n for n in table.schema.names if not n.startswith(KEEP)])
         rows = columns.to_pylist()
-        with self._counters.busy(sum(not row["end"] for row in rows)):
-            made = self._rows(rows)
-            self._thumbnails.hand_in()
-        prepared = pa.Table.from_pylist(made, schema=PREPARED)
-        for name in table.schema.names:
-            if name.startswith(KEEP):
-                prepared = prepared.append_column(table.schema.field(name), table[name])
-        return prepared
+        kept = table.select([n for n in table.schema.names if n.startswith(KEEP)])
+        coming, start = _by_bytes(self._rows(rows)), 0
+        while start < len(rows):
+            made: list[dict[str, Any]] = []
+            with self._counters.busy(made):
+                made += next(coming)
+                self._thumbnails.hand_in()
+            prepared = pa.Table.from_pylist(made, schema=PREPARED)
+            for field, values in zip(kept.schema, kept.slice(start, len(made)), strict=True):
+                prepared = prepared.append_column(field, values)
+            start += len(made)
+            made = []
+            yield prepared
+        next(coming, None)  # what is to be done behind the last row
 
-    def _rows(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _rows(self, rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if self._guard.is_clean(rows):
-            made = [self._watched(row) for row in self._with_images(rows)]
+            yield from map(self._watched, self._with_images(rows))
             self._guard.done(rows)
-            return made
-        return [self._careful(row) for row in rows]
+        else:
+            yield from map(self._careful, rows)
 
     def _careful(self, row: dict[str, Any]) -> dict[str, Any]:
         """A row that was in hand when a worker died, by itself."""
@@ -126,12 +148,12 @@ class Prepare:
         out["num_images"] = len(row["images"] or row["uris"] or ())
         if row["end"]:
             return out
-        num_tokens = 0
+        image_ids: list[list[int]] = []
         if row["images"] and row["images"][0]:
             out["image_sha256"] = hashlib.sha256(row["images"][0]).hexdigest()
         if row["images"] and not row["error_code"]:
             try:
-                num_tokens = self._put_pixels(row["images"], out)
+                image_ids = self._put_pixels(row["images"], out)
             except BadImage as error:
                 out |= {"error_code": error.code.value, "error_message": str(error)}
             except MemoryError:
@@ -139,7 +161,7 @@ class Prepare:
                 out |= {"error_code": RowError.IMAGE_TOO_LARGE.value, "error_message": what}
         columns = json.loads(row["columns"]) if row["columns"] else {}
         out["asks"] = [
-            self._ask(ask, out, num_tokens)
+            self._ask(ask, out, image_ids)
             for ask in asks_of(
                 self._job,
                 row["unit"],
@@ -152,7 +174,7 @@ class Prepare:
             )
         ]
         if self._stands(out):
-            out |= {"asks": [], "pixels": None, "shape": None, "copied": True}
+            out |= {"asks": [], "pixels": None, "shapes": None, "layouts": None, "copied": True}
         return out
 
     def _stands(self, row: dict[str, Any]) -> bool:
@@ -170,25 +192,34 @@ class Prepare:
         ]
         return bool(np.isin(np.array(wanted, np.uint64), self._standing).all())
 
-    def _put_pixels(self, images: list[bytes], out: dict[str, Any]) -> int:
-        """Decode and process `images` into `out`; returns the image tokens of one image."""
-        arrays = []
+    def _put_pixels(self, images: list[bytes], out: dict[str, Any]) -> list[list[int]]:
+        """Decode and process `images` into `out`; returns the token ids that stand for each."""
+        made = []
         for number, data in enumerate(images):
             image = decode(data, self._job.max_pixels)
             if number == 0:
                 out["width"], out["height"] = image.size
                 self._thumbnails.consider(image_id(out["id_base"], out["key"], out["mark"]), image)
-            check_canvas(
-                *image.size, self._pad, self._processor.shortest_edge, self._job.max_pixels
-            )
-            if self._pad:
-                image = expand_to_square(image, self._processor.background)
-            arrays.append(self._processor.pixels(image))
-        pixels = np.stack(arrays)
-        out["pixels"], out["shape"] = pixels.tobytes(), list(pixels.shape)
-        return self._checkpoint.num_image_tokens(*pixels.shape[2:])
+            made.append(self._processed(image, several=len(images) > 1))
+        out["pixels"] = b"".join(pixels.tobytes() for pixels, _ in made)
+        out["shapes"] = [list(pixels.shape) for pixels, _ in made]
+        out["layouts"] = [list(layout or ()) for _, layout in made]
+        ids = []
+        for pixels, layout in made:
+            height, width = pixels.shape[2:]
+            ids.append(self._checkpoint.image_ids(height, width, layout))
+        return ids
 
-    def _ask(self, ask: Ask, row: dict[str, Any], num_image_tokens: int) -> dict[str, Any]:
+    def _processed(self, image: Image.Image, *, several: bool) -> tuple[np.ndarray, Layout | None]:
+        """uint8 `[t, 3, H, W]` of one image, and the grid of its tiles; `several`: it is not alone."""
+        if self._tiles is not None:
+            return self._tiles(image, several=several, most_pixels=self._job.max_pixels)
+        check_canvas(*image.size, self._pad, self._processor.shortest_edge, self._job.max_pixels)
+        if self._pad:
+            image = expand_to_square(image, self._processor.background)
+        return self._processor.pixels(image)[None], None
+
+    def _ask(self, ask: Ask, row: dict[str, Any], image_ids: list[list[int]]) -> dict[str, Any]:
         made: dict[str, Any] = {
             "question_id": ask.question_id,
             "questions": [printable(unguarded(turn)) for turn in ask.turns],
@@ -202,20 +233,34 @@ class Prepare:
             turns = place_images(ask.turns, max(row["num_images"], 1))
             segments = self._render(turns, self._job.system)
             made["segments"] = [unguarded(s) for s in segments]
-            made["token_ids"] = [
-                self._token_ids(s, i, num_image_tokens) for i, s in enumerate(segments)
-            ]
+            made["token_ids"] = [self._token_ids(s, i, image_ids) for i, s in enumerate(segments)]
         except (BadPrompt, UsageError) as error:  # or the template cannot take this very text
             made |= {"error_code": RowError.BAD_PROMPT.value, "error_message": str(error)}
         return made
 
-    def _token_ids(self, segment: str, number: int, num_image_tokens: int) -> list[int]:
-        """The segment's ids, each image token as often as the image has patches."""
+    def _token_ids(self, segment: str, number: int, image_ids: list[list[int]]) -> list[int]:
+        """The segment's ids, each image's mark replaced by what stands for the image; all images are the
+        first segment's."""
         image_token = self._checkpoint.image_token_id
+        coming = iter(image_ids)
         ids: list[int] = []
         for token in self._checkpoint.encode(segment, first=number == 0):
-            ids += [image_token] * num_image_tokens if token == image_token else [token]
+            ids += next(coming, ()) if token == image_token else [token]
         return ids
+
+
+def _by_bytes(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """PREPARED rows, as many together as hold `_TABLE_BYTES` of pixels; at least one."""
+    held: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        held.append(row)
+        num_bytes += len(row.get("pixels") or b"")
+        if num_bytes >= _TABLE_BYTES:
+            yield held
+            held, num_bytes = [], 0
+    if held:
+        yield held
 
 
 def _filled(row: dict[str, Any], got: list[Fetched]) -> dict[str, Any]:

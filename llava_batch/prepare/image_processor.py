@@ -1,8 +1,9 @@
 """The checkpoint's image processor as far as uint8: resize and crop, as transformers' PIL backend does.
 
-Three of transformers' classes are said again here (CLIP's, SigLIP's and LLaVA's own: they differ in
-their defaults), because importing any of them loads torch into every process that prepares. A class
-or a setting that is not known here is left to transformers itself. Rescaling and normalising are the
+Some of transformers' classes are said again here (CLIP's, SigLIP's, LLaVA's own and those that cut images
+into tiles: they differ in their defaults), because importing any of them loads torch into every process
+that prepares. A class or a setting that is not known here is left to transformers itself, but where
+there are tiles (`tiles.py`): there it is refused. Rescaling and normalising are the
 model's affair: pixels leave as uint8.
 """
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.errors import UsageError, first_line
+from llava_batch.prepare.own_shape import OwnShape
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _SHARED = {"do_resize": True, "resample": int(Image.Resampling.BICUBIC)}
@@ -28,13 +30,22 @@ _CLIP = _SHARED | {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "CLIPImageProcessor": _CLIP,
     "LlavaImageProcessor": _CLIP,
+    "LlavaNextImageProcessor": _CLIP,
+    "LlavaOnevisionImageProcessor": _SHARED
+    | {"size": {"height": 384, "width": 384}, "image_mean": _CLIP_MEAN},
     "SiglipImageProcessor": _SHARED
     | {"size": {"height": 224, "width": 224}, "image_mean": (0.5, 0.5, 0.5)},
 }
 """What each class has where the checkpoint's settings are silent; null is said, and means none."""
 
+_PIXTRAL: dict[str, Any] = _SHARED | {
+    "size": {"longest_edge": 1024},
+    "patch_size": 16,
+    "image_mean": _CLIP_MEAN,
+}
+
 _KNOWN = {
-    *_CLIP, "do_pad", "image_processor_type", "feature_extractor_type", "processor_class",
+    *_CLIP, "do_pad", "image_grid_pinpoints", "aspect_ratio_setting", "image_processor_type", "feature_extractor_type", "processor_class",
     # Without effect on an RGB image up to uint8, or on the PIL backend:
     "do_convert_rgb", "do_rescale", "rescale_factor", "do_normalize", "image_std", "data_format",
     "input_data_format", "device", "disable_grouping", "return_tensors", "_valid_processor_keys",
@@ -59,6 +70,9 @@ class ImageProcessor:
     background: tuple[int, int, int]
     """The mean colour that padding fills with, as the original LLaVA computes it."""
 
+    resample: int
+    """Pillow's filter for every resize."""
+
 
 def load_image_processor(checkpoint: Checkpoint) -> ImageProcessor:
     """The image processor of `checkpoint`.
@@ -66,7 +80,80 @@ def load_image_processor(checkpoint: Checkpoint) -> ImageProcessor:
     Raises:
         UsageError: it has none, or one that cannot be read.
     """
-    return _plain(_settings(checkpoint)) or _transformers(checkpoint)
+    settings = _settings(checkpoint)
+    if checkpoint.is_pixtral:
+        return _in_own_shape(checkpoint, settings)
+    made = _plain(settings)
+    if checkpoint.tiling is None:
+        return made or _transformers(checkpoint)
+    if made is None:
+        said = sorted(n for n, v in settings.items() if v is not None and n not in _KNOWN)
+        raise _unfit(
+            checkpoint, f"its settings are not known here: {', '.join(said) or 'its class'}"
+        )
+    _refuse_other_tiles(checkpoint, _DEFAULTS[_kind(settings)] | settings)
+    return made
+
+
+def _in_own_shape(checkpoint: Checkpoint, settings: dict[str, Any]) -> ImageProcessor:
+    """Pixtral's, whose images have any shape.
+
+    Raises:
+        UsageError: a setting that is not known here, or that is not the vision tower's.
+    """
+    known = {*_KNOWN, "patch_size"}
+    strange = sorted(n for n, v in settings.items() if v is not None and n not in known)
+    kind = _kind(settings)
+    if strange or kind != "PixtralImageProcessor":
+        raise _unfit(checkpoint, f"not known here: {', '.join(strange) or kind}")
+    all_ = _PIXTRAL | settings
+    size, patch = all_["size"], _height_and_width(all_["patch_size"])
+    longest = size.get("longest_edge") if isinstance(size, dict) else None
+    most = _height_and_width(size if longest is None else longest)
+    side, tower_patch = checkpoint.tower_sizes
+    if most is None or max(most) > side or not all_["do_resize"] or all_.get("do_center_crop"):
+        raise _unfit(checkpoint, f"size is {size}, the vision tower takes up to {side} pixels")
+    if patch != (tower_patch, tower_patch):
+        raise _unfit(
+            checkpoint, f"patch_size is {all_['patch_size']}, the vision tower's {tower_patch}"
+        )
+    return ImageProcessor(
+        pixels=OwnShape(most=most, patch=tower_patch, resample=all_["resample"]),
+        shortest_edge=None,
+        pads=False,
+        background=_background(all_["image_mean"]),
+        resample=all_["resample"],
+    )
+
+
+def _refuse_other_tiles(checkpoint: Checkpoint, settings: dict[str, Any]) -> None:
+    """Settings under which a tile would not be cut at the tower's own size, from the model's own grids.
+
+    Raises:
+        UsageError: which setting.
+    """
+    tiling = checkpoint.tiling
+    assert tiling is not None
+    side = tiling.side
+    size = _size(settings["size"]) if settings["do_resize"] else None
+    if size not in (side, (side, side)):
+        raise _unfit(checkpoint, f"size is {settings['size']}, the vision tower's is {side}")
+    if settings.get("do_center_crop") and _height_and_width(settings.get("crop_size")) != (
+        side,
+        side,
+    ):
+        raise _unfit(
+            checkpoint, f"crop_size is {settings.get('crop_size')}, the vision tower's is {side}"
+        )
+    grids = settings.get("image_grid_pinpoints")
+    if grids is not None and grids != checkpoint.said_grids:
+        raise _unfit(
+            checkpoint, f"image_grid_pinpoints are {grids}, the model's {checkpoint.said_grids}"
+        )
+
+
+def _unfit(checkpoint: Checkpoint, why: str) -> UsageError:
+    return UsageError(f"--model {checkpoint.name}: its image processor cannot be had ({why})")
 
 
 def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -79,8 +166,7 @@ def _settings(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _plain(settings: dict[str, Any]) -> ImageProcessor | None:
     """The processor as it is said here; None where it takes transformers to know."""
-    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
-    kind = str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
+    kind = _kind(settings)
     if kind not in _DEFAULTS or not {n for n, v in settings.items() if v is not None} <= _KNOWN:
         return None
     all_ = _DEFAULTS[kind] | settings
@@ -99,7 +185,14 @@ def _plain(settings: dict[str, Any]) -> ImageProcessor | None:
         shortest_edge=size if isinstance(size, int) else None,
         pads=kind == "LlavaImageProcessor" and bool(all_.get("do_pad")),
         background=_background(mean),
+        resample=resample,
     )
+
+
+def _kind(settings: dict[str, Any]) -> str:
+    """transformers' name of the class; older files have other names for it."""
+    kind = settings.get("image_processor_type") or settings.get("feature_extractor_type")
+    return str(kind).replace("FeatureExtractor", "ImageProcessor").removesuffix("Fast")
 
 
 def _size(value: Any) -> Size | None:
@@ -192,4 +285,5 @@ def _transformers(checkpoint: Checkpoint) -> ImageProcessor:
         shortest_edge=size.get("shortest_edge"),
         pads=type(processor).__name__.startswith("LlavaImageProcessor") and bool(processor.do_pad),
         background=_background(processor.image_mean),
+        resample=int(processor.resample),
     )

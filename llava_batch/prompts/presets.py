@@ -37,6 +37,9 @@ class Preset:
     max_new_tokens: int
     system: str = SYSTEM
     image_aspect: str = "pad"
+    family: str = "llava"
+    """transformers' name of the model that was evaluated so; of another only the text behind the question
+    and the length of answers are the benchmark's."""
 
 
 def _preset(name: str, suffix: str, max_new_tokens: int) -> tuple[str, Preset]:

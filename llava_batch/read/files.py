@@ -4,7 +4,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -13,7 +14,7 @@ from llava_batch.errors import RowError
 from llava_batch.read.image_metadata import columns_of
 from llava_batch.read.image_names import IMAGE_EXTENSIONS
 from llava_batch.read.partitions import partition_of
-from llava_batch.read.reading import Kind, Reading
+from llava_batch.read.reading import Kind, Look, Reading
 from llava_batch.read.row import Row, missing
 from llava_batch.storage import read_bytes
 from llava_batch.unit import Unit
@@ -37,11 +38,15 @@ class Files(Kind):
     def count(self, unit: Unit) -> int:
         return len(unit.members)
 
+    def part(self, unit: Unit, look: Look, first: int, count: int) -> tuple[Unit, int]:
+        some = slice(first, first + count)
+        return replace(unit, members=unit.members[some], stamps=unit.stamps[some]), 0
+
 
 def read_files(
     fs: pafs.FileSystem,
     folder: str,
-    members: tuple[str, ...],
+    members: Sequence[str],
     *,
     metadata: tuple[str, ...] = (),
     with_columns: bool,

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from llava_batch.errors import UsageError
-from llava_batch.read.gather import Found, Gathered
+from llava_batch.read.found import Found
+from llava_batch.read.gather import Gathered
 from llava_batch.read.kinds import KINDS
 from llava_batch.read.lake.opened import open_tables
 from llava_batch.read.lake.table import AsOf, Opened

@@ -5,21 +5,22 @@ in. Earlier versions named all by the folder that was given, whatever partition 
 """
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from heapq import merge
+from itertools import count, islice
 
-from llava_batch.read.gather import Found
+from llava_batch.read.found import Bunch
 from llava_batch.read.kinds import LOOSE
 from llava_batch.read.partitions import innermost, partition_of
 from llava_batch.read.walk import lies_in
 from llava_batch.storage import Location
-from llava_batch.unit import Stamp, Unit, source_of
+from llava_batch.unit import Names, Stamp, Stamps, Unit, source_of
 
 FILES_PER_UNIT = 1000
 """Loose image files in one unit; the most that a kill costs is the open units' answers."""
 
-Members = Callable[[str], dict[str, tuple[str, ...]]]
+Members = Callable[[str], Mapping[str, Sequence[str]]]
 """Given a folder's unit base (`photos`), the memberships that earlier runs fixed, by unit name."""
 
 Answered = Callable[[str], Iterable[str]]
@@ -27,37 +28,87 @@ Answered = Callable[[str], Iterable[str]]
 
 
 def loose_units(
-    images: list[Found],
+    images: list[Bunch],
     remembered: Members,
     answered: Answered,
     unit_name: Callable[[str], str],
 ) -> Iterable[Unit]:
     """The units of the images whose names are counted from one folder; `unit_name` makes a path one."""
-    there = {found.at.path: (found.size, found.mtime_ns) for found in images}
-    groups: dict[str, list[str]] = {}
-    for path, found in zip(there, images, strict=True):
-        groups.setdefault(innermost(os.path.dirname(path)) or found.table, []).append(path)
-    places = [_Place(_at(f, images[0]), unit_name(_base(f, images[0].table))) for f in groups]
-    taken: set[str] = set()
+    there = _There(images)
+    groups: dict[str, list[Bunch]] = {}
+    for bunch in images:
+        groups.setdefault(innermost(bunch.at.path) or bunch.way.table, []).append(bunch)
+    table = images[0].way.table
+    places = [_Place(_at(f, images[0]), unit_name(_base(f, table))) for f in groups]
     for place in places:
         for name, members in remembered(place.base).items():
-            taken.update(map(place.path, members))
-            yield place.unit(name, members, there)
+            there.take(map(place.path, members))
+            yield place.unit(name, ((m, there.stamp(place.path(m))) for m in members))
     for place in _older(images, unit_name, places):
         for name in answered(place.input):
             members = remembered(place.base).get(name, ())
-            if not taken.isdisjoint(map(place.path, members)) or not members:
+            if not members or there.is_any_taken(map(place.path, members)):
                 continue
-            unit = place.unit(name, members, there)
+            unit = place.unit(name, ((m, there.stamp(place.path(m))) for m in members))
             if any(unit.stamps):
-                taken.update(map(place.path, members))
+                there.take(map(place.path, members))
                 yield unit
-    for place, paths in zip(places, groups.values(), strict=True):
-        fresh = sorted(place.name(path) for path in paths if path not in taken)
+    for place, bunches in zip(places, groups.values(), strict=True):
+        fresh = merge(*(there.free(bunch, place.name(bunch.at.path)) for bunch in bunches))
         held = remembered(place.base)
         free = (n for number in count() if (n := f"{place.base}-{number:05d}") not in held)
-        for start in range(0, len(fresh), FILES_PER_UNIT):
-            yield place.unit(next(free), tuple(fresh[start : start + FILES_PER_UNIT]), there)
+        while files := [*islice(fresh, FILES_PER_UNIT)]:
+            yield place.unit(next(free), files)
+
+
+class _There:
+    """Which files there are, and which of them are in a unit already."""
+
+    def __init__(self, bunches: Iterable[Bunch]) -> None:
+        self._by_folder: dict[str, list[Bunch]] = {}
+        for bunch in bunches:
+            self._by_folder.setdefault(bunch.at.path.rstrip("/"), []).append(bunch)
+        self._taken: dict[int, bytearray] = {}
+        self._gone: set[str] = set()
+        """Files of units that are not there any more."""
+
+    def stamp(self, path: str) -> Stamp | None:
+        found = self._find(path)
+        return found and found[0].stamp(found[1])
+
+    def take(self, paths: Iterable[str]) -> None:
+        for path in paths:
+            if found := self._find(path):
+                self._marks(found[0])[found[1]] = True
+            else:
+                self._gone.add(path)
+
+    def is_any_taken(self, paths: Iterable[str]) -> bool:
+        for path in paths:
+            found = self._find(path)
+            if self._marks(found[0])[found[1]] if found else path in self._gone:
+                return True
+        return False
+
+    def free(self, bunch: Bunch, below: str) -> Iterator[tuple[str, Stamp]]:
+        """The files of `bunch` in order that no unit has, as paths whose folder is `below`, and their
+        stamps."""
+        taken = self._taken.get(id(bunch))
+        for place, name in enumerate(bunch.names):
+            if taken is None or not taken[place]:
+                yield f"{below}/{name}" if below else name, bunch.stamp(place)
+
+    def _marks(self, bunch: Bunch) -> bytearray:
+        if id(bunch) not in self._taken:
+            self._taken[id(bunch)] = bytearray(len(bunch.names))
+        return self._taken[id(bunch)]
+
+    def _find(self, path: str) -> tuple[Bunch, int] | None:
+        folder, _, name = path.rpartition("/")
+        for bunch in self._by_folder.get(folder, ()):
+            if (place := bunch.place(name)) is not None:
+                return bunch, place
+        return None
 
 
 def with_metadata(unit: Unit, metadata: Sequence[Location]) -> Unit:
@@ -87,8 +138,10 @@ class _Place:
     def name(self, path: str) -> str:
         return path[len(self.at.path) :].lstrip("/")
 
-    def unit(self, name: str, members: tuple[str, ...], there: dict[str, Stamp]) -> Unit:
-        stamps = tuple(there.get(self.path(member)) for member in members)
+    def unit(self, name: str, files: Iterable[tuple[str, Stamp | None]]) -> Unit:
+        """The unit of these members and their stamps."""
+        held = [*files]
+        members, stamps = Names(m for m, _ in held), Stamps(stamp for _, stamp in held)
         return Unit(
             name=name,
             kind=LOOSE,
@@ -103,12 +156,12 @@ class _Place:
 
 
 def _older(
-    images: list[Found], unit_name: Callable[[str], str], places: list[_Place]
+    images: list[Bunch], unit_name: Callable[[str], str], places: list[_Place]
 ) -> list[_Place]:
     """The folders by which earlier versions may have named units of these files."""
-    if not any(found.partition for found in images):
+    if not any(bunch.partition for bunch in images):
         return []
-    folders = dict.fromkeys([images[0].table, *(found.root.path for found in images)])
+    folders = dict.fromkeys([images[0].way.table, *(bunch.way.root.path for bunch in images)])
     named = [_Place(_at(f, images[0]), unit_name(_base(f, f))) for f in folders]
     return [place for place in named if place not in places]
 
@@ -119,9 +172,9 @@ def _base(folder: str, table: str) -> str:
     return below or os.path.basename(folder) or "root"
 
 
-def _at(folder: str, image: Found) -> Location:
+def _at(folder: str, image: Bunch) -> Location:
     """A folder below or above the one that was given, as a person may see it."""
-    root = image.root
+    root = image.way.root
     if folder == root.path:
         return root
     if folder.startswith(above := root.path.rstrip("/") + "/"):

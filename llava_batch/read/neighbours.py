@@ -12,7 +12,8 @@ Knows names only; opens nothing.
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from functools import cached_property
 
 from llava_batch.read.image_metadata import NAMES as METADATA_NAMES
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
@@ -25,6 +26,7 @@ _SIDE = (".json", ".txt")
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _OF_DATASET = (_STATE, "dataset_info.json")
 _DATA = re.compile(r"(data-\d+-of-\d+|dataset)\.arrow")
+_TABLES = KINDS["parquet"].extensions
 _USUAL = re.compile(r"\.[a-z][a-z0-9+_-]{0,11}")
 """An extension; what stands behind the last dot of a title or a date is none."""
 
@@ -40,59 +42,92 @@ def is_hidden(part: str) -> bool:
 
 
 class Neighbours:
-    """Sorts the files that were found together; `folders` are those that stand among them."""
+    """What stands in the folders that were found together: `files` has each folder with the names in it,
+    `folders` are those that stand among them."""
 
-    def __init__(self, names: Iterable[str], folders: Iterable[str]) -> None:
-        self._names = set(names)
+    def __init__(self, files: Iterable[tuple[str, Iterable[str]]], folders: Iterable[str]) -> None:
         self._folders = set(folders)
-        stems: dict[str | None, set[str]] = {}
-        for name in self._names:
-            stems.setdefault(kind_of(name), set()).add(os.path.splitext(name)[0])
-        self._images = stems.get(LOOSE, set())
-        self._above_images = {
-            above
-            for folder in {os.path.dirname(i) for i in self._images}
-            for above in _above(folder)
-        }
-        self._tars = stems.get("tar", set())
-        self._shards = self._tars | stems.get("parquet", set())
-        self._on_disk = {name for name in self._names if self._is_of_dataset(name)}
-        self._datasets = {os.path.dirname(name) for name in self._on_disk}
+        self._above_images: set[str] = set()
+        self._datasets: set[str] = set()
+        for folder, names in files:
+            if any(kind_of(name) == LOOSE for name in names):
+                self._above_images.update(_above(folder))
+            if _is_dataset(names):
+                self._datasets.add(folder)
+        self._above_datasets = {os.path.dirname(dataset) for dataset in self._datasets}
 
-    def may_be_metadata(self, name: str) -> bool:
+    def may_be_metadata(self, folder: str, name: str) -> bool:
         """Whether it is called as Hugging Face's metadata of the images in its folder and below."""
-        folder, _, last = name.rpartition("/")
-        return last in METADATA_NAMES and folder in self._above_images
+        return name in METADATA_NAMES and folder in self._above_images
 
-    def what(self, name: str) -> str:
-        """A kind's name, `SIDE_FILE`, or as what it is left out: `.csv`."""
-        if self._is_side_file(name):
-            return SIDE_FILE
-        kind = kind_of(name)
-        if kind is None or (KINDS[kind].only_named and name not in self._on_disk):
-            return left_out_as(name)
-        return kind
+    def kinds(self, folder: str, names: Collection[str]) -> Iterator[str]:
+        """What each of the files of one folder is: a kind's name, `SIDE_FILE`, or as what it is left
+        out: `.csv`."""
+        stems = _Stems(names)
+        for name in names:
+            if self._is_side_file(folder, name, stems):
+                yield SIDE_FILE
+                continue
+            kind = kind_of(name)
+            is_left_out = kind is not None and KINDS[kind].only_named
+            if kind is None or (is_left_out and not self._is_of_dataset(folder, name)):
+                yield left_out_as(name)
+            else:
+                yield kind
 
-    def _is_side_file(self, name: str) -> bool:
+    def _is_side_file(self, folder: str, name: str, beside: "_Stems") -> bool:
         stem, extension = os.path.splitext(name)
-        if extension in _SIDE and stem in self._images:
+        if extension in _SIDE and stem in beside.images:
             return True
         if name.endswith(_STATS):
             of = name.removesuffix(_STATS)
-            return of in self._shards or of in self._folders
-        folder, _, last = name.rpartition("/")
-        if last in _OF_DATASET:
+            return of in beside.shards or self._is_folder(folder, of)
+        if name in _OF_DATASET:
             return folder in self._datasets
-        if last == _SPLITS:
-            return any(os.path.dirname(dataset) == folder for dataset in self._datasets)
-        beside = stem in self._tars or stem in self._folders
-        return beside and kind_of(name) == "parquet" and stem + _STATS in self._names
+        if name == _SPLITS:
+            return folder in self._above_datasets
+        if extension.lower() not in _TABLES or stem + _STATS not in beside.names:
+            return False
+        return stem in beside.tars or self._is_folder(folder, stem)
 
-    def _is_of_dataset(self, name: str) -> bool:
+    def _is_of_dataset(self, folder: str, name: str) -> bool:
         """Whether it is a file of a dataset on disk, and none that `datasets` keeps beside it."""
-        folder, _, last = name.rpartition("/")
-        state = f"{folder}/{_STATE}" if folder else _STATE
-        return _DATA.fullmatch(last) is not None and state in self._names
+        return folder in self._datasets and _DATA.fullmatch(name) is not None
+
+    def _is_folder(self, folder: str, name: str) -> bool:
+        return (f"{folder}/{name}" if folder else name) in self._folders
+
+
+class _Stems:
+    """The names of one folder's files, and of some kinds of them the stems; made where they are asked for."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._all = names
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(self._all)
+
+    @cached_property
+    def images(self) -> frozenset[str]:
+        return self._of(LOOSE)
+
+    @cached_property
+    def tars(self) -> frozenset[str]:
+        return self._of("tar")
+
+    @cached_property
+    def shards(self) -> frozenset[str]:
+        return self.tars | self._of("parquet")
+
+    def _of(self, kind: str) -> frozenset[str]:
+        return frozenset(os.path.splitext(n)[0] for n in self._all if kind_of(n) == kind)
+
+
+def _is_dataset(names: Iterable[str]) -> bool:
+    """Whether a folder with these files is a dataset on disk."""
+    there = [name for name in names if name == _STATE or _DATA.fullmatch(name)]
+    return _STATE in there and len(there) > 1
 
 
 def _above(folder: str) -> Iterator[str]:

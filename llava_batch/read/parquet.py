@@ -1,4 +1,4 @@
-"""A Parquet file → rows, one row group at a time, a bounded number of rows in memory.
+"""A Parquet file → rows, one row group at a time, a few pages in memory (`pages`).
 
 The image column is found by type and name: bytes, text that says where the image lies, Hugging Face's
 `struct<bytes, path>`, or a list of these. Keys are the key column's values, else row numbers in the whole file. A row group
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from llava_batch.errors import UsageError
 from llava_batch.read.image_column import find_image_column, find_key_column, names_images
-from llava_batch.read.reading import Fixed, Kind, Reading
+from llava_batch.read.pages import batches, open_parquet
+from llava_batch.read.reading import Fixed, Kind, Look, Reading
 from llava_batch.read.row import Row, damaged, missing
 from llava_batch.read.storage_failed import is_damage, stored
 from llava_batch.read.table_rows import UNKEYED, UNREADABLE, Names, TableRows
@@ -30,8 +31,6 @@ To read such a run, the rows before it in its group are read over."""
 
 _LEAST_BYTES = 10 * SPLIT_ROWS
 """A smaller file is not looked into: it has hardly more rows than SPLIT_ROWS."""
-
-_ROWS_AT_ONCE = 64
 
 
 class Parquet(Kind):
@@ -93,6 +92,24 @@ class Parquet(Kind):
         groups = range(*(unit.row_groups or (0, metadata.num_row_groups)))
         counts: list[int] = [metadata.row_group(i).num_rows for i in groups]
         return sum(counts)
+
+    def part(self, unit: Unit, look: Look, first: int, count: int) -> tuple[Unit, int]:
+        if unit.rows is not None:
+            begin = unit.rows[0] + first
+            return replace(unit, rows=(begin, min(begin + count, unit.rows[1]))), 0
+        metadata = _metadata(unit)
+        groups = range(*(unit.row_groups or (0, metadata.num_row_groups if metadata else 0)))
+        start = 0
+        for group in groups:
+            assert metadata is not None
+            past = start + metadata.row_group(group).num_rows
+            if first + count <= past and first >= start:
+                rows = (first - start, first - start + count)
+                return replace(unit, row_groups=(group, group + 1), rows=rows), 0
+            if first < past:  # it reaches into the next
+                return replace(unit, row_groups=(group, groups.stop)), first - start
+            start = past
+        return unit, first
 
 
 def _metadata(unit: Unit) -> pq.FileMetaData | None:
@@ -166,7 +183,7 @@ def read_parquet(
     """
     size = file.size()
     try:
-        reader = pq.ParquetFile(stored(file), page_checksum_verification=True)
+        reader = open_parquet(file)
         schema = reader.schema_arrow
         counts = [reader.metadata.row_group(i).num_rows for i in range(reader.num_row_groups)]
     except UNREADABLE as error:
@@ -224,9 +241,8 @@ class _Table:
     def rows(self, group: int, start: int, first: int, past: int) -> Iterator[Row]:
         """The rows `first` to before `past` of one row group, `start` the first's number in the file;
         raises what `is_damage` tells where it stops reading."""
-        batches = self.reader.iter_batches(_ROWS_AT_ONCE, [group], self.columns, use_threads=False)
         at = 0
-        for batch in batches:
+        for batch in batches(self.reader, group, self.columns):
             wanted = batch.slice(max(first - at, 0), max(past - max(at, first), 0))
             at += batch.num_rows
             if wanted.num_rows:

@@ -1,16 +1,18 @@
 """Patterns: `*`, `?`, `[…]` and `**` in an `--input`, matched part by part.
 
 On a local disk what is no file is found too (a broken link), and `**` enters no folder twice, so
-that a link back up ends it; elsewhere fsspec matches.
+that a link back up ends it. A store is asked for listings of folders, and for nothing else.
 """
 
 import os
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
+import pyarrow.fs as pafs
+
 from llava_batch.read.neighbours import is_hidden
 from llava_batch.read.walk import lies_in
-from llava_batch.storage import Location, glob
+from llava_batch.storage import Location
 
 _WILD = "*?["
 
@@ -19,16 +21,63 @@ def is_pattern(path: str) -> bool:
     return any(mark in path for mark in _WILD)
 
 
-def matches(pattern: Location) -> list[str]:
-    """The paths that fit, sorted."""
+def matches(pattern: Location) -> list[pafs.FileInfo]:
+    """What fits, sorted by path."""
     if not pattern.is_local:
-        return [path.rstrip("/") for path in glob(pattern)]
+        return sorted(_in_store(pattern), key=lambda info: info.path)
     found = ["/"]
     parts = pattern.path.strip("/").split("/")
     for number, part in enumerate(parts):
         last = number == len(parts) - 1
         found = [path for folder in found for path in _step(folder, part, last)]
-    return sorted(set(found))
+    infos: list[pafs.FileInfo] = pattern.fs.get_file_info(sorted(set(found)))
+    return infos
+
+
+def _in_store(pattern: Location) -> Iterator[pafs.FileInfo]:
+    """What fits in a store: its folders are listed from the first wildcard on, all below it at once
+    where there is a `**`."""
+    first = _first_wild(pattern.path)
+    parts = pattern.path.split("/")
+    base, rest = "/".join(parts[:first]), parts[first:]
+    if "**" in rest:
+        everything = _listing(pattern.fs, base, recursive=True)
+        if _fits([], rest):
+            everything.append(pattern.fs.get_file_info(base))
+        yield from (i for i in everything if _fits(_below(i.path, base), rest))
+        return
+    folders = [base]
+    for number, part in enumerate(rest[:-1], first):
+        below = (info for folder in folders for info in _listing(pattern.fs, folder))
+        folders = [i.path for i in below if not i.is_file and fnmatchcase(_part(i, number), part)]
+    for folder in folders:
+        at = len(folder.split("/")) if folder else 0
+        yield from (i for i in _listing(pattern.fs, folder) if fnmatchcase(_part(i, at), rest[-1]))
+
+
+def _listing(fs: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    selector = pafs.FileSelector(folder, recursive=recursive, allow_not_found=True)
+    found: list[pafs.FileInfo] = fs.get_file_info(selector)
+    return found
+
+
+def _part(info: pafs.FileInfo, number: int) -> str:
+    parts: list[str] = info.path.split("/")
+    return parts[number]
+
+
+def _below(path: str, folder: str) -> list[str]:
+    below = path[len(folder) :].strip("/")
+    return below.split("/") if below else []
+
+
+def _fits(parts: list[str], pattern: list[str]) -> bool:
+    """Whether a path fits, part by part; `**` stands for any number of parts."""
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        return any(_fits(parts[n:], pattern[1:]) for n in range(len(parts) + 1))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def prefixes(path: str, pattern: str) -> list[str]:

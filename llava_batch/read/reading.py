@@ -21,6 +21,20 @@ and one past the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Look:
+    """What a unit was found to hold without reading its images."""
+
+    images: int
+    """Images, those that cannot be read among them, in what was looked at."""
+    is_whole: bool = True
+    """Whether that is all of the unit."""
+    num_bytes: int = 0
+    """Bytes of the file that were passed over; 0 where they say nothing of it."""
+    starts: tuple[tuple[int, int], ...] = ()
+    """Tars: for each image where to begin to read for it, in bytes, and the images between."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reading:
     """What a reader needs to know of the job; small and picklable."""
 
@@ -93,3 +107,18 @@ class Kind(Protocol):
     def count(self, unit: Unit) -> int | None:
         """How many rows the unit has, where that can be told without reading them."""
         return None
+
+    def look(self, unit: Unit, reading: Reading) -> Look:
+        """How many rows there are, by as little reading as will tell.
+
+        Raises:
+            OSError: the storage failed.
+        """
+        known = self.count(unit)
+        number = sum(1 for _ in self.rows(unit, reading)) if known is None else known
+        return Look(images=max(number, 0))  # a damaged footer may say anything
+
+    def part(self, unit: Unit, look: Look, first: int, count: int) -> tuple[Unit, int]:
+        """A smaller unit that has the rows from `first` on, `count` of them, and how many rows of it
+        come before them; the unit itself where it cannot be made smaller."""
+        return unit, first

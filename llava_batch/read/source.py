@@ -9,8 +9,8 @@ that hangs ends its process.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -27,13 +27,14 @@ from llava_batch.read.columns import as_json, cast_kept, image_schema
 from llava_batch.read.kinds import read_rows
 from llava_batch.read.reading import Reading
 from llava_batch.read.row import Row
-from llava_batch.tables import KEEP
+from llava_batch.tables import KEEP, packed
 from llava_batch.unit import Unit
 from llava_batch.workers.crash_guard import CrashGuard
 from llava_batch.workers.process import watchdog
 
 _BLOCK_ROWS = 32
 _BLOCK_BYTES = 8 * 2**20
+"""The most in one block; an image that is larger is a block by itself."""
 _TRIES = 3
 
 
@@ -60,7 +61,17 @@ class UnitSource(Datasource):  # type: ignore[misc]
         reads = [partial(_read_carefully, u, self._reading, self._shared) for u in whole]
         if limited:
             reads.append(partial(read_in_turn, limited, self._reading, self._shared))
-        return [ReadTask(read, unknown) for read in reads]
+        return [ReadTask(partial(_packed, read), unknown) for read in reads]
+
+    @property
+    def num_tasks(self) -> int:
+        """How many read tasks there are; one at least, as Ray Data has it."""
+        return max(1, len({u.name if u.limit is None else "" for u in self._units}))
+
+
+def _packed(read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:
+    """Each block of rows as a batch that stays as it is (`tables.packed`)."""
+    return map(packed, read())
 
 
 def read_in_turn(units: Sequence[Unit], reading: Reading, shared: Any) -> Iterator[pa.Table]:
@@ -80,29 +91,52 @@ def _read_carefully(unit: Unit, reading: Reading, shared: Any) -> Iterator[pa.Ta
     guard = CrashGuard(shared, "read", reading.max_tries)
     in_hand = {"unit": unit.name, "ordinal": 0, "end": False}
     if not guard.may_try(in_hand):
-        yield _end(unit, 0, reading, guard.verdict()["error_message"])
+        yield end_row(unit, 0, reading, guard.verdict()["error_message"])
         return
     yield from read_blocks(unit, reading)
     guard.done([in_hand])
 
 
 def read_blocks(unit: Unit, reading: Reading) -> Iterator[pa.Table]:
-    """The unit's rows as tables of `images` rows, and then its end row."""
-    ordinal, held, held_bytes = 0, {}, 0
+    """The unit's rows as tables of `images` rows, behind the last of them its end row."""
+    ordinal, held = 0, _Held()
     try:
         for ordinal, row in enumerate(_persistently(unit, reading), 1):
             if ordinal - 1 in unit.answered:
                 continue
-            held[ordinal - 1] = row
-            held_bytes += sum(map(len, row.images))
-            if len(held) >= _BLOCK_ROWS or held_bytes >= _BLOCK_BYTES:
-                yield _table(unit, held, reading)
-                held, held_bytes = {}, 0
-        if held:
-            yield _table(unit, held, reading)
-        yield _end(unit, ordinal, reading, None)
+            if not held.has_room(row):
+                yield table_of_rows(unit, held.taken(), reading)
+            held.add(ordinal - 1, row)
+        last = [table_of_rows(unit, held.taken(), reading)] if held.rows else []
+        yield pa.concat_tables([*last, end_row(unit, ordinal, reading, None)])
     except (OSError, MemoryError, LlavaBatchError) as error:
-        yield _end(unit, ordinal, reading, f"{type(error).__name__}: {error}")
+        yield end_row(unit, ordinal, reading, f"{type(error).__name__}: {error}")
+
+
+@dataclass
+class _Held:
+    """Rows by their places, that are to be one block."""
+
+    rows: dict[int, Row] = field(default_factory=dict)
+    num_bytes: int = 0
+
+    def has_room(self, row: Row) -> bool:
+        """Whether the row goes into the same block; into an empty one any does."""
+        fits = self.num_bytes + _num_bytes(row) <= _BLOCK_BYTES
+        return not self.rows or (fits and len(self.rows) < _BLOCK_ROWS)
+
+    def add(self, place: int, row: Row) -> None:
+        self.rows[place] = row
+        self.num_bytes += _num_bytes(row)
+
+    def taken(self) -> dict[int, Row]:
+        """The rows, which are held no more."""
+        rows, self.rows, self.num_bytes = self.rows, {}, 0
+        return rows
+
+
+def _num_bytes(row: Row) -> int:
+    return sum(map(len, row.images))
 
 
 def _watched(rows: Iterator[Row], stall_timeout_s: float) -> Iterator[Row]:
@@ -144,7 +178,8 @@ def _wanted(rows: Iterator[Row], unit: Unit, outage: Outage) -> Iterator[Row]:
             yield row
 
 
-def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
+def table_of_rows(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
+    """Rows of a unit, each by its ordinal, as a table of `images`."""
     rows = [*held.values()]
     schema = image_schema(reading.keep)
     columns: list[Any] = [
@@ -161,13 +196,14 @@ def _table(unit: Unit, held: dict[int, Row], reading: Reading) -> pa.Table:
         [printable(r.error[1]) if r.error else None for r in rows],
     ]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, schema, strict=False)]
-    for field in reading.keep:
-        values = [r.columns.get(field.name) for r in rows]
-        arrays.append(cast_kept(values, field.type, field.name, unit.name))
+    for kept in reading.keep:
+        values = [r.columns.get(kept.name) for r in rows]
+        arrays.append(cast_kept(values, kept.type, kept.name, unit.name))
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _end(unit: Unit, num_rows: int, reading: Reading, problem: str | None) -> pa.Table:
+def end_row(unit: Unit, num_rows: int, reading: Reading, problem: str | None) -> pa.Table:
+    """The row that ends a unit of so many rows; `problem` where it was not read whole."""
     code = RowError.SHARD_DAMAGED.value if problem else None
     row = {"unit": unit.name, "ordinal": num_rows, "end": True, "error_code": code,
            "error_message": problem}  # fmt: skip

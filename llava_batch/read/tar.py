@@ -13,16 +13,23 @@ cannot escape.
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 from llava_batch.errors import RowError, UsageError
 from llava_batch.read.image_names import is_image
-from llava_batch.read.reading import Kind, Reading
+from llava_batch.read.reading import Kind, Look, Reading
 from llava_batch.read.row import Row, damaged
 from llava_batch.read.tar_first_rules import FirstRules
+from llava_batch.read.tar_look import MOST_MEMBERS, opened_at, to_look_into
 from llava_batch.read.tar_members import Damage, Member, members
-from llava_batch.read.tar_samples import Content, ImageMember, Samples, SideMember
+from llava_batch.read.tar_samples import (
+    Content,
+    ImageMember,
+    Samples,
+    SideMember,
+    webdataset_key,
+)
 from llava_batch.unit import ROW_RULES, Unit
 
 _STREAM_BYTES = 4 * 2**20
@@ -40,13 +47,24 @@ class Tar(Kind):
     extensions = frozenset({".tar"})
 
     def rows(self, unit: Unit, reading: Reading) -> Iterator[Row]:
-        with unit.fs.open_input_stream(unit.path, buffer_size=_STREAM_BYTES) as stream:
+        at = unit.fs.open_input_stream(unit.path, buffer_size=_STREAM_BYTES)
+        with opened_at(unit, unit.span[0]) if unit.span else at as stream:
             yield from read_tar(
                 stream,
                 max_image_bytes=reading.max_image_bytes,
                 image_extension=reading.image_column,
                 rules=unit.rules,
             )
+
+    def look(self, unit: Unit, reading: Reading) -> Look:
+        with to_look_into(unit) as (stream, most_bytes):
+            return look_into(stream, reading.image_column, most_bytes)
+
+    def part(self, unit: Unit, look: Look, first: int, count: int) -> tuple[Unit, int]:
+        if not first < len(look.starts) or unit.retry is not None or unit.rules == 1:
+            return unit, first
+        start, between = look.starts[first]
+        return replace(unit, span=(start, start)), between
 
     def refuse(self, unit: Unit, reading: Reading) -> None:
         if reading.image_column is None or unit.rules == 1:
@@ -93,6 +111,34 @@ def read_tar(
         if part is not None:
             yield from samples.add(part)
     yield from samples.end()
+
+
+def look_into(
+    stream: IO[bytes], image_extension: str | None = None, most_bytes: int | None = None
+) -> Look:
+    """How many rows the tar has, by its headers: as many as `read_tar` gives of it; of more than
+    `most_bytes` or MOST_MEMBERS, those that come up to there."""
+    take = _Take(image_extension, 0)
+    samples = Samples(take.why_missing)
+    starts: list[tuple[int, int]] = []
+    num_rows, run, key, passed, names = 0, (0, 0), "", 0, set[str]()
+    for number, member in enumerate(members(stream, lambda name: 0)):
+        num_rows += take.problem(member) is not None
+        part = None if isinstance(member, Damage) else take.part(member)
+        if part is None or isinstance(member, Damage):
+            continue
+        passed = member.start + member.size
+        if webdataset_key(part.name) != key or part.name in names:
+            key, run, names = webdataset_key(part.name), (member.start, 0), set()
+        names.add(part.name)
+        num_rows += sum(1 for _ in samples.add(part))
+        if isinstance(part, ImageMember):
+            starts.append(run)
+            run = (run[0], run[1] + 1)
+        if passed > (most_bytes or passed) or number >= MOST_MEMBERS:
+            return Look(images=len(starts), is_whole=False, num_bytes=passed, starts=tuple(starts))
+    num_rows += sum(1 for _ in samples.end())
+    return Look(images=num_rows, num_bytes=passed, starts=tuple(starts))
 
 
 @dataclass(frozen=True)

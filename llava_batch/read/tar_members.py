@@ -7,9 +7,10 @@ missing gives everything before and after. Formats: ustar, GNU long names, pax `
 Knows nothing of samples or images.
 """
 
+import os
 import tarfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import IO
 
 _BLOCK = 512
@@ -34,6 +35,8 @@ class Member:
     data: bytes | None
     cut_short: bool = False
     link: str = ""
+    start: int = 0
+    """Where its first header begins, in bytes from where the stream was taken up."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ def members(stream: IO[bytes], max_bytes: Callable[[str], int]) -> Iterator[Memb
     """
     source = _Source(stream)
     extra: dict[str, str] = {}
+    begun: int | None = None  # where a long name or a pax header began that is the next member's
     may_end = False  # whether a tar that ends here was told to be damaged, or has its end mark
     while True:
         start = source.position
@@ -66,21 +70,22 @@ def members(stream: IO[bytes], max_bytes: Callable[[str], int]) -> Iterator[Memb
         if header is None:
             skipped = source.seek_header(block)
             yield Damage(f"{skipped} bytes from byte {start} are no tar member")
-            extra, may_end = {}, True
+            extra, may_end, begun = {}, True, None
             continue
         may_end = False
         if header.type in (tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME):
             extra |= _extra_header(source, header)
+            begun = start if begun is None else begun
             continue
         name = extra.get("path", header.name)
         size = int(extra["size"]) if _is_number(extra.get("size", "")) else header.size
-        extra = {}
+        first, extra, begun = start if begun is None else begun, {}, None
         if header.isreg():
-            member = _member(source, name, size, max_bytes(name))
+            member = replace(_member(source, name, size, max_bytes(name)), start=first)
             may_end = member.cut_short
             yield member
         elif header.islnk() or header.issym():
-            yield Member(name, 0, None, link=header.linkname)
+            yield Member(name, 0, None, link=header.linkname, start=first)
         elif header.type in _WITH_DATA or header.type not in tarfile.SUPPORTED_TYPES:
             source.skip(_padded(header.size))
 
@@ -140,6 +145,7 @@ class _Source:
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream
+        self._end = _end_of(stream)
         self._buffer = b""
         self.position = 0
 
@@ -155,8 +161,16 @@ class _Source:
         return b"".join(parts)
 
     def skip(self, size: int) -> int:
-        """Pass over `size` bytes; returns how many there were."""
+        """Pass over `size` bytes; returns how many there were. Where the stream can, without reading."""
         left = size
+        if self._end is not None and left > len(self._buffer):
+            left -= len(self._buffer)
+            here = self._stream.tell()
+            passed = min(left, max(self._end - here, 0))
+            self._stream.seek(here + passed)
+            self.position += len(self._buffer) + passed
+            self._buffer = b""
+            return size - left + passed
         while left > 0 and (part := self.read(min(left, _CHUNK))):
             left -= len(part)
         return size - left
@@ -179,6 +193,16 @@ class _Source:
                 return passed + len(window)
             passed += len(window) - (_BLOCK - 1)
             window = window[-(_BLOCK - 1) :]
+
+
+def _end_of(stream: IO[bytes]) -> int | None:
+    """The size of what the stream is of; None where it is read forward alone."""
+    if not stream.seekable():
+        return None
+    here = stream.tell()
+    end = stream.seek(0, os.SEEK_END)
+    stream.seek(here)
+    return end
 
 
 def _header_starts(window: bytes) -> Iterator[int]:

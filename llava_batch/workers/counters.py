@@ -21,12 +21,12 @@ class Counters:
         self._metrics = StageMetrics(stage)
 
     @contextmanager
-    def busy(self, num_rows: int) -> Iterator[None]:
-        """The block's time counts as busy, for `num_rows` rows."""
+    def busy(self, rows: list[dict[str, Any]]) -> Iterator[None]:
+        """The block's time counts as busy, for the images among `rows` as they stand at its end."""
         started = time.perf_counter()
         yield
         busy_s = self._counters["busy_s"] + time.perf_counter() - started
-        self.add(num_rows, busy_s=busy_s)
+        self.add(sum(not row["end"] for row in rows), busy_s=busy_s)
 
     def add(self, num_rows: int, **counters: float) -> None:
         """`num_rows` more rows; the other counters are totals, and replace what was."""

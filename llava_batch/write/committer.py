@@ -50,6 +50,9 @@ class Tally:
     units: int = 0
     images_of_units: int = 0
     """Images that came back of the `units`, which are whole."""
+    bytes_of_shards: int = 0
+    images_of_shards: int = 0
+    """Of those whose images only reading counts: the sizes of their files, and their images."""
     failed_units: dict[str, str] = field(default_factory=dict)
     answer_tokens: int = 0
     prompt_tokens: int = 0
@@ -274,6 +277,9 @@ class Committer:
                 self.limited.append(record)
         self.tally.units += 1
         self.tally.images_of_units += opened.came.num_images
+        if unit.num_rows is None and unit.num_bytes:
+            self.tally.bytes_of_shards += unit.num_bytes
+            self.tally.images_of_shards += opened.came.num_images
         self.tally.rows_copied += num_copied
         return table
 

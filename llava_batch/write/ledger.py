@@ -17,7 +17,7 @@ Runs in the driver only.
 """
 
 import base64
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
@@ -140,7 +140,7 @@ class Ledger:
         elif (record := Record.from_json(data)) is not None:
             self.records[record.unit] = record
 
-    def members(self, base: str) -> dict[str, tuple[str, ...]]:
+    def members(self, base: str) -> dict[str, Sequence[str]]:
         """Memberships fixed by earlier runs for the loose files of a folder, by unit name."""
         return {
             unit: membership.members
@@ -181,7 +181,7 @@ class Ledger:
             return 0 if said.get("source") == whole.source else None
         return rules
 
-    def stamps(self, unit: Unit) -> tuple[Stamp | None, ...]:
+    def stamps(self, unit: Unit) -> Sequence[Stamp | None]:
         """What is written of each of a unit's loose files; None where nothing is."""
         membership = self._members.get(unit.name)
         if membership is None or membership.members != unit.members:

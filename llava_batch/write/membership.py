@@ -8,9 +8,10 @@ Of a text table it is `{"input": …, "rows": [first, one past the last]}`.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_batch.unit import Stamp, Unit, source_of
+from llava_batch.unit import Names, Stamp, Stamps, Unit, source_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,8 +19,8 @@ class Membership:
     """The files of one unit, in order, or its rows."""
 
     input: str | None
-    members: tuple[str, ...]
-    stamps: tuple[Stamp | None, ...]
+    members: Sequence[str]
+    stamps: Sequence[Stamp | None]
     """None where the file was not there, and of all where an old file does not say."""
     rows: tuple[int, int] | None = None
 
@@ -48,5 +49,5 @@ class Membership:
             return cls(input=None, members=tuple(said), stamps=(None,) * len(said))
         if "rows" in said:
             return cls(input=said["input"], members=(), stamps=(), rows=tuple(said["rows"]))
-        stamps = tuple(stamp and (stamp[0], stamp[1]) for stamp in said["members"].values())
-        return cls(input=said["input"], members=tuple(said["members"]), stamps=stamps)
+        stamps = Stamps(stamp and (stamp[0], stamp[1]) for stamp in said["members"].values())
+        return cls(input=said["input"], members=Names(said["members"]), stamps=stamps)

@@ -34,9 +34,9 @@ class Parts:
         self._units: dict[str, set[str]] = {}
         """Of each part's path, the units that are open."""
 
-    def take_up(self, units: Iterable[Unit]) -> dict[str, pa.Table]:
+    def take_up(self, units: Iterable[Unit], *, only_look: bool = False) -> dict[str, pa.Table]:
         """Rows that earlier runs left of open `units`, by unit: those of images that were answered
-        whole, each row once. Parts of which nothing can be taken go."""
+        whole, each row once. Parts of which nothing can be taken go, unless this is `only_look`."""
         units = [*units]
         wanted = {unit.name: unit.as_read for unit in units if is_kept(unit)}
         later = {(unit.name, unit.as_read) for unit in units if unit.limit is not None}
@@ -48,7 +48,8 @@ class Parts:
                 continue  # for the run without --limit
             live = {name for name, source in sources.items() if wanted.get(name) == source}
             if rows is None or not live:
-                self._delete(path)
+                if not only_look:
+                    self._delete(path)
                 continue
             self._units[path] = live
             for name in live:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import pytest
 
 from llava_batch.cli.inspect_inputs import inspect, told
 from llava_batch.cli.jobs import app, exit_status
-from llava_batch.errors import UsageError
+from llava_batch.errors import RowError, UsageError
+from llava_batch.prepare.pixels import BadImage
 from tests.answer_folder import jpeg
 
 
@@ -87,6 +89,21 @@ def test_the_command_prints_lines_and_refuses_what_is_not_there(
     assert "tar: 1 unit (00000)" in said and "64x48" in said and "all can be decoded" in said
     assert exit_status(app, ["inspect", str(tmp_path / "nothing")], "llava-batch") == 2
     assert "no such file" in capsys.readouterr().err
+
+
+def test_what_decoders_write_to_stderr_is_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Of one broken TIFF libtiff wrote three hundred lines there.
+    def noisy(data: bytes, max_pixels: int) -> object:
+        os.write(2, b"TIFFFetchNormalTag: custom tag\n")
+        raise BadImage(RowError.IMAGE_UNREADABLE, "no image\n at all")
+
+    monkeypatch.setattr("llava_batch.cli.inspect_inputs.decode", noisy)
+    (found,) = inspect([write_tar(tmp_path / "00000.tar", {"a.jpg": jpeg()})])
+    os.write(2, b"heard again")
+    assert capfd.readouterr().err == "heard again"
+    assert found.examples[0][1] == "image_unreadable: no image at all"
 
 
 def test_a_sample_of_nothing_is_refused(tmp_path: Path) -> None:

@@ -253,6 +253,19 @@ def test_no_command_at_all_prints_the_help_and_no_broken_line(capsys) -> None:
     assert "Commands" in said.out and said.err == ""
 
 
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["report"], "llava-batch: Missing argument 'OUT'. See llava-batch report --help."),
+        (["caption", "--inptu"], "See llava-batch caption --help."),
+    ],
+)
+def test_a_wrong_call_names_the_help_of_its_own_command(args, said, capsys) -> None:
+    # It named that of the console script, which knows none of the command's flags.
+    assert exit_status(app, args, "llava-batch") == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_console_script_has_every_command(capsys, monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     assert exit_status(app, ["--help"], "llava-batch") == 0

@@ -100,6 +100,35 @@ def test_a_folder_without_errors_says_so(
     assert "no row is in error" in capsys.readouterr().out
 
 
+def test_where_nothing_was_asked_there_is_no_column_of_questions() -> None:
+    # Broken images' rows had an empty one, which took the width that their ids needed.
+    text = printed([bad("a", "image_truncated", "it ends early", turns=None)])
+    assert "question" not in text and "it ends early" in text
+
+
+def test_each_turn_of_a_dialogue_stands_beside_its_own_question_and_confidence() -> None:
+    # Folded answers of several turns stood in one cell, and nothing told where one began.
+    row = good("a", "blue " * 12, "What colour is it, as far as can be seen?", mean_logprob=-1.5)
+    first = good("a", "", "Which shape is it?", mean_logprob=-0.001)["turns"][0]
+    row["turns"] = [first, *row["turns"]]
+    lines = printed([row, good("b", "No.", "Is it red?")], 80).splitlines()
+    (shape,) = [line for line in lines if "Which shape" in line]
+    (colour,) = [line for line in lines if "What colour" in line]
+    assert "(empty)" in shape and shape.split()[-1] == "0.00"
+    assert "blue" in colour and colour.split()[-1] == "-1.50" and "00000/a" not in colour
+
+
+def test_rows_that_are_not_shown_are_told_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # `show OUT --errors` of 46 rows in error printed 10, and looked like all of them.
+    out = write_folder(tmp_path, [bad(f"{i}", "image_missing", "gone") for i in range(3)])
+    show(out, errors=True, num_rows=2)
+    assert "The first 2 rows in error; more with -n." in capsys.readouterr().out
+    show(out, errors=True, num_rows=3)
+    assert "The first" not in capsys.readouterr().out
+
+
 def test_markup_and_control_characters_of_an_answer_are_printed_as_text() -> None:
     text = printed([good("[red]k", "[bold]x[/bold] \x1b[31m\x07 \u202egnp [/nothing]")])
     assert "[bold]x[/bold]" in text and "[red]k" in text and "[/nothing]" in text

@@ -8,7 +8,7 @@ import pytest
 
 from llava_batch import run
 from llava_batch.cli.jobs import app, exit_status
-from llava_batch.cli.terminal import result_lines
+from llava_batch.cli.terminal import outlook_lines, result_lines
 from llava_batch.driver.summary import Summary
 from llava_batch.errors import RunFailed, UsageError
 from llava_batch.job import Job
@@ -83,6 +83,34 @@ def test_one_is_not_said_as_many() -> None:
                  "2 images had no question", "2 questions of the file joined", "2 images in 2.0 s",
                  "holds 4 rows in 2 units,"):  # fmt: skip
         assert part in many
+
+
+@pytest.mark.parametrize(("more", "named"), [(0, "(a, b)"), (1, "(a, b, …)")])
+def test_a_dry_run_names_what_is_ahead_and_hides_no_table(more: int, named: str) -> None:
+    # "(a, b, …)" where there were just the two, "1 generating actor(s)", and not a word of the table.
+    ahead = {"units_todo": {"tar": 2 + more}, "first_units": ["a", "b"], "card": None,
+             "weights_bytes": 0, "loose_images": 0, "rows_to_retry": 0, "notes": ["a note"],
+             "image_tokens": [576, 2928]}  # fmt: skip
+    machine = {"workers": 1, "gpus_per_worker": 0.0, "threads_per_worker": 2, "prepare_workers": 1}
+    settings: dict[str, Any] = {
+        "dtype": "float32", "quantization": None, "format": "parquet", "limit": None,
+        "publish": ["delta:/lake/t"], "max_tiles": None,
+    }  # fmt: skip
+    lines = result_lines(
+        summary(status="dry run", outlook=ahead, machine=machine, settings=settings)
+    )
+    said = "\n".join(lines)
+    assert f"Units to answer: {2 + more} tar {named};" in said and "(s)" not in said
+    assert "1 generating actor of 0 GPU and 2 threads," in said
+    assert "Published when all is answered: delta:/lake/t." in said
+    assert "An image takes 576 to 2,928 tokens by its size (--max-tiles bounds it)." in lines
+    assert "a note" in lines
+    settings["limit"], settings["max_tiles"], ahead["image_tokens"] = 1, 2, [576, 576]
+    again = summary(status="dry run", outlook=ahead, machine=machine, settings=settings)
+    assert "An image takes 576 tokens." in outlook_lines(again)
+    assert "Of these the first 1 image alone (--limit)." in outlook_lines(
+        summary(status="dry run", outlook=ahead, machine=machine, settings=settings)
+    )
 
 
 def test_after_errors_the_last_line_says_how_they_are_seen() -> None:

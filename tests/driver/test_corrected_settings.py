@@ -63,6 +63,17 @@ def test_a_folder_without_a_good_row_takes_other_settings(tmp_path: Path) -> Non
         plan_of(tmp_path, max_new_tokens=4000)
 
 
+def test_what_was_left_out_is_said_in_words(tmp_path: Path) -> None:
+    # `--keep was [], is ['label']; --system was None, is 'Be brief.'`
+    corpus(tmp_path, "a")
+    answered(plan_of(tmp_path), 0)
+    asked = {"question": ("Why?", "How?"), "system": "Be brief."}
+    with pytest.raises(OutputConflict) as refused:
+        plan_of(tmp_path, **asked)
+    assert "--question was not given, is 'Why?', 'How?'; " in str(refused.value)
+    assert "--system was not given, is 'Be brief.'; " in str(refused.value)
+
+
 def test_nothing_of_the_old_settings_stays_beside_the_new(tmp_path: Path) -> None:
     corpus(tmp_path, "a", "b")
     answered(plan_of(tmp_path, prompt="x"), 0, 1)

@@ -10,14 +10,17 @@ import pytest
 from llava_batch.cli.terminal import result_lines
 from llava_batch.driver import progress
 from llava_batch.driver.progress import Progress
+from llava_batch.driver.remaining import Interval
 from llava_batch.driver.summary import Summary
 from llava_batch.driver.throughput import throughput
 from llava_batch.job import Job
+from llava_batch.read.find import find_units
 from llava_batch.report import write_report
 from llava_batch.workers.shared_state import SharedState
 from llava_batch.write.committer import Tally
 from tests.answer_folder import good, write_folder
 from tests.outputs import unit
+from tests.shards import reading
 
 STAGE = {"workers": 1.0, "rows": 100.0, "peak_memory_bytes": 1.0}
 
@@ -90,39 +93,67 @@ def watched(monkeypatch: pytest.MonkeyPatch, *units: Any, now: float, **tally: A
     return made
 
 
+def saw(made: Progress, *points: tuple[float, int]) -> None:
+    """The run's images, by the moments at which they had come."""
+    for at, images in points:
+        made.history.append((at, images))
+        made._pace.note(at, images)
+
+
 def test_no_time_left_is_said_of_the_first_burst_of_answers(monkeypatch) -> None:
     # It said 5:43, and took 6 s.
-    made = watched(
-        monkeypatch, unit("a"), unit("b"), now=22.0, images=32, units=1, images_of_units=32
-    )
-    made.history += [(20.0, 0), (21.0, 32), (22.0, 32)]
+    loose = unit("p", kind="files", members=tuple(map(str, range(64))))
+    made = watched(monkeypatch, loose, unit("a"), now=22.0, images=32)
+    made._expected.looked_into([(1, 16)])
+    saw(made, (20.0, 0), (21.0, 32), (22.0, 32))
     assert "left" not in made.line().plain
-    made.history += [(26.0, 48)]
-    made._committer.tally.images = 48
-    assert "0:00:05 left" in made.line().plain, "16 images in five seconds, 16 to come"
+    saw(made, (24.0, 48), (27.0, 64))
+    made._committer.tally.images = 64
+    assert "64 of 80 images" in made.line().plain
+    assert "0:00:03 left" in made.line().plain, "32 images in six seconds, 16 to come"
 
 
-def test_units_that_are_open_count_by_their_images(monkeypatch) -> None:
-    # Ten tars are read at once: when the first is whole the others nearly are.
-    made = watched(
-        monkeypatch, *map(unit, "abcdefghij"), now=30.0, images=950, units=1, images_of_units=100
-    )
-    made.history += [(20.0, 50), (30.0, 950)]
-    assert made._left_s() == pytest.approx(50 / 90)
+def test_shards_that_are_whole_tell_of_those_that_are_not_by_their_bytes(monkeypatch) -> None:
+    shards = [unit(name, source=f"{size}-1") for name, size in (("a", 100), ("b", 900))]
+    made = watched(monkeypatch, *shards, now=30.0, images=20, units=1, images_of_shards=10,
+                   bytes_of_shards=100)  # fmt: skip
+    saw(made, (20.0, 4), (24.0, 12), (28.0, 20))
+    told = made.left()
+    assert told.images is not None and told.images.value == 80
+    assert told.seconds is not None and told.seconds.value == pytest.approx(40)
+    assert "20 of about 100 images" in made.line().plain and "0:00:40 left" in made.line().plain
+    made._committer.tally.images = 120
+    assert made.left().seconds is None and "left" not in made.line().plain
+    assert "120 images, 1 of 2 units" in made.line().plain, "more came than were expected"
+    made._committer.tally.units = 2
+    assert made.left().as_json()["images"] == {"value": 0, "low": 0, "high": 0}
+
+
+def test_headers_of_local_shards_tell_how_many_images_there_are(
+    monkeypatch, demo_shards: list[Path]
+) -> None:
+    units = find_units(map(str, demo_shards))
+    made = watched(monkeypatch, *units, now=1.0)
+    plan: Any = made._plan
+    plan.reading = reading()
+    assert made.left().images is None
+    made._expected.looked_into(progress._looked_into(plan))
+    assert made.left().images == Interval.exactly(48)
 
 
 def test_of_loose_files_the_number_is_known(monkeypatch) -> None:
     loose = unit("p", kind="files", members=tuple(map(str, range(200))))
     made = watched(monkeypatch, loose, now=30.0, images=150)
-    made.history += [(20.0, 50), (30.0, 150)]
-    assert made._left_s() == pytest.approx(5.0)
+    saw(made, (20.0, 50), (25.0, 100), (30.0, 150))
+    told = made.left().seconds
+    assert told is not None and told.value == pytest.approx(5.0)
     assert "150 of 200 images" in made.line().plain
 
 
 def test_the_speed_in_the_line_is_that_since_start_up(monkeypatch) -> None:
     made = watched(monkeypatch, unit("a"), now=50.0, images=100)
     made._ready_s = 40.0
-    made.history += [(40.0, 0), (50.0, 100)]
+    saw(made, (41.0, 10), (45.0, 50), (50.0, 100))
     assert "10.0 images/s now, 10.0 since start-up" in made.line().plain
 
 
@@ -145,6 +176,6 @@ def test_what_an_earlier_run_had_answered_of_open_units_is_no_speed_of_this_one(
     loose = unit("p", kind="files", members=tuple(map(str, range(1000))))
     made = watched(monkeypatch, loose, now=30.0, images=950)
     made._ready_s = 20.0
-    made.history += [(20.0, 0), (25.0, 25), (30.0, 50)]
+    saw(made, (21.0, 5), (25.0, 25), (30.0, 50))
     assert "950 of 1000 images" in made.line().plain
     assert "5.0 images/s now, 5.0 since start-up, 0:00:10 left" in made.line().plain

@@ -34,7 +34,7 @@ import torch._subclasses.fake_tensor as fake_tensors
 from tiny_llava import EOS, IMAGE, VOCAB
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, LlavaConfig
 from transformers import modeling_flash_attention_utils as transformers_flash
 from transformers.initialization import no_init_weights
 
@@ -429,16 +429,17 @@ class Card:
     def engine(
         self, vision: Any, text: Any, dtype: torch.dtype = torch.bfloat16, **options: Any
     ) -> Engine:
-        """An engine on this card over a model of these configs; from here on it is watched."""
-        settings = {name: options.pop(name) for name in list(options) if name.startswith("vision_")}
-        config = LlavaConfig(
-            vision_config=vision, text_config=text, image_token_id=IMAGE, **settings
-        )
+        """An engine on this card over a model of these configs; from here on it is watched. `family` is
+        the whole model's config class, `vision_…` and `image_…` are settings of it."""
+        names = [name for name in options if name.startswith(("vision_", "image_"))]
+        settings = {name: options.pop(name) for name in names}
+        family = options.pop("family", LlavaConfig)
+        config = family(vision_config=vision, text_config=text, image_token_id=IMAGE, **settings)
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)
         try:
             with torch.device("cuda"), no_init_weights():
-                model = LlavaForConditionalGeneration(config)
+                model = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[family](config)
         finally:
             torch.set_default_dtype(before)
         model.generation_config.eos_token_id = EOS

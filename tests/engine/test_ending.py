@@ -39,7 +39,7 @@ def found_by(rule, answer):
 
 def engines_rule(strings, decode):
     (sequence,) = sequences(
-        Request(id="a", prompt_ids=[1], stop=tuple(strings), max_new_tokens=10**6), [], -1, 1
+        Request(id="a", prompt_ids=[1], stop=tuple(strings), max_new_tokens=10**6), [], -1, []
     )
 
     def rule(answer):

@@ -5,18 +5,27 @@ guard of `fake_card` is seen to find the fault that it is there for.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import fake_card
+import numpy as np
 import pytest
 import torch
 from fake_card import Card, Fault
 from families import ROPES, TOWER, roped, text
 from test_lag import even_only, letters
-from tiny_llava import EOS, TOKENS, by_key, image, prompt, text_config, vision_config
-from transformers import CLIPVisionConfig, SiglipVisionConfig
+from tiny_llava import EOS, PATCH, SIZE, TOKENS, by_key, image, prompt, text_config, vision_config
+from transformers import (
+    CLIPVisionConfig,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
+    PixtralVisionConfig,
+    SiglipVisionConfig,
+    VipLlavaConfig,
+)
 
-from llava_batch.engine import Engine, Request
+from llava_batch.engine import Engine, Grid, Image, Request
 from llava_batch.engine.forward.cuda_graphs import Graphs
 from llava_batch.engine.kernels import cuda
 from llava_batch.engine.model import supported
@@ -203,6 +212,57 @@ def test_no_tower_on_the_list_waits_for_the_device(card, tower, strategy, layer,
     )
     count = TOKENS + (tower is CLIPVisionConfig) - (strategy == "default")
     answer(made, [ask("a", prompt_ids=prompt(3, 4, count), max_new_tokens=1)])
+
+
+GRIDS = [[SIZE, 2 * SIZE], [2 * SIZE, SIZE], [2 * SIZE, 2 * SIZE]]
+FAMILIES: dict[str, dict[str, Any]] = {
+    "next": {"family": LlavaNextConfig, "image_grid_pinpoints": GRIDS},
+    "onevision": {
+        "family": LlavaOnevisionConfig, "image_grid_pinpoints": GRIDS,
+        "tower": SiglipVisionConfig, "vision_aspect_ratio": "anyres_max_1",
+    },
+    "vip": {"family": VipLlavaConfig, "vision_feature_layer": [-2, -3, 1]},
+    "pixtral": {
+        "tower": PixtralVisionConfig, "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+}  # fmt: skip
+
+
+def images(name: str) -> tuple[tuple[Image, ...], int]:
+    """Two images of a family that differ in their cost, and how many image tokens they take."""
+    tile = partial(np.random.default_rng(0).integers, 0, 256, dtype=np.uint8)
+    whole = Image(tile((1, 3, SIZE, SIZE)))
+    if name == "vip":
+        return (whole, Image(tile((1, 3, SIZE, SIZE)))), 2 * TOKENS
+    if name == "pixtral":
+        return (whole, Image(tile((1, 3, SIZE, PATCH)))), TOKENS + SIZE // PATCH
+    kept = (6, 8) if name == "next" else (4, 5)
+    tiled = Image(tile((5, 3, SIZE, SIZE)), Grid(2, 2, 1, 7, 0, 8, *kept))
+    return (tiled, whole), 2 * TOKENS + kept[0] * (kept[1] + 1) + 1
+
+
+@pytest.mark.parametrize("attention", ["flash", "varlen", "sdpa"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_family_waits_for_the_device(card, name, attention) -> None:
+    settings = {"tower": CLIPVisionConfig, **FAMILIES[name]}
+    tower = settings.pop("tower")(**TOWER)
+    made = card.engine(tower, small(), attention=attention, slots=3, **settings)
+    pixels, count = images(name)
+    ids = prompt(3, 4, count)
+    given = [
+        ask("fork", pixels=pixels, prompt_ids=ids),
+        ask("samples", pixels=pixels, prompt_ids=[*ids, 7], num_samples=2, temperature=1.0),
+        ask("dialogue", pixels=pixels, prompt_ids=ids, turns=TURNS),
+        ask("choices", pixels=pixels, prompt_ids=ids, choices=((5, 9), (17,))),
+        ask("JSON", pixels=pixels, prompt_ids=ids, logits_processor=Walk(Matcher(), [EOS])),
+    ]
+    found = answer(made, given)
+    assert {completion.error for completion in found.values()} == {None}
+    assert made.stats.images_encoded == 2
+    made._runner.encoder.max_patches = TOKENS  # of a budget of one tile
+    first = made.llava.vision.num_tokens(pixels[0])
+    answer(made, [ask("alone", pixels=pixels[:1], prompt_ids=prompt(9, 4, first))])
 
 
 @pytest.mark.parametrize("kind", ROPES)

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from tiny_llava import EOS, PATHS, SHAPES, engine, image, prompt, requests
+from tiny_llava import EOS, PATHS, SHAPES, TOKENS, engine, image, prompt, requests
 
 from llava_batch.engine import Request, scheduler
 from llava_batch.engine.readback import Flight
@@ -217,17 +217,17 @@ def test_groups_that_wait_behind_one_without_memory_are_made_smaller_too(monkeyp
 
 def test_out_of_memory_in_the_tower_halves_its_budget(monkeypatch):
     made = engine(slots=8, prefill_tokens=60, **PATHS["lagging"])
-    made._runner.encoder.max_images = 8
-    whole = made.llava.encode
+    made._runner.encoder.max_patches = 8 * TOKENS
+    whole = made.llava.vision.encode
     sizes = []
 
-    def tight(pixels):
-        sizes.append(len(pixels))
-        if len(pixels) > 4:
+    def tight(images, **budget):
+        sizes.append(len(images))
+        if len(images) > 4:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(pixels)
+        return whole(images, **budget)
 
-    monkeypatch.setattr(made.llava, "encode", tight)
+    monkeypatch.setattr(made.llava.vision, "encode", tight)
     given = requests(8, lengths=(5,), max_new_tokens=2)
     assert {completion.finish_reason for completion in made.generate(given)} <= {"stop", "length"}
     assert made.stats.memory_backoffs == 1
@@ -236,14 +236,14 @@ def test_out_of_memory_in_the_tower_halves_its_budget(monkeypatch):
 
 def test_images_are_encoded_together_apart_from_their_prefill_groups(monkeypatch):
     made = engine(slots=8, prefill_tokens=60, **PATHS["lagging"])
-    made._runner.encoder.max_images = 6
-    sizes, whole = [], made.llava.encode
+    made._runner.encoder.max_patches = 6 * TOKENS
+    sizes, whole = [], made.llava.vision.encode
 
-    def noted(pixels):
-        sizes.append(len(pixels))
-        return whole(pixels)
+    def noted(images, **budget):
+        sizes.append(len(images))
+        return whole(images, **budget)
 
-    monkeypatch.setattr(made.llava, "encode", noted)
+    monkeypatch.setattr(made.llava.vision, "encode", noted)
     list(made.generate(requests(8, lengths=(5,), max_new_tokens=2)))
     assert sizes == [6, 2], "groups of two, encoded by six"
     assert made.stats.images_encoded == 8

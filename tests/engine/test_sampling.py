@@ -182,7 +182,7 @@ def test_a_pick_takes_no_more_memory_than_is_planned_for_it(monkeypatch, head, d
         "min_new_tokens": 4,
     }
     rows = [
-        sequences(Request(id=str(n), prompt_ids=[1], **rules), [], -1, 1)[0]
+        sequences(Request(id=str(n), prompt_ids=[1], **rules), [], -1, [])[0]
         for n in range(num_rows)
     ]
     for slot, row in enumerate(rows):
@@ -216,7 +216,7 @@ def test_the_nth_token_has_the_nth_number_also_behind_tokens_that_were_given_up(
     request = Request(id="a", prompt_ids=[1, 2], turns=((3,),), temperature=1.0)
 
     def fresh():
-        return sequences(request, [], -1, 1)[0]
+        return sequences(request, [], -1, [])[0]
 
     plain = fresh()
     expected = []
@@ -239,7 +239,7 @@ def test_the_nth_token_has_the_nth_number_also_behind_tokens_that_were_given_up(
 
 
 def test_a_row_that_comes_back_to_a_slot_is_penalised_for_what_it_said_elsewhere():
-    (row,) = sequences(Request(id="a", prompt_ids=[1], repetition_penalty=2.0), [], -1, 1)
+    (row,) = sequences(Request(id="a", prompt_ids=[1], repetition_penalty=2.0), [], -1, [])
     sampler = Sampler(frozenset(), 2, torch.device("cpu"))
     logits = torch.tensor([[0.0, 0.0, 3.0, 2.9, 2.8]])
     scored = Scored(logits=logits, best=torch.tensor([2]), logprobs=torch.zeros(1), rows=[0])

@@ -43,7 +43,7 @@ def test_the_lowest_free_slot_or_the_one_that_is_free_for_longest_is_given():
 
 
 def queue(count):
-    return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, 1)[0] for n in range(count)]
+    return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, [])[0] for n in range(count)]
 
 
 def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch):
@@ -99,7 +99,7 @@ def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
 def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, packed, arrivals):
     scheduler = Scheduler(num_slots, reuse=reuse, packed=packed)
     waiting = [
-        (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, 1)[0], stay)
+        (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, [])[0], stay)
         for n, (image, length, stay) in enumerate(arrivals)
     ]
     left = {id(sequence): stay for sequence, stay in waiting}

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from llava_batch.engine import Completion, Engine, Request
-from llava_batch.engine.model.llava import Normalisation
+from llava_batch.engine.model.vision import Normalisation
 
 IMAGE, EOS, BOS, VOCAB = 60, 2, 1, 64
 SIZE, PATCH = 28, 7

@@ -125,8 +125,8 @@ def answered(monkeypatch, made: Checkpoint, **options: Any) -> tuple[dict, Reque
         "images": [picture(0)],
     }
     table = pa.Table.from_pylist([image], schema=image_schema(pa.schema([])))
-    prepared = Prepare(job, LocalState())(table)
-    (row,) = asyncio.run(Generate(job, LocalState(), 1)(prepared)).to_pylist()
+    (prepared,) = Prepare(job, LocalState()).tables(table)
+    (row,) = asyncio.run(Generate(job, LocalState(), 1).table(prepared)).to_pylist()
     return row, engine.asked[0]
 
 

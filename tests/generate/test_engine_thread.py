@@ -93,7 +93,12 @@ def test_the_watchdog_waits_for_one_group_or_one_decode_step_and_not_for_all_of_
 
     async def ask() -> None:
         pixels = [rng.integers(0, 256, (1, 3, 112, 112), dtype=np.uint8) for _ in range(9)]
-        ids = [1, *[loop.engine.llava.image_token] * loop.engine.llava.tokens_per_image, 5, 6]
+        ids = [
+            1,
+            *[loop.engine.llava.image_token] * loop.engine.llava.vision.features_per_tile,
+            5,
+            6,
+        ]
         given = (
             Request(id=str(n), pixels=p, prompt_ids=ids, max_new_tokens=4)
             for n, p in enumerate(pixels)

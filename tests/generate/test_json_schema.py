@@ -231,8 +231,8 @@ def answered(monkeypatch, **how: Any) -> list[dict]:
         "images": [picture(0)],
     }
     table = pa.Table.from_pylist([image], schema=image_schema(pa.schema([])))
-    prepared = Prepare(job, LocalState())(table)
-    rows: list[dict] = asyncio.run(Generate(job, LocalState(), 1)(prepared)).to_pylist()
+    (prepared,) = Prepare(job, LocalState()).tables(table)
+    rows: list[dict] = asyncio.run(Generate(job, LocalState(), 1).table(prepared)).to_pylist()
     return rows
 
 

@@ -74,7 +74,7 @@ def table(*rows: dict, keep: pa.Schema | None = None) -> pa.Table:
 
 
 def prepared(prepare: Prepare, *rows: dict) -> list[dict]:
-    return prepare(table(*rows)).to_pylist()
+    return [made for part in prepare.tables(table(*rows)) for made in part.to_pylist()]
 
 
 ODD = [
@@ -139,8 +139,8 @@ def test_an_image_whose_every_answer_stands_is_left_to_be_copied_and_any_other_i
 def test_pixels_leave_as_the_checkpoints_own_in_uint8() -> None:
     data = picture(31, 20)
     (out,) = prepared(preparer(image_aspect="crop"), row(data))
-    assert out["shape"] == [1, 3, 112, 112]
-    pixels = np.frombuffer(out["pixels"], np.uint8).reshape(out["shape"])
+    assert out["shapes"] == [[1, 3, 112, 112]] and out["layouts"] == [[]]
+    pixels = np.frombuffer(out["pixels"], np.uint8).reshape(out["shapes"][0])
     assert np.array_equal(
         pixels[0], load_image_processor(CHECKPOINT).pixels(Image.open(io.BytesIO(data)))
     )
@@ -218,7 +218,7 @@ def test_what_the_reader_found_is_passed_on() -> None:
 def test_several_images_of_a_row_are_stacked_and_each_has_its_tokens() -> None:
     pictures = [picture(30, 20), picture(5, 9, "blue"), picture(50, 50, "lime")]
     (out,) = prepared(preparer(), row(*pictures))
-    assert out["num_images"] == 3 and out["shape"] == [3, 3, 112, 112]
+    assert out["num_images"] == 3 and out["shapes"] == [[1, 3, 112, 112]] * 3
     assert (out["width"], out["height"]) == (30, 20)
     ids = out["asks"][0]["token_ids"][0]
     assert ids.count(CHECKPOINT.image_token_id) == 3 * NUM_TOKENS
@@ -302,15 +302,31 @@ def test_kept_columns_travel_beside_their_rows() -> None:
         row(picture(), number=n) | {"keep.caption": c, "keep.score": s}
         for n, (c, s) in enumerate([("a", 1.0), (None, 2.0)])
     ]
-    out = preparer()(table(*rows, keep=keep))
+    (out,) = preparer().tables(table(*rows, keep=keep))
     assert out.schema.names == [*PREPARED.names, "keep.caption", "keep.score"]
     assert out["keep.caption"].to_pylist() == ["a", None]
     assert out["keep.score"].to_pylist() == [1.0, 2.0]
 
 
 def test_a_batch_of_nothing_but_bad_rows_has_the_schema_of_a_good_one() -> None:
-    bad = preparer()(table(row(b"x"), end_row(1)))
-    assert bad.schema == preparer()(table(row(picture()))).schema == PREPARED
+    (bad,) = preparer().tables(table(row(b"x"), end_row(1)))
+    (good,) = preparer().tables(table(row(picture())))
+    assert bad.schema == good.schema == PREPARED
+
+
+def test_pixels_leave_in_tables_of_bounded_bytes(monkeypatch) -> None:
+    # 32 rows of an image cut in many tiles were one batch of hundreds of megabytes.
+    keep = pa.schema([("n", pa.int64())])
+    size = 3 * 112 * 112
+    monkeypatch.setattr("llava_batch.prepare.actor._TABLE_BYTES", 2 * size)
+    rows = [row(picture(), number=n) | {"keep.n": n} for n in range(5)]
+    rows[1]["images"] = [b"broken"]
+    state = LocalState()
+    out = [*preparer(state).tables(table(*rows, end_row(5), keep=keep))]
+    assert [part["ordinal"].to_pylist() for part in out] == [[0, 1, 2], [3, 4], [5]]
+    assert [part["keep.n"].to_pylist() for part in out] == [[0, 1, 2], [3, 4], [None]]
+    assert state.stages.remote()["prepare"]["rows"] == 5
+    assert not state.state._attempts
 
 
 def test_the_pixel_limit_is_the_jobs() -> None:
@@ -338,7 +354,8 @@ def test_a_folder_of_odd_and_broken_files_gives_a_row_for_each(tmp_path) -> None
     out = [
         r
         for block in read_blocks(unit, Reading.of(Job(), (), pa.schema([])))
-        for r in prepare(block).to_pylist()
+        for part in prepare.tables(block)
+        for r in part.to_pylist()
     ]
     *rows, end = out
     assert end["end"] and end["ordinal"] == len(whole | broken)

@@ -27,6 +27,7 @@ MEAN, STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.2757
 def checkpoint(folder: Path, said: dict[str, Any], *, nested: bool = False) -> Checkpoint:
     """A checkpoint of which only the image processor's settings are there."""
     name = "processor_config.json" if nested else "preprocessor_config.json"
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
     (folder / name).write_text(json.dumps({"image_processor": said} if nested else said))
     return Checkpoint(folder=str(folder), name="test")
 
@@ -196,6 +197,7 @@ def test_only_llavas_own_processor_pads_to_a_square(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_an_image_processor_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
     with pytest.raises(UsageError, match="--model test: no image processor can be read there"):
         load_image_processor(Checkpoint(folder=str(tmp_path), name="test"))
     (tmp_path / "preprocessor_config.json").write_text("{")

@@ -34,7 +34,7 @@ Image.new("RGB", (30, 20)).save(picture, "PNG")
 row = dict(unit="u", ordinal=0, end=False, key="k", mark="", images=[picture.getvalue()])
 job = Job(model={model!r}, template={template!r}, question=("Who is </s>?", "Why?"), dialogue=True)
 table = pa.Table.from_pylist([row], schema=load_schema("images"))
-(out,) = Prepare(job, shared)(table).to_pylist()
+(out,) = next(Prepare(job, shared).tables(table)).to_pylist()
 assert out["pixels"] and out["asks"][0]["token_ids"], out
 """
 

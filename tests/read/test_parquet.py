@@ -243,6 +243,46 @@ class Failing(io.RawIOBase):
         return True
 
 
+class Counting(io.BytesIO):
+    """Keeps how many bytes were read, and the most at once."""
+
+    num_bytes = most = 0
+
+    def read(self, size: int | None = -1) -> bytes:
+        data = super().read(size)
+        self.num_bytes, self.most = self.num_bytes + len(data), max(self.most, len(data))
+        return data
+
+
+@pytest.mark.parametrize("kind", ["bytes", "struct", "list"])
+def test_the_first_row_comes_before_the_rest_of_its_row_group_is_read(tmp_path, kind):
+    # A row group of 400 MB was in memory whole, before its first row came.
+    images = [bytes([n]) * 2**20 for n in range(48)]
+    column = {
+        "bytes": images,
+        "struct": [{"bytes": image, "path": "x"} for image in images],
+        "list": [[image[:-1], image[-1:]] for image in images],
+    }[kind]
+    table = pa.table({"image": column, "caption": ["c"] * 48})
+    path = tmp_path / "a.parquet"
+    pq.write_table(table, path, use_dictionary=False, compression="none", write_batch_size=1)
+    file = Counting(path.read_bytes())
+    rows = read_parquet(
+        pa.PythonFile(file, mode="r"),
+        "a.parquet",
+        row_groups=None,
+        image_column=None,
+        key_column=None,
+        columns=("caption",),
+        root="/",
+        max_image_bytes=2**24,
+    )
+    first = next(rows)
+    assert file.num_bytes < 16 * 2**20 and file.most <= 4 * 2**20
+    assert [b"".join(row.images) for row in [first, *rows]] == images
+    assert file.num_bytes > 48 * 2**20
+
+
 @pytest.mark.parametrize("reads", range(4))
 def test_a_storage_that_fails_is_never_taken_for_damage(tmp_path, reads):
     # A lost connection was an OSError like a corrupt page: a whole file became one row in error.

@@ -24,6 +24,7 @@ def test_a_units_end_row_is_no_image(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = pa.Table.from_pylist(
         [*images, {"unit": "u", "ordinal": 3, "end": True}], schema=image_schema(pa.schema([]))
     )
-    asyncio.run(Generate(job, state, 1)(Prepare(job, state)(rows)))
+    (prepared,) = Prepare(job, state).tables(rows)
+    asyncio.run(Generate(job, state, 1).table(prepared))
     stages = state.stages.remote()
     assert {stage: said["rows"] for stage, said in stages.items()} == {"prepare": 3, "generate": 3}

@@ -1,25 +1,25 @@
 """Image features: every image is encoded once, several together, and kept for those that share it.
 
-Legend: N images, T tokens an image, C hidden size.
+Budgets are counted in the patches that go through the tower and in image tokens, never in images, which
+may have any number of either. Legend: T tokens of an image, C hidden size.
 """
 
 import logging
 from bisect import bisect_left
 from collections import OrderedDict
 
-import numpy as np
 import torch
 
-from llava_batch.engine.device import on_device
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.sequence import Sequence
+from llava_batch.engine.request import Image
+from llava_batch.engine.sequence import Sequence, images_between
 from llava_batch.engine.stats import Stats
 from llava_batch.engine.validate import images_of
 
 log = logging.getLogger(__name__)
 
-MIN_KEPT_FEATURES = 16
-"""Image features kept for requests that share an image but not the text before it."""
+MIN_KEPT_TILES = 16
+"""So many tiles' features are kept for requests that share an image but not the text before it."""
 
 Group = list[Sequence]
 
@@ -27,11 +27,12 @@ Group = list[Sequence]
 class Encoder:
     """The vision tower over the images of groups that are about to be prefilled."""
 
-    def __init__(self, llava: Llava, stats: Stats, *, max_images: int, reuse: bool) -> None:
-        """max_images: encoded together at most, unless the next group alone has more."""
+    def __init__(self, llava: Llava, stats: Stats, *, max_patches: int, reuse: bool) -> None:
+        """max_patches: encoded ahead of need at most, and of the tower at once, unless a tile has more."""
         self.llava, self.stats = llava, stats
-        self.max_images = max_images
-        self.num_kept = MIN_KEPT_FEATURES if reuse else 0
+        self.max_patches = max_patches
+        self.max_kept = MIN_KEPT_TILES * llava.vision.features_per_tile if reuse else 0
+        """Image tokens whose features are kept."""
         self._features: OrderedDict[bytes, torch.Tensor] = OrderedDict()
 
     @property
@@ -41,11 +42,10 @@ class Encoder:
 
     def ahead(self, groups: list[Group]) -> None:
         """Encode what the first group lacks, and with it what of the next ones fits the budget."""
-        chosen: dict[bytes, np.ndarray] = {}
+        chosen: dict[bytes, Image] = {}
         for group in groups:
             missing = self._missing(group)
-            new = [key for key in missing if key not in chosen]
-            if chosen and len(chosen) + len(new) > self.max_images:
+            if chosen and self._num_patches(chosen | missing) > self.max_patches:
                 break
             chosen |= missing
             if not chosen:  # the group at hand has all it needs: nothing is done ahead of need
@@ -68,29 +68,38 @@ class Encoder:
 
     def trim(self) -> None:
         """Let go of all but the last few that were used."""
-        while len(self._features) > self.num_kept:
-            self._features.popitem(last=False)
+        num_tokens = sum(map(len, self._features.values()))
+        while num_tokens > self.max_kept:
+            num_tokens -= len(self._features.popitem(last=False)[1])
 
     def back_off(self, error: Exception) -> None:
-        """Fewer images together from now on."""
-        self.max_images = max(1, self.max_images // 2)
+        """Fewer patches together from now on."""
+        self.max_patches = max(1, self.max_patches // 2)
         self.stats.memory_backoffs += 1
-        log.warning("out of memory in the vision tower, now %d images: %s", self.max_images, error)
+        log.warning(
+            "out of memory in the vision tower, now %d patches: %s", self.max_patches, error
+        )
 
-    def _encode(self, missing: dict[bytes, np.ndarray]) -> None:
+    def _num_patches(self, images: dict[bytes, Image]) -> int:
+        return sum(map(self.llava.vision.num_patches, images.values()))
+
+    def _encode(self, missing: dict[bytes, Image]) -> None:
         if not missing:
             return
-        pixels = on_device(np.stack(list(missing.values())), self.llava.device)
-        for key, feature in zip(missing, self.llava.encode(pixels), strict=True):
+        vision, most = self.llava.vision, self.max_patches
+        if self.llava.device.type == "cpu":  # all that was chosen, an image's tiles together
+            most = self._num_patches(missing)
+        found = vision.encode(list(missing.values()), most_patches=most)
+        for key, feature in zip(missing, found, strict=True):
             # Each of its own: one that is kept must not keep the memory of all.
             self._features[key] = feature.clone()
         self.stats.images_encoded += len(missing)
 
-    def _missing(self, group: Group) -> dict[bytes, np.ndarray]:
+    def _missing(self, group: Group) -> dict[bytes, Image]:
         """Pending images that are not encoded yet, by fingerprint."""
-        missing: dict[bytes, np.ndarray] = {}
+        missing: dict[bytes, Image] = {}
         for sequence in group:
-            for number in self._images(*self._span(sequence)):
+            for number in images_between(sequence.image_ends, *self._span(sequence)):
                 key = sequence.images[number]
                 if key not in self._features and key not in missing:
                     missing[key] = images_of(sequence.request)[number]
@@ -100,15 +109,10 @@ class Encoder:
         """Pending image tokens, counted through all of the sequence's images: [begin, end)."""
         return bisect_left(sequence.image_places, sequence.num_cached), len(sequence.image_places)
 
-    def _images(self, begin: int, end: int) -> range:
-        """Numbers of the images that the image tokens [begin, end) belong to."""
-        per_image = self.llava.tokens_per_image
-        return range(begin // per_image, -(-end // per_image)) if end > begin else range(0)
-
     def _of_span(self, sequence: Sequence, begin: int, end: int) -> torch.Tensor:
-        numbers = self._images(begin, end)
+        numbers = images_between(sequence.image_ends, begin, end)
         for number in numbers:
             self._features.move_to_end(sequence.images[number])
         together = torch.cat([self._features[sequence.images[number]] for number in numbers])
-        first = numbers[0] * self.llava.tokens_per_image
+        first = ([0, *sequence.image_ends])[numbers[0]]
         return together[begin - first : end - first]

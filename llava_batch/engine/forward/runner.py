@@ -48,8 +48,8 @@ class Runner:
         self.max_prefill_tokens = max_prefill_tokens
         self._gathering = gathering(llava) if llava.kernels.gathers else 0.0
         # Ahead of need only on a card, and no more than one group holds: the memory is planned for it.
-        together = 1 if llava.device.type == "cpu" else max_prefill_tokens // llava.tokens_per_image
-        self.encoder = Encoder(llava, stats, max_images=max(1, together), reuse=reuse)
+        together = 1 if llava.device.type == "cpu" else max_prefill_tokens
+        self.encoder = Encoder(llava, stats, max_patches=together, reuse=reuse)
         self.batch: DecodeBatch | None = None
         if llava.kernels.packed:
             self.batch = DecodeBatch(llava, cache, stats, graphs=graphs)

@@ -1,49 +1,34 @@
-"""The one file that knows LLaVA: transformers' model, its tower, its image tokens, its settings.
+"""The model that the engine drives, of whichever family: its language model, its settings, its `vision`.
 
-Legend: N images, T tokens an image, C hidden size, B rows, Q their left-padded length, V vocabulary.
+Legend: C hidden size, B rows, Q their left-padded length, V vocabulary.
 The model classes are transformers' own. The engine takes the model over: its attention is set to
 the slots' and the vision layers behind the one that LLaVA reads are dropped.
 """
 
 import copy
-import json
 import logging
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import choose, interface
 from llava_batch.engine.kernels.contract import Place
-from llava_batch.engine.model import supported
+from llava_batch.engine.model import families, supported
 from llava_batch.engine.model.quantize import is_quantized
+from llava_batch.engine.model.vision import Normalisation
 from llava_batch.engine.passes import Pass
 
 log = logging.getLogger(__name__)
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Normalisation:
-    """What the checkpoint's image processor does after resizing: rescale, then mean and std."""
-
-    rescale_factor: float = 1 / 255
-    image_mean: tuple[float, ...] = CLIP_MEAN
-    image_std: tuple[float, ...] = CLIP_STD
-
 
 class Llava:
-    """A LlavaForConditionalGeneration, cut into the engine's verbs."""
+    """A model of a LLaVA family, cut into the engine's verbs."""
 
     def __init__(
         self,
-        model: LlavaForConditionalGeneration,
+        model: PreTrainedModel,
         normalisation: Normalisation,
         attention: str = "auto",
     ) -> None:
@@ -56,29 +41,23 @@ class Llava:
         config: Any = model.config
         self.config = config
         self.text_config: Any = config.text_config
-        self.language_model = model.model.language_model
+        inner: Any = model.model
+        self.language_model = inner.language_model
         self.embed_tokens: Any = model.get_input_embeddings()
         set_attention(self.language_model, interface.NAME)
         weight: Any = self.embed_tokens.weight
         self.dtype = weight.dtype
         self.device = weight.device
         self.image_token: int = self.config.image_token_id
-        self.tokens_per_image = tokens_per_image(self.config)
-        self.image_size: int = config.vision_config.image_size
         self.vocab_size: int = self.text_config.vocab_size
-        self._cut = cut_tower(model)
+        self.vision = families.vision_of(model, normalisation)
         quantized = is_quantized(config)
         place = place_of(self.device, self.dtype, quantized=quantized)
         self.kernels = choose.choose(attention, place, self.device, self.text_config)
         self.kernels.prepare(model)
         if self.device.type == "cuda":
-            set_attention(model.model.vision_tower, self.kernels.tower)
-        self.lm_head = model.lm_head
-        scale = torch.tensor(normalisation.rescale_factor, dtype=torch.float32)
-        self._scale = scale.to(self.device)
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(normalisation.image_mean, device=self.device).view(shape)
-        self._std = torch.tensor(normalisation.image_std, device=self.device).view(shape)
+            set_attention(inner.vision_tower, self.vision.attention(self.kernels.tower))
+        self.lm_head: Any = model.lm_head
 
     def allocate(self, *, num_slots: int, max_tokens: int) -> SlotCache:
         """The K/V cache, in the layout that this attention reads."""
@@ -96,31 +75,6 @@ class Llava:
             self.kernels.name,
         )
         return cache
-
-    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 `[N, 3, H, W]` -> the model's dtype, in the order of the reference processor."""
-        scaled = pixels.to(self.device).float() * self._scale
-        return ((scaled - self._mean) / self._std).to(self.dtype)
-
-    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 `[N, 3, H, W]` -> image features `[N, T, C]`."""
-        pixel_values = self.normalise(pixels)
-        with self._no_tf32():
-            if not self._cut:
-                return torch.stack(list(self.model.get_image_features(pixel_values).pooler_output))
-            hidden = self.model.model.vision_tower(pixel_values).last_hidden_state
-        if self.config.vision_feature_select_strategy == "default":
-            hidden = hidden[:, 1:].contiguous()
-        return self.model.model.multi_modal_projector(hidden)
-
-    def _no_tf32(self) -> AbstractContextManager[None]:
-        """float32 means float32: cuDNN would take the tower's convolution in TF32."""
-        if self.dtype == torch.float32 and self.device.type == "cuda":
-            exact: AbstractContextManager[None] = torch.backends.cudnn.flags(
-                enabled=False, allow_tf32=False
-            )
-            return exact
-        return nullcontext()
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids `[B, Q]` -> embeddings `[B, Q, C]`; image tokens still hold their own."""
@@ -163,7 +117,7 @@ def place_of(device: torch.device, dtype: torch.dtype, *, quantized: bool) -> Pl
     )
 
 
-def take_over(model: LlavaForConditionalGeneration) -> None:
+def take_over(model: PreTrainedModel) -> None:
     """Make a model the engine's own; a second engine would cut its tower and pack its weights again.
 
     Raises:
@@ -177,7 +131,7 @@ def take_over(model: LlavaForConditionalGeneration) -> None:
     setattr(model, "_is_an_engines", True)  # noqa: B010 transformers declares no such attribute
 
 
-def own_configs(model: LlavaForConditionalGeneration) -> None:
+def own_configs(model: PreTrainedModel) -> None:
     """Give the model configs of its own: another model may have been built from the same objects."""
     copies: dict[int, Any] = {}
     root: Any = copy.deepcopy(model.config)
@@ -199,45 +153,7 @@ def set_attention(module: torch.nn.Module, name: str) -> None:
             config._attn_implementation = name
 
 
-def tokens_per_image(config: Any) -> int:
-    """T: patches, and a class token where the tower has one (SigLIP's has none); the `default`
-    strategy drops the first of them."""
-    vision = config.vision_config
-    patches: int = (vision.image_size // vision.patch_size) ** 2
-    class_token: bool = vision.model_type != "siglip_vision_model"
-    dropped: bool = config.vision_feature_select_strategy == "default"
-    return patches + class_token - dropped
-
-
-def cut_tower(model: LlavaForConditionalGeneration) -> bool:
-    """Drop the CLIP layers behind the one that is read; False for towers that must run whole."""
-    config: Any = model.config
-    layer = config.vision_feature_layer
-    if not isinstance(layer, int) or config.vision_config.model_type != "clip_vision_model":
-        return False
-    tower: Any = model.model.vision_tower
-    encoder = getattr(tower, "vision_model", tower).encoder
-    # hidden_states[0] is the embedding's, hidden_states[k] comes out of layer k.
-    depth = len(encoder.layers)
-    encoder.layers = encoder.layers[: layer if layer >= 0 else depth + 1 + layer]
-    return True
-
-
-def read_normalisation(files: list[Path]) -> Normalisation:
-    """From the first of the processor's files that says; CLIP's own figures where none does."""
-    for path in files:
-        loaded = json.loads(path.read_text())
-        settings = loaded.get("image_processor", loaded)
-        if "image_mean" in settings:
-            return Normalisation(
-                rescale_factor=settings.get("rescale_factor", 1 / 255),
-                image_mean=tuple(settings["image_mean"]),
-                image_std=tuple(settings["image_std"]),
-            )
-    return Normalisation()
-
-
-def end_tokens(model: LlavaForConditionalGeneration) -> frozenset[int]:
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     """The ids that end an answer, from the generation config or else the language model's."""
     text_config: Any = model.config.text_config
     generation_config: Any = model.generation_config

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoTokenizer, LlavaForConditionalGeneration
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, PreTrainedModel
 
 from llava_batch.engine.kernels import choose
 from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.model import memory, quantize, supported
-from llava_batch.engine.model.llava import Normalisation, read_normalisation
 from llava_batch.engine.model.load_times import Startup
 from llava_batch.engine.model.sizing import card, choose_max_tokens
+from llava_batch.engine.model.vision import Normalisation, read_normalisation
 
 BFLOAT16_CAPABILITY = (8, 0)
 
@@ -23,7 +23,7 @@ BFLOAT16_CAPABILITY = (8, 0)
 class Loaded:
     """A checkpoint in memory, and what an engine over it needs to know."""
 
-    model: LlavaForConditionalGeneration
+    model: PreTrainedModel
     normalisation: Normalisation
     decode: Callable[[list[int]], str]
     seconds: dict[str, float]
@@ -82,7 +82,7 @@ def find(model: str | Path, revision: str | None) -> Path:
 
 def read_weights(
     folder: Path, dtype: torch.dtype, device: str, quantization: str | None
-) -> LlavaForConditionalGeneration:
+) -> PreTrainedModel:
     """The model on the device in `dtype`, its decoder quantized while it is read.
 
     safetensors files are mapped, not read: the pages are the kernel's, so that a node's disk gives them
@@ -96,7 +96,9 @@ def read_weights(
         how["quantization_config"] = quantize.config(quantization, dtype)
     if quantization is not None or device != "cpu":  # a map asks for accelerate
         how["device_map"] = {"": torch.device(device)}
-    loaded = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, **how)
+    loaded: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=dtype, **how
+    )
     if device != "cpu":
         torch.cuda.synchronize(device)  # so that the time is this phase's and not the next one's
     return loaded

@@ -1,4 +1,4 @@
-"""Which LLaVAs the engine takes, told from the config alone: those that are tested to be exact.
+"""Which models the engine takes, told from the config alone: those that are tested to be exact.
 
 Another language model may ask its attention for what is not implemented, another tower may give as many
 features as it likes: such a model is refused by name before its weights are read.
@@ -6,7 +6,15 @@ features as it likes: such a model is refused by name before its weights are rea
 
 from typing import Any
 
-TOWERS = ("clip_vision_model", "siglip_vision_model")
+TOWERS = {
+    "llava": ("clip_vision_model", "siglip_vision_model", "pixtral"),
+    "llava_next": ("clip_vision_model", "siglip_vision_model"),
+    "llava_onevision": ("siglip_vision_model",),
+    "vipllava": ("clip_vision_model",),
+}
+"""The vision towers of each family, by transformers' names."""
+TILED = ("llava_next", "llava_onevision")
+"""Families that cut an image of any resolution into tiles."""
 TEXTS = ("llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "granite", "smollm3")
 ROPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 """`dynamic` changes its frequencies behind the model's last position, which no slot reaches;
@@ -14,18 +22,45 @@ ROPES = ("default", "linear", "llama3", "yarn", "dynamic", "longrope")
 
 
 def why_not(config: Any) -> str | None:
-    """Why a model of this LlavaConfig is not taken, with what is; None if it is."""
-    if config.model_type != "llava":
-        return f"it is a {config.model_type} model; the engine takes llava"
+    """Why a model of this config is not taken, with what is; None if it is."""
+    family = config.model_type
+    if family not in TOWERS:
+        return f"it is a {family} model; the engine takes {_listed(tuple(TOWERS))}"
     tower, text = config.vision_config.model_type, config.text_config.model_type
-    if tower not in TOWERS:
-        return f"its vision tower is {tower}; the engine takes {_listed(TOWERS)}"
+    if tower not in TOWERS[family]:
+        return f"its vision tower is {tower}; the engine takes {_listed(TOWERS[family])}"
     if text not in TEXTS:
         return f"its language model is {text}; the engine takes {_listed(TEXTS)}"
     rope = rope_type(config.text_config)
     if rope not in ROPES:
         return f"its rotary embedding is {rope}; the engine takes {_listed(ROPES)}"
-    return _why_not_layers(config)
+    return _why_not_layers(config) or _why_not_tiles(config)
+
+
+def _why_not_tiles(config: Any) -> str | None:
+    """A tower whose features are no rectangle, where they are put together to a map."""
+    is_pixtral = config.vision_config.model_type == "pixtral"
+    if is_pixtral and config.vision_feature_select_strategy != "full":
+        return (
+            f"vision_feature_select_strategy is {config.vision_feature_select_strategy} with Pixtral's "
+            "tower, which has no class token; the engine takes full"
+        )
+    if config.model_type not in TILED:
+        return None
+    class_token = config.vision_config.model_type == "clip_vision_model"
+    wanted = "default" if class_token else "full"
+    if config.vision_feature_select_strategy != wanted:
+        return (
+            f"vision_feature_select_strategy is {config.vision_feature_select_strategy} with a tower "
+            f"that has {'a' if class_token else 'no'} class token; the engine takes {wanted}"
+        )
+    side = config.vision_config.image_size
+    if any(length % side for size in config.image_grid_pinpoints for length in size):
+        return (
+            f"image_grid_pinpoints are {config.image_grid_pinpoints}; the engine takes grids of whole "
+            f"tiles of {side} pixels"
+        )
+    return None
 
 
 def _why_not_layers(config: Any) -> str | None:
@@ -71,4 +106,4 @@ def rope_type(text: Any) -> str:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:-1]) + " or " + names[-1]
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -34,9 +34,10 @@ from llava_batch.read.lake.table import (
     table_uri,
     the_library,
 )
+from llava_batch.read.pages import open_parquet
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row, damaged
-from llava_batch.read.storage_failed import is_damage, stored
+from llava_batch.read.storage_failed import is_damage
 from llava_batch.read.table_rows import UNREADABLE
 from llava_batch.read.unit_name import unit_name
 from llava_batch.unit import TableFile, Unit, pack_rows, unpack_rows
@@ -153,7 +154,7 @@ class Delta(Kind):
         deleted = unpack_rows(file.deleted)
         with unit.fs.open_input_file(file.how.path) as opened:
             try:
-                parquet = pq.ParquetFile(stored(opened), page_checksum_verification=True)
+                parquet = open_parquet(opened)
                 counts = [
                     parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)
                 ]
@@ -176,7 +177,7 @@ class Delta(Kind):
         with unit.fs.open_input_file(file.how.path) as opened:
             start = 0
             try:
-                parquet = pq.ParquetFile(stored(opened), page_checksum_verification=True)
+                parquet = open_parquet(opened)
                 for group in range(parquet.num_row_groups):
                     count = parquet.metadata.row_group(group).num_rows
                     for batch in conformed_batches(parquet, group, count, file.how, [name]):

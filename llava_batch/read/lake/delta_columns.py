@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from llava_batch.read.pages import batches
+
 _PHYSICAL = "delta.columnMapping.physicalName"
 _ROWS_AT_ONCE = 64
 
@@ -45,7 +47,7 @@ def _batches(
 ) -> Iterator[pa.RecordBatch]:
     """The group's batches; of a file without any of the columns, empty ones of as many rows."""
     if columns:
-        yield from parquet.iter_batches(_ROWS_AT_ONCE, [group], columns, use_threads=False)
+        yield from batches(parquet, group, columns)
         return
     nothing = pa.RecordBatch.from_struct_array(pa.array([{}] * num_rows, pa.struct([])))
     yield from (nothing.slice(i, _ROWS_AT_ONCE) for i in range(0, num_rows, _ROWS_AT_ONCE))

@@ -21,8 +21,8 @@ def open_tables(places: Sequence[Place], as_of: AsOf) -> list[Opened]:
         UsageError: `--snapshot` without exactly one table to which it applies; a table that cannot be read.
     """
     if as_of.snapshot is not None and len(places) != 1:
-        there = f"{len(places)} tables" if places else "no Delta, Iceberg or Lance table"
+        there = f"are {len(places)} tables" if places else "is no Delta, Iceberg or Lance table"
         raise UsageError(
-            f"--snapshot {as_of.snapshot}: there are {there} among the inputs; give it with exactly one"
+            f"--snapshot {as_of.snapshot}: there {there} among the inputs; give it with exactly one"
         )
     return [_OPEN[place.kind](place, as_of) for place in places]

@@ -11,8 +11,8 @@ DELTA, ICEBERG, LANCE = "delta", "iceberg", "lance"
 CATALOG = "iceberg:"
 """How an `--input` begins that names a table in one of pyiceberg's catalogs: CATALOG.NAMESPACE.TABLE."""
 
-_LOG = "_delta_log"
-_METADATA = "metadata"
+LOG_FOLDER = "_delta_log"
+METADATA_FOLDER = "metadata"
 METADATA_FILE = ".metadata.json"
 
 
@@ -21,11 +21,11 @@ def kind_of_folder(
 ) -> str | None:
     """What a folder of this `name` is, by the names in it; `metadata` gives those in its `metadata/`."""
     there = set(entries)
-    if _LOG in there:
+    if LOG_FOLDER in there:
         return DELTA
     if name.endswith(f".{LANCE}"):
         return LANCE
-    if _METADATA in there and any(n.endswith(METADATA_FILE) for n in metadata()):
+    if METADATA_FOLDER in there and any(n.endswith(METADATA_FILE) for n in metadata()):
         return ICEBERG
     return None
 
@@ -44,9 +44,9 @@ def tables_among(files: Iterable[Sequence[str]]) -> dict[tuple[str, ...], str]:
 
 def _claims(parts: Sequence[str]) -> Iterable[tuple[tuple[str, ...], str]]:
     for i, part in enumerate(parts[:-1]):
-        if part == _LOG:
+        if part == LOG_FOLDER:
             yield tuple(parts[:i]), DELTA
         elif part.endswith(f".{LANCE}"):
             yield tuple(parts[: i + 1]), LANCE
-    if parts[-2:-1] == [_METADATA] and parts[-1].endswith(METADATA_FILE):
+    if parts[-2:-1] == [METADATA_FOLDER] and parts[-1].endswith(METADATA_FILE):
         yield tuple(parts[:-2]), ICEBERG

@@ -7,7 +7,7 @@ function factsOf(item) {
     rows.push(
       [`Ended by${of}`, { stop: "its own end", length: "the token limit" }[row.finish_reason] ?? row.finish_reason],
       [`Tokens${of}`, row.answer_tokens === null ? null : `${row.answer_tokens} in the ${row.turns.length > 1 ? "last " : ""}answer, ${row.prompt_tokens} in the prompt`],
-      [`Mean log-probability${of}`, row.mean_logprob === null ? null : row.mean_logprob.toFixed(3)]);
+      [`Mean log-probability${of}`, row.mean_logprob === null ? null : row.mean_logprob.toFixed(3).replace("-0.000", "0.000")]);
   });
   const list = el("dl", {});
   for (const [name, value] of rows)

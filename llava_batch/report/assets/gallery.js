@@ -69,7 +69,7 @@ function card(item, terms, open) {
   const row = item.sides[0], facts = [];
   if (!COMPARING() && row.turns.length > 1) facts.push(`${row.turns.length} turns`);
   if (!COMPARING() && row.finish_reason === "length") facts.push("cut");
-  if (!COMPARING() && row.mean_logprob !== null) facts.push(`log-prob. ${row.mean_logprob.toFixed(2)}`);
+  if (!COMPARING() && row.mean_logprob !== null) facts.push(`log-prob. ${row.mean_logprob.toFixed(2).replace("-0.00", "0.00")}`);
   const foot = el("div", { className: "foot" }, name);
   for (const fact of facts) foot.append(el("span", {}, fact));
   if (COMPARING()) foot.append(el("span", {}, item.same ? "same" : "differ"));

@@ -139,7 +139,7 @@ def test_the_tower_stops_at_the_layer_that_is_read(layer):
     with torch.inference_mode():
         whole = model.get_image_features(pixel_values(pixels.numpy(), model)).pooler_output[0]
         made = Engine(model, slots=1, max_tokens=64)
-        cut = made.llava.encode(pixels)[0]
+        cut = made.llava.vision.features(pixels)[0]
     depth = len(made.llava.model.model.vision_tower.encoder.layers)
     assert depth == {-2: 2, -1: 3, 1: 1}[layer]
     torch.testing.assert_close(cut, whole, rtol=1e-4, atol=1e-5)

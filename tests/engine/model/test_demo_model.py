@@ -11,8 +11,8 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 
 import llava_batch
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.model.llava import read_normalisation
 from llava_batch.engine.model.load import processor_files
+from llava_batch.engine.model.vision import read_normalisation
 
 FOLDER = Path(llava_batch.__file__).parent / "demo" / "model"
 QUESTIONS = (
@@ -113,7 +113,7 @@ def test_the_default_on_cpu_is_float32_and_the_folders_normalisation():
     made = Engine.load(FOLDER, device="cpu", slots=1, max_tokens=128)
     assert made.llava.dtype == torch.float32
     settings = read_normalisation(processor_files(FOLDER))
-    assert made.llava._mean.flatten().tolist() == pytest.approx(settings.image_mean)
+    assert made.llava.vision._mean.flatten().tolist() == pytest.approx(settings.image_mean)
 
 
 def test_what_cannot_be_loaded_says_what_to_do():

@@ -1,6 +1,7 @@
 """Models that are taken answer as transformers' `generate`; all others are refused by name, and early."""
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from families import GROUPED, ROPES, TOWER, roped, text
 from tiny_llava import (  # fmt: skip
     COMMON,
+    SIZE,
     TOKENS,
     image,
     prompt,
@@ -24,12 +26,15 @@ from transformers import (
     GPTNeoXConfig,
     GptOssConfig,
     LlavaConfig,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
     PixtralVisionConfig,
     Siglip2VisionConfig,
     SiglipVisionConfig,
     StableLmConfig,
 )
 
+from llava_batch import checkpoint
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.refusals import refuse_what_does_not_fit
 from llava_batch.engine import Engine, Request
@@ -37,9 +42,11 @@ from llava_batch.engine.kernels import choose, cpu, interface, plain
 from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.kernels.cpu_layers import FusedAttention
 from llava_batch.engine.model import load, supported
+from llava_batch.engine.model.families import VISIONS
 from llava_batch.engine.passes import Rows
 from llava_batch.errors import UsageError
 from llava_batch.job import Job
+from tests.published import FAMILIES
 
 
 def given(num_image_tokens: int = TOKENS) -> list[Request]:
@@ -85,8 +92,33 @@ def test_every_tower_on_the_list_gives_the_features_that_generate_reads(
 
 
 def test_the_towers_that_are_tested_are_those_on_the_list() -> None:
-    kinds = {CLIPVisionConfig.model_type, SiglipVisionConfig.model_type}
-    assert kinds == set(supported.TOWERS)
+    tested = {(said["config"].model_type, said["tower"].model_type) for said in FAMILIES.values()}
+    taken = {(family, tower) for family, towers in supported.TOWERS.items() for tower in towers}
+    assert tested == taken
+
+
+def test_what_a_checkpoint_is_taken_for_is_what_the_engine_takes() -> None:
+    assert set(checkpoint.FAMILIES) == set(supported.TOWERS) == set(VISIONS)
+    assert set(checkpoint.TILED) == set(supported.TILED)
+
+
+TILED: dict[str, tuple[Any, dict, str]] = {
+    "all features": (
+        LlavaNextConfig, {"vision_feature_select_strategy": "full"}, "has a class token; .* default",
+    ),
+    "odd grids": (
+        LlavaNextConfig, {"image_grid_pinpoints": [[SIZE, SIZE + 1]]}, "grids of whole tiles of 28",
+    ),
+    "another tower": (LlavaOnevisionConfig, {}, "tower is clip_vision_model; .* siglip_vision_model"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_tiles_that_make_no_map_are_refused_by_name(name: str) -> None:
+    family, settings, said = TILED[name]
+    grids = {"image_grid_pinpoints": [[SIZE, 2 * SIZE]]}
+    config = family(text_config=text("llama"), vision_config=vision_config(), **grids | settings)
+    assert re.search(said, supported.why_not(config) or "")
 
 
 @pytest.mark.parametrize("kind", supported.ROPES)
@@ -108,7 +140,12 @@ REFUSED: dict[str, Any] = {
     "gpt_oss": (lambda: GptOssConfig(**SIZES), None, {}, "language model is gpt_oss"),
     "stablelm": (lambda: StableLmConfig(**SIZES), None, {}, "language model is stablelm"),
     "gpt_neox": (lambda: GPTNeoXConfig(**COMMON), None, {}, "language model is gpt_neox"),
-    "pixtral": (None, lambda: PixtralVisionConfig(**TOWER), {}, "vision tower is pixtral"),
+    "pixtral": (
+        None,
+        lambda: PixtralVisionConfig(**TOWER),
+        {},
+        "vision_feature_select_strategy is default with .* class token",
+    ),
     "siglip 2": (
         None,
         lambda: Siglip2VisionConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=2),
@@ -133,9 +170,9 @@ def test_a_model_that_is_not_on_the_list_is_refused_by_name_before_its_weights_a
         **settings,
     )
     config.save_pretrained(tmp_path)
-    checkpoint = Checkpoint(folder=str(tmp_path), name="a-model")
+    found = Checkpoint(folder=str(tmp_path), name="a-model")
     with pytest.raises(UsageError, match=f"^--model a-model: .*{said}; the engine takes "):
-        refuse_what_does_not_fit(Job(model="a-model"), checkpoint, None)
+        refuse_what_does_not_fit(Job(model="a-model"), found, None)
     monkeypatch.setattr(load, "read_weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=f"cannot be had: .*{said}; the engine takes "):
         Engine.load(tmp_path, device="cpu")
@@ -153,8 +190,9 @@ def test_a_model_in_memory_that_is_not_on_the_list_is_refused_and_left_as_it_was
 
 def test_another_familys_model_is_refused_by_name() -> None:
     config = LlavaConfig(text_config=text("llama"), vision_config=vision_config())
-    config.model_type = "vipllava"
-    assert supported.why_not(config) == "it is a vipllava model; the engine takes llava"
+    config.model_type = "video_llava"
+    taken = "llava, llava_next, llava_onevision or vipllava"
+    assert supported.why_not(config) == f"it is a video_llava model; the engine takes {taken}"
     config.model_type = "llava"
     assert supported.why_not(config) is None
     config.text_config.rope_parameters["rope_type"] = "proportional"

@@ -1,0 +1,188 @@
+"""Sample: counts and rows of units without reading them whole; what an estimate is made of.
+
+`look_at` counts: every unit where that is cheap, of the others a seeded few. `draw` takes small runs of
+rows (`Run`) at random places of what was counted, none twice, so that each image is as likely to be in
+the sample as any other. `SampleSource` reads them, as Ray Data read tasks.
+"""
+
+import random
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import accumulate, islice
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Datasource, ReadTask
+from ray.data.block import BlockMetadata
+
+from llava_batch.errors import LlavaBatchError
+from llava_batch.read.kinds import KINDS, read_rows
+from llava_batch.read.reading import Look, Reading
+from llava_batch.read.source import end_row, table_of_rows
+from llava_batch.tables import packed
+from llava_batch.unit import Unit
+
+MOST_LOOKED_INTO = 64
+"""Local shards of one kind that are looked into, where that takes more than a footer; and
+MOST_REMOTE in an object store."""
+MOST_REMOTE = 16
+MOST_FOOTERS = 1000
+RETRIED = "answered again"
+RUN_ROWS = 8
+"""Rows of one run."""
+
+_AT_ONCE = 16
+"""Units looked at, and runs read, while others wait for their storage."""
+_BLOCK_ROWS = 32
+"""As a job's blocks are."""
+
+
+def look_at(units: Sequence[Unit], reading: Reading, chance: random.Random) -> dict[str, Look]:
+    """What units hold, by name: all of a kind, or a seeded few of them.
+
+    Raises:
+        OSError: the storage failed.
+    """
+    chosen = [u for several in by_kind(units).values() for u in _few(several, chance)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        looks = pool.map(lambda unit: _look(unit, reading), chosen)
+        return {unit.name: look for unit, look in zip(chosen, looks, strict=True)}
+
+
+def by_kind(units: Sequence[Unit]) -> dict[str, list[Unit]]:
+    """The units of each kind; those of which only some rows are answered again are a kind of their own."""
+    kinds: dict[str, list[Unit]] = {}
+    for unit in units:
+        kinds.setdefault(RETRIED if unit.retry is not None else unit.kind, []).append(unit)
+    return kinds
+
+
+def _few(units: list[Unit], chance: random.Random) -> list[Unit]:
+    """Those of the units of one kind that are looked into."""
+    most = len(units)
+    if any(unit.num_rows is None for unit in units):
+        is_local = units[0].fs.type_name == "local"
+        most = MOST_LOOKED_INTO if is_local else MOST_REMOTE
+        if units[0].kind == "parquet":
+            most = MOST_FOOTERS
+    return units if len(units) <= most else chance.sample(units, most)
+
+
+def _look(unit: Unit, reading: Reading) -> Look:
+    known = unit.num_rows
+    return KINDS[unit.kind].look(unit, reading) if known is None else Look(images=known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Rows of a unit that stand together: `count` after the first `skip` of it."""
+
+    unit: Unit
+    skip: int
+    count: int
+
+
+def draw(
+    units: Sequence[Unit],
+    looks: Mapping[str, Look],
+    images: Mapping[str, float],
+    most: int,
+    chance: random.Random,
+) -> list[Run]:
+    """Runs of up to RUN_ROWS rows, about `most` rows in all, in random order; all that there are where
+    these are fewer. Each kind has its share of them, by the `images` that it is thought to have."""
+    num_runs = -(-most // RUN_ROWS)
+    placed = []
+    for kind, several in by_kind(units).items():
+        drawn = _places([u for u in several if u.name in looks], looks, num_runs, chance)
+        step = 1 / max(images[kind], 1)
+        start = chance.random()
+        placed += [((start + i) * step, *place) for i, place in enumerate(drawn)]
+    placed.sort(key=lambda p: p[0])
+    return [_run(unit, looks[unit.name], first) for _, unit, first in placed[:num_runs]]
+
+
+def _places(
+    units: Sequence[Unit], looks: Mapping[str, Look], most: int, chance: random.Random
+) -> list[tuple[Unit, int]]:
+    """Where runs begin, in random order, none twice: the unit, and the number of its row."""
+    ends = [*accumulate(-(-looks[unit.name].images // RUN_ROWS) for unit in units)]
+    there = ends[-1] if ends else 0
+    places = []
+    for number in chance.sample(range(there), min(there, most)):
+        place = bisect_right(ends, number)
+        before = ends[place - 1] if place else 0
+        places.append((units[place], (number - before) * RUN_ROWS))
+    return places
+
+
+def _run(unit: Unit, look: Look, first: int) -> Run:
+    count = min(RUN_ROWS, look.images - first)
+    if unit.retry is not None:
+        few = frozenset(sorted(unit.retry)[first : first + count])
+        return Run(unit=replace(unit, retry=few), skip=0, count=count)
+    part, skip = KINDS[unit.kind].part(unit, look, first, count)
+    return Run(unit=part, skip=skip, count=count)
+
+
+class SampleSource(Datasource):  # type: ignore[misc]
+    """A Ray Data source of runs, read by one task, in their order: where a pilot ends early, it has what
+    was drawn first. The rows have the ordinal `number * RUN_ROWS`
+    and on, by the run's number; after each run comes an end row whose unit is that number, as text."""
+
+    def __init__(self, runs: Sequence[Run], reading: Reading) -> None:
+        super().__init__()
+        self._runs, self._reading = [*enumerate(runs)], reading
+
+    def estimate_inmemory_data_size(self) -> int | None:
+        return None
+
+    def get_read_tasks(
+        self, parallelism: int, per_task_row_limit: int | None = None, data_context: Any = None
+    ) -> list[ReadTask]:
+        unknown = BlockMetadata(
+            num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
+        )
+        return [ReadTask(partial(_packed, self._runs, self._reading), unknown)]
+
+    num_tasks = 1
+
+
+def _packed(runs: Sequence[tuple[int, Run]], reading: Reading) -> Iterator[pa.Table]:
+    return map(packed, read_runs(runs, reading))
+
+
+def read_runs(runs: Sequence[tuple[int, Run]], reading: Reading) -> Iterator[pa.Table]:
+    """The runs' rows, a block of some of them at a time; a run that its storage does not give ends in
+    error."""
+    held: list[pa.Table] = []
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for first in range(0, len(runs), _AT_ONCE):
+            several = runs[first : first + _AT_ONCE]
+            for tables in pool.map(
+                lambda numbered: _read(numbered[0], numbered[1], reading), several
+            ):
+                held += tables
+                if sum(table.num_rows for table in held) >= _BLOCK_ROWS:
+                    yield pa.concat_tables(held)
+                    held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _read(number: int, run: Run, reading: Reading) -> list[pa.Table]:
+    """One run's rows, and its end row."""
+    tables, problem, count = [], None, 0
+    try:
+        rows = read_rows(run.unit, reading)
+        if run.unit.retry is not None:
+            rows = (row for row in rows if row.name in (run.unit.retry or ()))
+        some = dict(enumerate(islice(rows, run.skip, run.skip + run.count), number * RUN_ROWS))
+        count = len(some)
+        tables = [table_of_rows(run.unit, some, reading)] if some else []
+    except (OSError, MemoryError, LlavaBatchError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    return [*tables, end_row(replace(run.unit, name=str(number)), count, reading, problem)]

@@ -1,0 +1,239 @@
+"""Images of any size, through our preparing and our engine, answer as transformers' processor and `generate`."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image as Picture
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    LlavaOnevisionProcessor,
+)
+
+from llava_batch.engine import Engine, Grid, Image, Request
+from llava_batch.job import Job
+from llava_batch.prepare.actor import Prepare
+from tests.prepare.test_actor import row
+from tests.published import SIDE, publish
+from tests.without_ray import LocalState, go_without_ray
+
+SIZES = [(1, 1), (4000, 100), (100, 4000), (33, 21), (28, 28), (56, 57), (300, 200)]
+"""(width, height)."""
+_folders: dict[str, Path] = {}
+
+
+@pytest.fixture
+def folder(request: Any, tmp_path_factory: Any, monkeypatch: Any) -> Path:
+    """The family's checkpoint, made once."""
+    go_without_ray(monkeypatch)
+    name = request.param
+    if name not in _folders:
+        _folders[name] = publish(name, tmp_path_factory.mktemp("model"))
+    return _folders[name]
+
+
+def picture(width: int, height: int) -> Picture.Image:
+    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
+    return Picture.fromarray(noise)
+
+
+def png(image: Picture.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def prepared(folder: Path, *images: Picture.Image, **settings: Any) -> tuple[Request, dict]:
+    """What the job's preparing makes of a row with these images, as the generating side reads it."""
+    job = Job(model=str(folder), **{"prompt": "What is in the picture?", **settings})
+    out = Prepare(job, LocalState()).row(row(*map(png, images)))
+    assert not out["error_code"], out["error_message"]
+    flat, begin, made = np.frombuffer(out["pixels"], np.uint8), 0, []
+    for shape, layout in zip(out["shapes"], out["layouts"], strict=True):
+        end = begin + int(np.prod(shape))
+        made.append(Image(flat[begin:end].reshape(shape), Grid(*layout) if layout else None))
+        begin = end
+    ids = out["asks"][0]["token_ids"][0]
+    request = Request(id="", pixels=tuple(made), prompt_ids=ids, max_new_tokens=8)
+    return request, out["asks"][0]
+
+
+class PixtralProcessor:
+    """What transformers' class of this name, which cannot be imported without torchvision, does to text."""
+
+    image_token: str
+    image_break_token: str
+    image_end_token: str
+    patch_size: int
+
+    def replace_image_token(self, inputs: Any, number: int) -> str:
+        height, width = (int(length) // self.patch_size for length in inputs["image_sizes"][number])
+        rows = [self.image_token * width] * height
+        return self.image_break_token.join(rows) + self.image_end_token
+
+
+def processed(folder: Path, images: list[Picture.Image], text: str) -> dict[str, Any]:
+    """What the family's own processor makes on the PIL backend; those of which a part wants torchvision are
+    put together from the others."""
+    config = AutoConfig.from_pretrained(folder)
+    wanted: dict[str, Any] = {
+        "llava_onevision": LlavaOnevisionProcessor,
+        "pixtral": PixtralProcessor,
+    }
+    kind: Any = wanted.get(config.model_type) or wanted.get(config.vision_config.model_type)
+    if kind is None:
+        whole = AutoProcessor.from_pretrained(folder)
+        assert "Pil" in type(whole.image_processor).__name__
+        return whole(images=images, text=text, return_tensors="pt")
+    made = object.__new__(kind)
+    said = json.loads((folder / "processor_config.json").read_text())
+    vars(made).update(said)
+    made.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    nested: Any = [images] if kind is LlavaOnevisionProcessor else images
+    inputs = made.image_processor(images=nested, return_tensors="pt")
+    first, *rest = text.replace("<image>", made.image_token).split(made.image_token)
+    for number, piece in enumerate(rest):
+        first += made.replace_image_token(inputs, number) + piece
+    bos = not first.startswith("<s>")  # as apply_chat_template tokenizes
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = tokenizer(first, add_special_tokens=bos, return_tensors="pt")
+    return {**ids, **inputs}
+
+
+@torch.inference_mode()
+def reference(folder: Path, ask: dict, *images: Picture.Image) -> tuple[list, list]:
+    """The processor's token ids, and what `generate` answers to them."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    given = processed(folder, list(images), ask["segments"][0])
+    ids = given["input_ids"][0].tolist()
+    out = model.generate(**given, max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+    return ids, out[:-1] if out and out[-1] == 2 else out
+
+
+ANY = ["next mistral", "onevision", "vip", "llava siglip", "llava", "pixtral"]
+NEXT = ["next mistral", "next vicuna", "next llama 3", "next qwen", "next siglip"]
+
+
+@pytest.mark.parametrize("folder", ANY, indirect=True)
+@pytest.mark.parametrize("options", [{}, {"attention": "sdpa"}], ids=["padded", "packed"])
+def test_images_of_any_size_answer_as_generate_does_alone_and_in_flight(folder, options) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=3, max_tokens=300, **options)
+    asked, expected = [], {}
+    for number, size in enumerate(SIZES):
+        image = picture(*size)
+        request, ask = prepared(folder, image)
+        ids, answer = reference(folder, ask, image)
+        assert list(request.prompt_ids) == ids, "token ids as the reference processor's"
+        expected[str(number)] = tuple(answer)
+        asked.append(Request(**{**vars(request), "id": str(number)}))
+    for request in asked:
+        (alone,) = engine.generate([request])
+        assert alone.token_ids == expected[request.id]
+    together = {c.id: c.token_ids for c in engine.generate(asked[::-1])}
+    assert together == expected
+    assert len(set(expected.values())) > 3, "the answers tell the images apart"
+
+
+@pytest.mark.parametrize("folder", NEXT[1:], indirect=True)
+def test_every_language_model_answers_as_generate_does(folder) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=2, max_tokens=300)
+    image = picture(90, 40)
+    request, ask = prepared(folder, image)
+    ids, answer = reference(folder, ask, image)
+    assert list(request.prompt_ids) == ids
+    (found,) = engine.generate([request])
+    assert found.token_ids == tuple(answer)
+
+
+@pytest.mark.parametrize("folder", ["onevision", "next mistral", "pixtral"], indirect=True)
+def test_several_images_in_a_prompt_answer_as_generate_does(folder) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=2, max_tokens=600)
+    images = [picture(90, 40), picture(33, 70)]
+    request, ask = prepared(folder, *images)
+    ids, answer = reference(folder, ask, *images)
+    assert list(request.prompt_ids) == ids
+    (found,) = engine.generate([request])
+    assert found.token_ids == tuple(answer)
+    assert engine.stats.images_encoded == 2
+
+
+@pytest.mark.parametrize("folder", ["llava"], indirect=True)
+def test_the_older_layout_of_llava_15_answers_as_the_newer(folder, tmp_path) -> None:
+    """Without a processor's settings and without a chat template: they stood nowhere then."""
+    older = tmp_path / "older"
+    shutil.copytree(folder, older)
+    for name in ("processor_config.json", "chat_template.json"):
+        (older / name).unlink()
+    answers = []
+    for where in (folder, older):
+        request, ask = prepared(where, picture(90, 40))
+        engine = Engine.load(where, device="cpu", dtype="float32", slots=1, max_tokens=300)
+        assert ask["segments"] == ["USER: <image>\nWhat is in the picture? ASSISTANT:"]
+        answers += [completion.token_ids for completion in engine.generate([request])]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("folder", ["onevision"], indirect=True)
+def test_with_fewer_tiles_answers_are_those_of_a_model_with_fewer_grids(folder, tmp_path) -> None:
+    fewer = tmp_path / "fewer"
+    shutil.copytree(folder, fewer)
+    for name in ("config.json", "preprocessor_config.json"):
+        said = json.loads((fewer / name).read_text())
+        grids = [g for g in said["image_grid_pinpoints"] if g[0] * g[1] <= 4 * SIDE * SIDE]
+        (fewer / name).write_text(json.dumps(said | {"image_grid_pinpoints": grids}))
+    image = picture(300, 200)
+    request, ask = prepared(folder, image, max_tiles=4)
+    ids, answer = reference(fewer, ask, image)
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=1, max_tokens=300)
+    assert list(request.prompt_ids) == ids
+    assert [c.token_ids for c in engine.generate([request])] == [tuple(answer)]
+
+
+BROKEN: dict[str, Any] = {
+    "tiles": lambda image, grid: Image(image[:-1], grid),
+    "no grid": lambda image, grid: Image(image, None),
+    "outside": lambda image, grid: Image(image, replace(grid, bottom=99)),
+    "size": lambda image, grid: Image(image[..., :-1], grid),
+    "floats": lambda image, grid: Image(image.astype(np.float32), grid),
+    "reduced": lambda image, grid: Image(image, replace(grid, height=grid.height - 1)),
+}
+
+
+@pytest.mark.parametrize("folder", ["next mistral"], indirect=True)
+def test_an_image_that_is_none_of_the_family_costs_its_own_request(folder) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=2, max_tokens=300)
+    good, _ = prepared(folder, picture(90, 40))
+    (image,) = good.pixels
+    bad = [
+        replace(good, id=name, pixels=(broken(image.pixels, image.grid),))
+        for name, broken in BROKEN.items()
+    ]
+    short = replace(good, id="short", prompt_ids=good.prompt_ids[:-60])
+    found = {c.id: c for c in engine.generate([*bad, short, good])}
+    assert {c.error_code for name, c in found.items() if name} == {"bad_prompt"}
+    assert found[""].finish_reason in ("stop", "length")
+
+
+@pytest.mark.parametrize("folder", ["onevision"], indirect=True)
+def test_questions_of_one_image_fork_and_samples_share_it(folder) -> None:
+    engine = Engine.load(folder, device="cpu", dtype="float32", slots=4, max_tokens=300)
+    base, _ = prepared(folder, picture(90, 40))
+    ids = list(base.prompt_ids)
+    given = [replace(base, id=str(n), prompt_ids=[*ids, *range(5, 6 + n)]) for n in range(4)]
+    alone = {}
+    for request in given:
+        fresh = Engine.load(folder, device="cpu", dtype="float32", slots=1, max_tokens=300)
+        alone |= {c.id: c.token_ids for c in fresh.generate([request])}
+    assert {c.id: c.token_ids for c in engine.generate(given)} == alone
+    assert engine.stats.images_encoded == 1
+    assert engine.stats.tokens_reused > 0
