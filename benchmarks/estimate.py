@@ -38,7 +38,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="estimate-", dir=flags.folder))
     draw(folder, flags.photos)
     said = {"seeds": flags.seeds, "pilot": flags.pilot, "cores": os.cpu_count()}
-    for corpus in CORPORA:
+    for corpus in flags.only or CORPORA:
         command = [*shlex.split(flags.before), sys.executable, __file__, "--folder", str(folder),
                    "--pilot", str(flags.pilot), "--corpus", corpus, "--turn"]  # fmt: skip
         found: list[dict] = []
@@ -88,6 +88,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--jobs", type=int, default=3, help="times that each job runs")
     parser.add_argument("--pilot", type=int, default=64)
+    parser.add_argument("--only", choices=[*CORPORA], action="append", help="one corpus alone")
     parser.add_argument("--photos", help="a folder of photographs for the mixed corpus")
     parser.add_argument("--before", default="", help="a command put before each turn")
     parser.add_argument("--folder", help="where the corpora lie (default: a temporary folder)")

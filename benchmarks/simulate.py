@@ -129,7 +129,9 @@ class ByNeed(Scheduler):
     """The scheduler with memory counted in tokens: a request takes `takes(its need)` of them, wherever."""
 
     def __init__(self, tokens: int, takes: Callable[[int], int], *, reuse: bool) -> None:
-        super().__init__(tokens // takes(1), reuse=reuse, packed=True)
+        # Each has a slot of any length: what it takes is counted in tokens.
+        rows = tokens // takes(1)
+        super().__init__(rows, slot_tokens=tokens, reuse=reuse, packed=True)
         self.tokens, self.takes = tokens, takes
 
     def admit(self) -> list[Admission]:
@@ -177,7 +179,7 @@ class Run:
         )
         self._length[request.id] = ask.answer
         image = (ask.image + 1).to_bytes(8, "little") * 2
-        self.scheduler.add(sequences(request, [image], token, ask.image_tokens))
+        self.scheduler.add(sequences(request, [image], token, [ask.image_tokens]))
 
     def _step(self) -> None:
         if self._is_time():
@@ -263,7 +265,7 @@ class Paper:
         wants = memory.needs(
             self.config,
             dtype=torch.bfloat16,
-            max_tokens=tokens,
+            slot_tokens=tokens,
             prefill_tokens=self.prefill_tokens,
         )
         tower = self.costs.tower_params
@@ -277,7 +279,9 @@ class Paper:
         """Answer `asks` with what is given, and the engine's own defaults for the rest."""
         need = max(a.image_tokens + a.text + a.limit for a in asks)
         if scheduler is None:
-            scheduler = Scheduler(slots or self.slots(need), reuse=reuse, packed=True)
+            scheduler = Scheduler(
+                slots or self.slots(need), slot_tokens=need, reuse=reuse, packed=True
+            )
         return Run(
             scheduler=scheduler,
             costs=self.costs,

@@ -63,7 +63,7 @@ _SENTENCES = {
     "is over `--max-image-bytes` or `--max-pixels`.",
     RowError.BAD_PROMPT: "The prompt cannot be made for this row: a null column, no question, "
     "or another number of `<image>` marks than images.",
-    RowError.PROMPT_TOO_LONG: "Prompt and answer do not fit the model's context or a slot.",
+    RowError.PROMPT_TOO_LONG: "Prompt and answer take more tokens than the model has positions for.",
     RowError.ANSWER_CUT_OFF: "`--max-new-tokens` ended the answer before its JSON did (`--json-schema`); "
     "the message ends with what was said.",
     RowError.SHARD_DAMAGED: "This part of the shard could not be read; the good rows around it were.",

@@ -244,7 +244,7 @@ def answers(
     )
     answered = prepared.map_batches(
         Generate,
-        fn_constructor_args=(job, shared, sizing.threads_per_worker),
+        fn_constructor_args=(job, shared, sizing.threads_per_worker, plan.slot_tokens),
         batch_size=1,
         batch_format="pyarrow",
         num_cpus=cluster.PREPARE_CPUS if sizing.on_gpu else cluster.GENERATE_CPUS,

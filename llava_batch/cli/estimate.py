@@ -171,7 +171,8 @@ def _pilot(
         card = gpus.look() if sizing.on_gpu else None
         plan = on_machines(plan, on_gpu=sizing.on_gpu, card=card)
         shared = shared_state.start()
-        source = SampleSource(runs, plan.reading)
+        # As many readers as the job's: what their starting takes of the cores is a part of the time.
+        source = SampleSource(runs, plan.reading, min(sizing.read_workers, len(plan.todo)))
         for batch in answers_of(plan, sizing, shared, source=source):
             now = time.time()
             answers.add(batch, now)

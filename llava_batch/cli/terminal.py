@@ -212,6 +212,7 @@ def outlook_lines(summary: "Summary") -> list[str]:
     dtype = ", ".join(filter(None, (settings["dtype"], settings["quantization"])))
     card = f" ({ahead['card']})" if ahead["card"] else ""
     kinds = ", ".join(f"{count} {kind}" for kind, count in ahead["units_todo"].items()) or "none"
+    slots = f", whose slots hold {ahead['slot_tokens']} tokens" if ahead["slot_tokens"] else ""
     first = ahead["first_units"]
     more = ", …" if sum(ahead["units_todo"].values()) > len(first) else ""
     named = f" ({', '.join(first)}{more})" if first else ""
@@ -220,7 +221,7 @@ def outlook_lines(summary: "Summary") -> list[str]:
         f"Output: {summary.output}, {settings['format']}, fingerprint {summary.fingerprint}.",
         f"Model: {summary.model}, {dtype}; {counted(machine['workers'], 'generating actor')} of "
         f"{machine['gpus_per_worker']:g} GPU{card} and {counted(machine['threads_per_worker'], 'thread')}, "
-        f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache; up to "
+        f"{ahead['weights_bytes'] / 2**30:.2f} GiB of weights each besides the cache{slots}; up to "
         f"{counted(machine['prepare_workers'], 'preparing actor')}.",
     ]
     lines.append(_image_cost(ahead["image_tokens"], settings["max_tiles"]))

@@ -48,7 +48,12 @@ def _count(kind: str, units: list[Unit], looks: Mapping[str, Look]) -> Counted:
     whole = all(look.is_whole for _, look in there)
     if whole and len(there) == len(units):
         images = Interval.exactly(sum(look.images for _, look in there))
-        return Counted(kind=kind, units=len(units), images=images, how=_EXACTLY.get(kind, _ROWS))
+        return Counted(
+            kind=kind,
+            units=len(units),
+            images=images,
+            how=_EXACTLY.get(kind.partition(",")[0], _ROWS),
+        )
     clusters = [
         (float((unit.num_bytes if look.is_whole else look.num_bytes) or 1), float(look.images))
         for unit, look in there

@@ -16,6 +16,7 @@ from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver import same_run
 from llava_batch.driver.gpus import Card
 from llava_batch.driver.joined import refuse_unjoined
+from llava_batch.driver.needs import slot_tokens
 from llava_batch.driver.recast import needs_recast
 from llava_batch.driver.refusals import refuse_what_does_not_fit, refuse_what_is_missing
 from llava_batch.driver.settle import Settled
@@ -86,6 +87,11 @@ class Plan:
 
         tensors = memory.headers(self.checkpoint.folder)
         return memory.weights_bytes(tensors, getattr(torch, self.job.dtype), self.job.quantization)
+
+    @property
+    def slot_tokens(self) -> int | None:
+        """Tokens that a row takes in the engine, as far as the job tells."""
+        return slot_tokens(self.settled, self.checkpoint)
 
     def outlook(self) -> dict[str, Any]:
         """The work ahead when the run began."""
@@ -182,7 +188,8 @@ def on_machines(plan: Plan, *, on_gpu: bool, card: Card | None = None) -> Plan:
     """
     settled = plan.settled.on(on_gpu=on_gpu, card=card)
     refuse_what_is_missing(settled.job, on_gpu=on_gpu, card=card)
-    refuse_what_does_not_fit(settled.job, plan.checkpoint, card)
+    needed = slot_tokens(settled, plan.checkpoint)
+    refuse_what_does_not_fit(settled.job, plan.checkpoint, card, needed)
     if plan.ledger.held is None:
         _answer_under(plan.ledger, settled, plan.checkpoint)
     elif settled.job.dtype != plan.ledger.settings["dtype"]:

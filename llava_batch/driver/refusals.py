@@ -49,9 +49,11 @@ def _why_not_attention(job: Job, *, on_gpu: bool, card: Card | None) -> str | No
     return choose.why_not(job.attention, place)
 
 
-def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None) -> None:
+def refuse_what_does_not_fit(
+    job: Job, checkpoint: Checkpoint, card: Card | None, slot_tokens: int | None
+) -> None:
     """A model that the engine is not exact for; one that is quantized already, or whose weights and one
-    slot exceed the card."""
+    slot of so many tokens exceed the card."""
     from llava_batch.engine.model.quantize import is_quantized
 
     _refuse_unsupported(job, checkpoint)
@@ -65,14 +67,16 @@ def refuse_what_does_not_fit(job: Job, checkpoint: Checkpoint, card: Card | None
 
     from llava_batch.engine.model import memory, sizing
 
+    config = checkpoint.config
+    most = sizing.choose_max_tokens(config.text_config, "auto")
     device = memory.Device(name=card.name, total_bytes=card.total_bytes, free_bytes=card.free_bytes)
     found = memory.why_not(
-        checkpoint.config,
+        config,
         list(memory.headers(checkpoint.folder)),
         device,
         dtype=getattr(torch, job.dtype),
         quantization=job.quantization,
-        max_tokens=sizing.choose_max_tokens(checkpoint.config.text_config, "auto"),
+        slot_tokens=sizing.choose_slot_tokens(config, slot_tokens or "auto", most),
     )
     if found:
         raise bad_flag("model", job.model, found)
@@ -88,7 +92,7 @@ def _refuse_unsupported(job: Job, checkpoint: Checkpoint) -> None:
 
 def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
     """Settings that no image could be answered under: with one image, the shortest prompt that they can
-    make and an answer at its limit do not fit a slot.
+    make and an answer at its limit are more tokens than the model has positions for.
 
     Raises:
         UsageError: the flag to change, and how far.
@@ -99,20 +103,20 @@ def refuse_what_is_too_long(settled: Settled, checkpoint: Checkpoint) -> None:
     _refuse_unsupported(job, checkpoint)
     most = sizing.choose_max_tokens(checkpoint.config.text_config, "auto")
     for turns in shortest_asks(job, settled.recipe, checkpoint.guards):
-        prompt = _prompt_tokens(job, checkpoint, turns)
+        prompt = prompt_tokens(job, checkpoint, turns)
         if prompt is None:
             continue
-        answer = _answer_tokens(job, checkpoint)
+        answer = answer_tokens(job, checkpoint)
         if prompt + len(turns) * answer <= most:
             continue
         room = (most - prompt) // len(turns)
         if room < 1 or job.choices:
             raise _too_long(job, turns, prompt, most)
         raise bad_flag("max_new_tokens", job.max_new_tokens, f"an image and its prompt take {prompt} "
-                       f"tokens, and a slot holds {most}; give at most {room}")  # fmt: skip
+                       f"tokens, and the model has {most} positions; give at most {room}")  # fmt: skip
 
 
-def _prompt_tokens(job: Job, checkpoint: Checkpoint, turns: tuple[str, ...]) -> int | None:
+def prompt_tokens(job: Job, checkpoint: Checkpoint, turns: tuple[str, ...]) -> int | None:
     """Tokens of all the prompts of a dialogue about one image; None where that cannot be said of one."""
     try:
         segments = checkpoint.renderer(job.template)(place_images(turns, 1), job.system)
@@ -136,7 +140,8 @@ def _told_by_us() -> Iterator[None]:
         logger.setLevel(before)
 
 
-def _answer_tokens(job: Job, checkpoint: Checkpoint) -> int:
+def answer_tokens(job: Job, checkpoint: Checkpoint) -> int:
+    """Tokens of one answer at its limit."""
     choices = choices_of(job, checkpoint)
     return max(len(c.token_ids) for c in choices) if choices else job.max_new_tokens
 
@@ -148,6 +153,6 @@ def _too_long(job: Job, turns: tuple[str, ...], prompt: int, most: int) -> Usage
     flag = max(given, key=lambda name: len(given[name]))
     text = given[flag] if len(given[flag]) <= 40 else f"{given[flag][:40]}…"
     return UsageError(
-        f"{flag_name(flag)} {text!r}: with one image the prompt takes {prompt} tokens, and a slot holds "
-        f"{most}, its answer with it; shorten it"
+        f"{flag_name(flag)} {text!r}: with one image the prompt takes {prompt} tokens, and the model has "
+        f"{most} positions, for its answer with it; shorten it"
     )

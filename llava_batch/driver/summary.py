@@ -153,11 +153,16 @@ def _machine(sizing: Sizing | None) -> dict[str, Any]:
 
 
 def _outlook(plan: Plan, *, is_dry: bool) -> dict[str, Any]:
-    """What was to be done; of a dry run with the weights, which loads torch, and what an image costs."""
+    """What was to be done; of a dry run with what a worker's device holds, which loads torch, and what an image
+    costs."""
     if not is_dry:
         return plan.outlook()
-    costs = {"image_tokens": list(plan.checkpoint.image_tokens_range)}
-    return plan.outlook() | {"weights_bytes": plan.weights_bytes} | costs
+    costs = {
+        "weights_bytes": plan.weights_bytes,
+        "slot_tokens": plan.slot_tokens,
+        "image_tokens": list(plan.checkpoint.image_tokens_range),
+    }
+    return plan.outlook() | costs
 
 
 def _questions(

@@ -1,16 +1,21 @@
 """The K/V cache: slots allocated once, behind transformers' Cache interface.
 
-Legend: S slots, L tokens a slot can hold, H K/V heads, D head size. A slot is left-aligned: the token at position p lies at index p, so that a
-row's window is `[0, position]` and stale tokens behind it are overwritten before they are seen.
+Legend: S slots, L tokens a slot can hold, H K/V heads, D head size. A row that needs more than L tokens has
+as many adjacent slots as hold them, its width, which are then one slot to it (`views`). It is left-aligned:
+the token at position p lies at index p, so that a row's window is `[0, position]` and stale tokens behind it
+are overwritten before they are seen.
 """
 
-import math
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from llava_batch.engine import views
 from llava_batch.engine.passes import Pass, Rows
+
+SPARE_TOKENS = 16
+"""Behind the slots of a token-major layer, for what idle rows write; so many that every layer is aligned."""
 
 
 class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
@@ -63,31 +68,27 @@ class SlotCache(Cache):  # type: ignore[misc]
         config: Any,
         *,
         num_slots: int,
+        slot_tokens: int,
         max_tokens: int,
         dtype: torch.dtype,
         device: torch.device,
         token_major: bool = False,
     ) -> None:
-        """Slots for a language model's config.
+        """Slots of `slot_tokens` for a language model's config; no request needs more than `max_tokens`.
 
         token_major: lie in memory as `[S, L, H, D]`, as the packed path's kernels read it.
         """
-        outer, inner = kv_heads(config), max_tokens
-        if token_major:
-            outer, inner = inner, outer
-        shape = (num_slots, outer, inner, head_dim(config))
-
-        def slots() -> torch.Tensor:
-            # Zeros, not empty: masked positions are multiplied by zero, and zero times NaN is NaN.
-            made = torch.zeros(shape, dtype=dtype, device=device)
-            return made.transpose(1, 2) if token_major else made
-
-        num_layers = config.num_hidden_layers
-        self.num_slots, self.max_tokens = num_slots, max_tokens
-        self.slot_layers = [SlotLayer(slots(), slots()) for _ in range(num_layers)]
+        self.num_slots, self.slot_tokens, self.max_tokens = num_slots, slot_tokens, max_tokens
+        num_layers, heads, dim = config.num_hidden_layers, kv_heads(config), head_dim(config)
+        make = _token_major if token_major else _head_major
+        shape = (num_slots, heads, slot_tokens, dim)
+        longest = -(-max_tokens // slot_tokens) * slot_tokens
+        made = make(2 * num_layers, shape, longest, dtype, device)
+        pairs = zip(made[::2], made[1::2], strict=True)
+        self.slot_layers = [SlotLayer(keys, values) for keys, values in pairs]
         super().__init__(layers=list(self.slot_layers))
         self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`
-        self.num_bytes = num_layers * 2 * math.prod(shape) * dtype.itemsize
+        self.num_bytes = num_slots * slot_bytes(config, slot_tokens, dtype)
 
     def select(self, rows: Pass) -> None:
         """Work on these rows from now on."""
@@ -95,17 +96,46 @@ class SlotCache(Cache):  # type: ignore[misc]
         for layer in self.slot_layers:
             layer.rows = rows
 
-    def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Fork: the first `num_tokens` of slot `source` are then also in slot `target`."""
-        for layer in self.slot_layers:
-            layer.keys[target, :, :num_tokens] = layer.keys[source, :, :num_tokens]
-            layer.values[target, :, :num_tokens] = layer.values[source, :, :num_tokens]
+    def copy(self, source: int, target: int, num_tokens: int, *, widths: tuple[int, int]) -> None:
+        """Fork: the first `num_tokens` of the row at slot `source` are then also in that at `target`.
 
-    def clear(self, slot: int) -> None:
-        """Set everything that a slot holds to zero."""
+        widths: of the two, which share no slot.
+        """
         for layer in self.slot_layers:
-            layer.keys[slot] = 0
-            layer.values[slot] = 0
+            for slots in (layer.keys, layer.values):
+                taken = views.row(slots, source, widths[0])[:, :num_tokens]
+                views.row(slots, target, widths[1])[:, :num_tokens] = taken
+
+    def clear(self, slot: int, width: int) -> None:
+        """Set everything that a row's slots hold to zero."""
+        for layer in self.slot_layers:
+            layer.keys[slot : slot + width] = 0
+            layer.values[slot : slot + width] = 0
+
+
+Shape = tuple[int, int, int, int]
+
+
+def _head_major(
+    count: int, shape: Shape, longest: int, dtype: torch.dtype, device: torch.device
+) -> list[torch.Tensor]:
+    """`count` times slots of zeros, each `[S, H, L, D]` in memory.
+
+    Zeros, not empty: masked positions are multiplied by zero, and zero times NaN is NaN.
+    """
+    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
+
+
+def _token_major(
+    count: int, shape: Shape, longest: int, dtype: torch.dtype, device: torch.device
+) -> list[torch.Tensor]:
+    """As `_head_major`, but `[S, L, H, D]` in memory, in one piece, so that a window of `longest` tokens may
+    begin at any slot: behind a layer's last slot it runs into the next layer's, which nothing reads."""
+    num_slots, heads, length, dim = shape
+    one = num_slots * length + SPARE_TOKENS
+    memory = torch.zeros(count * one + longest, heads, dim, dtype=dtype, device=device)
+    strides = (length * heads * dim, dim, heads * dim, 1)
+    return [memory.as_strided(shape, strides, n * one * heads * dim) for n in range(count)]
 
 
 def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:

@@ -64,7 +64,7 @@ class Completions:
         """End sequences in error: the current turn and those that were still to come."""
         for sequence in group:
             # What is not finite must not stay: masked keys are multiplied by zero, not left out.
-            self._cache.clear(sequence.slot)
+            self._cache.clear(sequence.slot, sequence.width)
             self._scheduler.forget(sequence.slot)
             self._scheduler.release(sequence)
             if sequence.ballot is not None and not sequence.ballot.close():

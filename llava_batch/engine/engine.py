@@ -41,7 +41,9 @@ class Engine:
     """In-flight batched generation over a fixed number of slots; `load` makes one of files.
 
     slots: requests decoded at once, or "auto" for as many as memory holds.
-    max_tokens: what a slot holds, prompt and answers of a whole dialogue together.
+    slot_tokens: what a slot holds, prompt and answers of a whole dialogue together; "auto" is for one image,
+        a prompt and its answer. A request that needs more takes several slots beside each other.
+    max_tokens: of one request at most; "auto" is all of the model's positions.
     attention: `native` (fused kernels for CPU, compiled once), `flash`, `varlen`, `sdpa`, the plain
         `torch`, or `auto` for the first that can be had: `native` on CPU, `flash` and on on CUDA.
     reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
@@ -56,6 +58,7 @@ class Engine:
         model: PreTrainedModel,
         *,
         slots: int | str = "auto",
+        slot_tokens: int | str = "auto",
         max_tokens: int | str = "auto",
         attention: str = "auto",
         reuse: bool = True,
@@ -69,13 +72,32 @@ class Engine:
         startup = Startup()
         self.llava = llava = Llava(model, normalisation or Normalisation(), attention)
         startup.end("kernels")
-        plan = sizing.plan(llava, slots=slots, max_tokens=max_tokens, prefill_tokens=prefill_tokens)
-        self.num_slots, self.max_tokens = plan.num_slots, plan.max_tokens
+        plan = sizing.plan(
+            llava,
+            slots=slots,
+            slot_tokens=slot_tokens,
+            max_tokens=max_tokens,
+            prefill_tokens=prefill_tokens,
+        )
+        self.num_slots, self.max_tokens = plan.num_rows, plan.max_tokens
         self.stats = Stats()
-        self._limits = Limits.of(llava, max_tokens=plan.max_tokens, can_decode=decode is not None)
+        self._limits = Limits.of(
+            llava,
+            max_tokens=plan.max_tokens,
+            cache_tokens=plan.num_slots * plan.slot_tokens,
+            can_decode=decode is not None,
+        )
         self._lag = device_option("lag", lag, llava)
-        self.cache = llava.allocate(num_slots=plan.num_slots, max_tokens=plan.max_tokens)
-        self._scheduler = Scheduler(plan.num_slots, reuse=reuse, packed=llava.kernels.packed)
+        self.cache = llava.allocate(
+            num_slots=plan.num_slots, slot_tokens=plan.slot_tokens, max_tokens=plan.max_tokens
+        )
+        self._scheduler = Scheduler(
+            plan.num_slots,
+            slot_tokens=plan.slot_tokens,
+            reuse=reuse,
+            packed=llava.kernels.packed,
+            most=plan.num_rows,
+        )
         self._runner = Runner(
             llava,
             self.cache,
@@ -100,6 +122,7 @@ class Engine:
         device: str = "auto",
         quantization: str | None = None,
         revision: str | None = None,
+        slot_tokens: int | str = "auto",
         max_tokens: int | str = "auto",
         attention: str = "auto",
         **options: Any,
@@ -121,11 +144,13 @@ class Engine:
             device=device,
             quantization=quantization,
             revision=revision,
+            slot_tokens=slot_tokens,
             max_tokens=max_tokens,
             attention=attention,
         )
         made = cls(
             loaded.model,
+            slot_tokens=slot_tokens,
             max_tokens=max_tokens,
             attention=attention,
             normalisation=loaded.normalisation,
@@ -194,7 +219,8 @@ class Engine:
         for admission in self._scheduler.admit() if is_time else ():
             sequence = admission.sequence
             if admission.num_shared and admission.donor != sequence.slot:
-                self.cache.copy(admission.donor, sequence.slot, admission.num_shared)
+                widths = (admission.donor_width, sequence.width)
+                self.cache.copy(admission.donor, sequence.slot, admission.num_shared, widths=widths)
             self.stats.tokens_reused += admission.num_shared
         return any(s.needs_prefill for s in self._scheduler.active.values())
 
@@ -237,7 +263,8 @@ class Engine:
             self._back_off(decoding, error)
             return 0
         self._scheduler.step_went_well()
-        self.stats.note_step(len(decoding), self.num_slots)
+        occupied = sum(sequence.width for sequence in decoding)
+        self.stats.note_step(len(decoding), occupied, self.num_slots)
         return num_flights
 
     def _back_off(self, decoding: list[Sequence], error: RuntimeError) -> None:
@@ -253,7 +280,7 @@ class Engine:
             )
         elif left:
             self._scheduler.back_off()
-            self._picks.forget(range(self.num_slots))
+            self._picks.forget(range(self.cache.num_slots))
 
     def _land(self, *, still_up: int) -> None:
         """Take in what has been picked, but for the last `still_up` flights."""

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from llava_batch.engine import views
 from llava_batch.engine.device import on_device
 
 KV = tuple[torch.Tensor, torch.Tensor]
@@ -21,16 +22,21 @@ KV = tuple[torch.Tensor, torch.Tensor]
 class Rows:
     """Which slots one forward pass works on, and where in them.
 
-    slots[b]: the row's slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
-    adds, the last `new[b]` of the row's Q; the ones before are padding.
+    slots[b]: the row's first slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
+    adds, the last `new[b]` of the row's Q; the ones before are padding. widths[b]: how many slots it has; left out, every row has one.
     """
 
     slots: tuple[int, ...]
     past: tuple[int, ...]
     new: tuple[int, ...]
+    widths: tuple[int, ...] = ()
     _sent: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            object.__setattr__(self, "widths", (1,) * len(self.slots))
 
     @property
     def length(self) -> int:
@@ -44,8 +50,23 @@ class Rows:
 
     @cached_property
     def array(self) -> np.ndarray:
-        """int64 `[3, B]`: slots, past, new, as the kernels take them."""
-        return np.array([self.slots, self.past, self.new], dtype=np.int64)
+        """int64 `[4, B]`: slots, past, new, widths, as the kernels take them."""
+        return np.array([self.slots, self.past, self.new, self.widths], dtype=np.int64)
+
+    @cached_property
+    def wide(self) -> list[int]:
+        """Numbers of the rows that have several slots."""
+        return [number for number, width in enumerate(self.widths) if width > 1]
+
+    def room(self, slot_tokens: int) -> int:
+        """Tokens that the widest row's slots hold, each `slot_tokens`."""
+        return max(self.widths) * slot_tokens
+
+    def part(self, numbers: list[int]) -> "Rows":
+        """These of the rows."""
+        fields = (self.slots, self.past, self.new, self.widths)
+        slots, past, new, widths = (tuple(field[n] for n in numbers) for field in fields)
+        return Rows(slots=slots, past=past, new=new, widths=widths)
 
     def places(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """int64 `[B]` each on the device: slots and past, sent there once a pass."""
@@ -62,14 +83,16 @@ class Rows:
         new_values: torch.Tensor,
     ) -> KV:
         """Write `[B, H, Q, D]` to the rows' slots `[S, H, L, D]`; return these, whole."""
-        if self.is_decode:
+        if self.is_decode and not self.wide:
             slots, past_on_device = self.places(keys.device)
             keys[slots, :, past_on_device] = new_keys[:, :, 0]
             values[slots, :, past_on_device] = new_values[:, :, 0]
             return keys, values
-        for row, (slot, past, new) in enumerate(zip(self.slots, self.past, self.new, strict=True)):
-            keys[slot, :, past : past + new] = new_keys[row, :, -new:]
-            values[slot, :, past : past + new] = new_values[row, :, -new:]
+        rows = zip(self.slots, self.past, self.new, self.widths, strict=True)
+        for row, (slot, past, new, width) in enumerate(rows):
+            span = slice(past, past + new)
+            views.row(keys, slot, width)[:, span] = new_keys[row, :, -new:]
+            views.row(values, slot, width)[:, span] = new_values[row, :, -new:]
         return keys, values
 
 
@@ -77,7 +100,7 @@ class Rows:
 class Packed:
     """A prefill pass of `[1, T]` tokens: each row's new tokens, one row behind the other.
 
-    slots, past, new: as in `Rows`. token_slots, positions: int64 `[T]`, where each token goes.
+    slots, past, new: as in `Rows`. token_slots, token_places: int64 `[T]`, where each token goes.
     q_offsets, k_offsets: int32 `[B + 1]`, where each row's queries and keys begin.
     """
 
@@ -85,19 +108,17 @@ class Packed:
     past: tuple[int, ...]
     new: tuple[int, ...]
     token_slots: torch.Tensor
-    positions: torch.Tensor
+    token_places: torch.Tensor
     q_offsets: torch.Tensor
     k_offsets: torch.Tensor
     _known: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Rows, device: torch.device) -> "Packed":
-        """Send one pass's places to the device, in one copy."""
+    def of(cls, rows: Rows, device: torch.device, slot_tokens: int) -> "Packed":
+        """Send one pass's places in slots of `slot_tokens` to the device, in one copy."""
         slots, past, new = rows.slots, rows.past, rows.new
-        places = [np.arange(p, p + n, dtype=np.int64) for p, n in zip(past, new, strict=True)]
         parts = [
-            np.repeat(np.asarray(slots, dtype=np.int64), new),
-            np.concatenate(places),
+            *_places(slots, past, new, slot_tokens),
             np.cumsum([0, *new], dtype=np.int64),
             np.cumsum([0, *(p + n for p, n in zip(past, new, strict=True))], dtype=np.int64),
         ]
@@ -107,7 +128,7 @@ class Packed:
             past=past,
             new=new,
             token_slots=sent[0],
-            positions=sent[1],
+            token_places=sent[1],
             q_offsets=sent[2].int(),
             k_offsets=sent[3].int(),
         )
@@ -121,6 +142,10 @@ class Packed:
     def max_keys(self) -> int:
         """Keys of the row that sees most."""
         return max(p + n for p, n in zip(self.past, self.new, strict=True))
+
+    def room(self, slot_tokens: int) -> int:
+        """As of `Rows`, of slots of which none is left empty."""
+        return -(-self.max_keys // slot_tokens) * slot_tokens
 
     @property
     def is_fresh(self) -> bool:
@@ -138,8 +163,8 @@ class Packed:
 
         Returns the pass's own keys and values where these are all that a row sees, else the slots.
         """
-        keys[self.token_slots, :, self.positions] = new_keys[0].transpose(0, 1)
-        values[self.token_slots, :, self.positions] = new_values[0].transpose(0, 1)
+        keys[self.token_slots, :, self.token_places] = new_keys[0].transpose(0, 1)
+        values[self.token_slots, :, self.token_places] = new_values[0].transpose(0, 1)
         return (new_keys, new_values) if self.is_fresh else (keys, values)
 
     def packed(self, slots: torch.Tensor) -> torch.Tensor:
@@ -147,14 +172,17 @@ class Packed:
         if self.is_fresh:
             return slots[0].transpose(0, 1)
         if "keys" not in self._known:
-            lengths = [p + n for p, n in zip(self.past, self.new, strict=True)]
-            parts = [
-                np.repeat(np.asarray(self.slots, dtype=np.int64), lengths),
-                np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
-            ]
-            self._known["keys"] = on_device(np.stack(parts), slots.device)
+            lengths = tuple(p + n for p, n in zip(self.past, self.new, strict=True))
+            places = _places(self.slots, (0,) * len(lengths), lengths, slots.shape[2])
+            self._known["keys"] = on_device(np.stack(places), slots.device)
         key_slots, key_positions = self._known["keys"]
         return slots[key_slots, :, key_positions]
+
+    def held(self, slots: torch.Tensor, row: int) -> torch.Tensor:
+        """All that a row holds of slots `[S, H, L, D]`, as `[1, H, past + new, D]`."""
+        count = self.past[row] + self.new[row]
+        width = -(-count // slots.shape[2])
+        return views.row(slots, self.slots[row], width)[None, :, :count]
 
     def mask(self, row: int, window: int | None, device: torch.device) -> torch.Tensor:
         """bool `[new, past + new]`: which keys each of the row's queries sees."""
@@ -170,23 +198,44 @@ class Packed:
         return self._known[key]
 
 
+def _places(
+    slots: tuple[int, ...], past: tuple[int, ...], new: tuple[int, ...], slot_tokens: int
+) -> list[np.ndarray]:
+    """Slot and place in it, int64 each, of the tokens `[past, past + new)` of every row."""
+    positions = [np.arange(p, p + n, dtype=np.int64) for p, n in zip(past, new, strict=True)]
+    together = np.concatenate(positions)
+    return [
+        np.repeat(np.asarray(slots, dtype=np.int64), new) + together // slot_tokens,
+        together % slot_tokens,
+    ]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Prefix:
     """A decode step over the slots `[0, b)`, one token each; idle slots compute and are not read.
 
-    positions: int64 `[b]`, where each slot's token goes. lengths: int32 `[b]`, how many of its keys
-    the token sees, itself included. span: no row of interest sees more keys than this.
+    places: int64 `[b]`, where each slot's token goes, counted through all slots' tokens. lengths: int32
+    `[b]`, how many of its keys the token sees, itself included. span: no row of interest that has one slot
+    sees more keys than this. window: none that has several sees more; 0 where there is none such.
+    wide: the first slots of those that have several, and how many keys each sees; empty where the step is
+    captured, whose kernels have no need of it.
     """
 
-    positions: torch.Tensor
+    places: torch.Tensor
     lengths: torch.Tensor
     span: int
+    window: int = 0
+    wide: tuple[tuple[int, int], ...] = ()
     _known: dict[object, torch.Tensor] = field(default_factory=dict)
 
     @property
     def is_decode(self) -> bool:
         """One token a slot."""
         return True
+
+    def room(self, slot_tokens: int) -> int:
+        """As of `Rows`."""
+        return max(self.window, slot_tokens)
 
     def store(
         self,
@@ -195,12 +244,13 @@ class Prefix:
         new_keys: torch.Tensor,
         new_values: torch.Tensor,
     ) -> KV:
-        """Write `[b, H, 1, D]` to slots `[S, H, L, D]`; return the first b of them, as views."""
-        size = len(self.positions)
-        every = torch.arange(size, device=keys.device)
-        keys[every, :, self.positions] = new_keys[:, :, 0]
-        values[every, :, self.positions] = new_values[:, :, 0]
-        return keys[:size], values[:size]
+        """Write `[b, H, 1, D]` to slots `[S, H, L, D]`; return the first b of them, as long as `window`."""
+        size, length = len(self.places), keys.shape[2]
+        every = keys.shape[0] * length + 1  # the one behind the last is for idle rows
+        views.tokens(keys, every).index_copy_(0, self.places, new_keys[:, :, 0])
+        views.tokens(values, every).index_copy_(0, self.places, new_values[:, :, 0])
+        longest = max(length, self.window)
+        return views.windows(keys, size, longest), views.windows(values, size, longest)
 
     @property
     def q_offsets(self) -> torch.Tensor:

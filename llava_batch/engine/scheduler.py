@@ -1,10 +1,11 @@
 """Who gets a slot when, and whose K/V can be forked. Plain Python and numpy, no torch.
 
-Requests are admitted in the order they came, with one exception: a sequence that could fork from
-one which is admitted but not prefilled yet waits for that, and others may pass it meanwhile.
+A sequence has one slot, or as many adjacent ones as hold what it may come to need (its width).
+Requests are admitted in the order they came, with two exceptions. A sequence that could fork from
+one which is admitted but not prefilled yet waits for that, and others may pass it meanwhile. One that
+finds no adjacent slots free has those kept for it of which most are, and others may pass it elsewhere.
 A released slot keeps its contents until it is taken again, so that a later request with the same
-prefix can fork from it; the slot that was released first is therefore given out first. Where a decode
-step works on the first slots up to the highest taken, the lowest free one is given out instead.
+prefix can fork from it.
 """
 
 from collections import deque
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llava_batch.engine.sequence import Sequence
+from llava_batch.engine.slots import NOBODY, SlotTable
 
 MIN_SHARED_TOKENS = 32
 """A shorter common prefix is not worth a copy."""
@@ -27,80 +29,47 @@ PATIENCE = 64
 as many after each further one, so that a memory that stays short is tried ever more seldom."""
 
 
-class SlotTable:
-    """A free list over `num_slots` slots, with their owners."""
-
-    def __init__(self, num_slots: int, *, lowest: bool = False) -> None:
-        """lowest: give out the lowest free slot, not the one that has been free for longest."""
-        if num_slots < 1:
-            raise ValueError(f"num_slots is {num_slots}, must be at least 1")
-        self.num_slots, self.lowest = num_slots, lowest
-        self._free: dict[int, None] = dict.fromkeys(range(num_slots))
-        self._owner: dict[int, object] = {}
-
-    @property
-    def num_free(self) -> int:
-        """How many slots nobody owns."""
-        return len(self._free)
-
-    def is_free(self, slot: int) -> bool:
-        """Whether nobody owns `slot`."""
-        return slot in self._free
-
-    def take(self, owner: object, slot: int | None = None) -> int:
-        """Give `owner` the slot asked for, or the next one."""
-        if not self._free:
-            raise RuntimeError(f"all {self.num_slots} slots are taken")
-        chosen = slot
-        if chosen is None:
-            chosen = min(self._free) if self.lowest else next(iter(self._free))
-        if chosen not in self._free:
-            raise RuntimeError(f"slot {chosen} is not free")
-        del self._free[chosen]
-        self._owner[chosen] = owner
-        return chosen
-
-    def release(self, slot: int) -> None:
-        """Take `slot` back; its contents stay until it is taken again."""
-        if slot not in self._owner:
-            raise RuntimeError(f"slot {slot} is released but nobody owns it")
-        del self._owner[slot]
-        self._free[slot] = None
-
-    def check(self) -> None:
-        """Raise unless every slot is either free or owned, and none is both."""
-        seen = sorted([*self._free, *self._owner])
-        if seen != list(range(self.num_slots)):
-            raise RuntimeError(f"slot table is broken: free {self._free}, owned {[*self._owner]}")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """`sequence` now owns its slot, and begins with `num_shared` tokens of slot `donor`."""
+    """`sequence` now owns its slots, and begins with `num_shared` tokens of those from `donor` on."""
 
     sequence: Sequence
     donor: int
+    donor_width: int
     num_shared: int
 
 
 class Scheduler:
     """The waiting queue, the slot table, and what each slot holds."""
 
-    def __init__(self, num_slots: int, *, reuse: bool, packed: bool = False) -> None:
-        """reuse: fork prompts that begin alike.
+    def __init__(
+        self,
+        num_slots: int,
+        *,
+        slot_tokens: int,
+        reuse: bool,
+        packed: bool = False,
+        most: int | None = None,
+    ) -> None:
+        """slot_tokens: what one slot holds. reuse: fork prompts that begin alike.
 
         packed: give out the lowest free slot, since decode works on a prefix of the slots, and let
         some slots run empty before prompts are admitted, since one prefilled alone reads all weights.
+        most: sequences that may be active, by default as many as there are slots.
         """
         self.slots = SlotTable(num_slots, lowest=packed)
-        self.packed = packed
-        self.most = num_slots
-        """Sequences that may be active; fewer than there are slots after a back-off."""
+        self.packed, self.slot_tokens = packed, slot_tokens
+        self.most = self._most_ever = most or num_slots
+        """Sequences that may be active; fewer after a back-off."""
         self._patience = self._steps_to_go = PATIENCE
         self.reuse = reuse
         self.waiting: deque[Sequence] = deque()
         self.active: dict[int, Sequence] = {}
         self._held = [np.empty(0, dtype=np.int64) for _ in range(num_slots)]
+        self._widths = [1] * num_slots
+        """Of what each slot holds, or held."""
+        self._kept = NOBODY
+        """Slots that are kept for a sequence which needs them adjacent."""
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """Queue sequences at the end."""
@@ -114,20 +83,37 @@ class Scheduler:
     def is_time(self) -> bool:
         """Whether to admit now: once `together` slots are free, or room for all that wait."""
         wanted = min(self.together, len(self.waiting))
-        return not self.active or self.most - len(self.active) >= wanted
+        room = min(self.most - len(self.active), self.slots.num_free)
+        return not self.active or room >= wanted
 
     def admit(self) -> list[Admission]:
         """Move waiting sequences to free slots; call again once these are prefilled."""
         admitted: list[Admission] = []
         passed: list[Sequence] = []
-        while self.waiting and len(self.active) < self.most:
+        self._kept = NOBODY
+        narrowest = self.slots.num_slots + 1  # of the widths that found no room
+        while self.waiting and self.slots.num_free and len(self.active) < self.most:
             sequence = self.waiting.popleft()
-            if self._should_wait(sequence):
+            width = self.width_of(sequence)
+            if width >= narrowest or self._should_wait(sequence):
                 passed.append(sequence)
                 continue
-            admitted.append(self._place(sequence))
+            admission = self._place(sequence, width)
+            if admission is not None:
+                admitted.append(admission)
+                continue
+            passed.append(sequence)
+            narrowest = width
+            if not self._kept:
+                self._kept = self.slots.emptiest(width)
+            if width == 1:
+                break
         self.waiting.extendleft(reversed(passed))
         return admitted
+
+    def width_of(self, sequence: Sequence) -> int:
+        """How many adjacent slots hold all that a sequence may come to need."""
+        return -(-sequence.max_tokens // self.slot_tokens)
 
     def cached(self, sequence: Sequence) -> None:
         """Note that `sequence`'s prompt is now in its slot, for others to fork from."""
@@ -140,7 +126,7 @@ class Scheduler:
         sequence.slot = -1
 
     def back_off(self) -> None:
-        """Half as many slots from now on: the upper half of the active sequences wait once more.
+        """Half as many rows from now on: the upper half of the active sequences wait once more.
 
         They keep what they have answered, and feed it again when they get a slot.
         """
@@ -155,11 +141,11 @@ class Scheduler:
 
     def step_went_well(self) -> None:
         """A decode step found its memory: after enough of them more slots may be filled again."""
-        if self.most == self.slots.num_slots:
+        if self.most == self._most_ever:
             return
         self._steps_to_go -= 1
         if self._steps_to_go == 0:
-            self.most = min(self.slots.num_slots, self.most + max(1, self.most // 4))
+            self.most = min(self._most_ever, self.most + max(1, self.most // 4))
             self._steps_to_go = self._patience // 2
 
     def forget(self, slot: int) -> None:
@@ -172,19 +158,49 @@ class Scheduler:
         for slot, sequence in self.active.items():
             if sequence.slot != slot or self.slots.is_free(slot):
                 raise RuntimeError(f"slot {slot} and its sequence {sequence.request.id!r} disagree")
-        if len(self.active) + self.slots.num_free != self.slots.num_slots:
-            raise RuntimeError(f"{len(self.active)} active, {self.slots.num_free} free slots")
+        taken = sum(sequence.width for sequence in self.active.values())
+        if taken + self.slots.num_free != self.slots.num_slots:
+            raise RuntimeError(f"{taken} slots of active rows, {self.slots.num_free} free")
 
-    def _place(self, sequence: Sequence) -> Admission:
+    def _place(self, sequence: Sequence, width: int) -> Admission | None:
+        """Give a sequence its slots; None where so many adjacent ones are not free."""
         donor, num_shared = self._best_donor(sequence)
-        in_place = num_shared > 0 and self.slots.is_free(donor)
-        slot = self.slots.take(sequence, donor if in_place else None)
-        sequence.slot, sequence.num_cached = slot, num_shared
-        self.active[slot] = sequence
-        self._held[slot] = sequence.prefix[:num_shared]
-        return Admission(
-            sequence=sequence, donor=donor if num_shared else slot, num_shared=num_shared
+        slot = self._in_place(donor, num_shared, width)
+        if slot is None:
+            slot = self.slots.find(width, self._kept)
+            if slot is None:
+                return None
+            if slot < donor + self._widths[donor] and donor < slot + width:
+                num_shared = 0  # what is to be copied would be written over
+        donor = donor if num_shared else slot
+        found = Admission(
+            sequence=sequence,
+            donor=donor,
+            donor_width=self._widths[donor] if num_shared else width,
+            num_shared=num_shared,
         )
+        self.slots.take(sequence, slot, width)
+        sequence.slot, sequence.width, sequence.num_cached = slot, width, num_shared
+        self.active[slot] = sequence
+        self._hold(slot, width, sequence.prefix[:num_shared])
+        return found
+
+    def _in_place(self, donor: int, num_shared: int, width: int) -> int | None:
+        """The donor's own slots, where the sequence can have these as they are."""
+        fits = num_shared > 0 and self._widths[donor] == width
+        taken = not self.slots.is_free(donor, width) or (self._kept and (
+            donor < self._kept.stop and self._kept.start < donor + width
+        ))  # fmt: skip
+        return donor if fits and not taken else None
+
+    def _hold(self, slot: int, width: int, prefix: np.ndarray) -> None:
+        """Note what these slots hold now; whatever had any of them before is gone."""
+        for other in range(slot + width):
+            if other + self._widths[other] > slot:
+                self.forget(other)
+        for n in range(slot, slot + width):
+            self._widths[n] = 1
+        self._held[slot], self._widths[slot] = prefix, width
 
     def _best_donor(self, sequence: Sequence) -> tuple[int, int]:
         """The slot that holds most of the prompt, and how much; at least one token is left over."""

@@ -69,13 +69,15 @@ class Sequence:
     image_places: list[int]
     """Where in `ids` the prompts' image tokens stand (an answer may hold one that is none)."""
     max_tokens: int
-    """What the slot must hold at most: all prompts, and every answer at its limit."""
+    """What its slots must hold at most: all prompts, and every answer at its limit."""
     choice: int = -1
     """Number of the choice that this sequence scores; it then has a `ballot`."""
     ballot: Ballot | None = None
     prompt_len: int = 0
     """Length of the first prompt; what follows it in `ids` at the start is the choice."""
     slot: int = -1
+    """Its first slot; it has `width` adjacent ones."""
+    width: int = 1
     num_cached: int = 0
     turn: int = 0
     answer_start: int = 0

@@ -32,9 +32,9 @@ class Stats:
         """Share of the slots that were at work, over all decode steps; 0 before the first."""
         return self.occupied_slot_steps / self.slot_steps if self.slot_steps else 0.0
 
-    def note_step(self, num_rows: int, num_slots: int) -> None:
-        """One more decode step, of `num_rows` rows."""
+    def note_step(self, num_rows: int, occupied: int, num_slots: int) -> None:
+        """One more decode step, of `num_rows` rows in `occupied` slots."""
         self.tokens_decoded += num_rows
         self.steps += 1
         self.slot_steps += num_slots
-        self.occupied_slot_steps += num_rows
+        self.occupied_slot_steps += min(occupied, num_slots)

@@ -16,19 +16,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the model and the cache can take."""
+    """What the model and the cache can take. max_tokens: of one request, by the model's positions or what
+    the engine was loaded with; cache_tokens: of all slots together."""
 
     max_tokens: int
+    cache_tokens: int
     vocab_size: int
     image_token: int
     vision: "Vision"
     can_decode: bool
 
     @classmethod
-    def of(cls, llava: "Llava", *, max_tokens: int, can_decode: bool) -> "Limits":
-        """Those of a model, with slots of `max_tokens`."""
+    def of(
+        cls, llava: "Llava", *, max_tokens: int, cache_tokens: int, can_decode: bool
+    ) -> "Limits":
+        """Those of a model."""
         return cls(
             max_tokens=max_tokens,
+            cache_tokens=cache_tokens,
             vocab_size=llava.vocab_size,
             image_token=llava.image_token,
             vision=llava.vision,
@@ -51,11 +56,20 @@ def why_not(request: Request, limits: Limits) -> tuple[str, str] | None:
     wrong = wrong or why_not_pixels(request, [*prompt, *chain(*turns)], limits)
     if wrong is not None:
         return "bad_prompt", wrong
-    needed = longest(request, prompt, turns)
+    return why_not_length(longest(request, prompt, turns), limits)
+
+
+def why_not_length(needed: int, limits: Limits) -> tuple[str, str] | None:
+    """More tokens than the model has positions for, or than there is memory for."""
     if needed > limits.max_tokens:
         return "prompt_too_long", (
-            f"prompt and answer may take {needed} tokens, a slot holds {limits.max_tokens}; "
-            f"shorten the prompt, lower max_new_tokens, or load the engine with more max_tokens"
+            f"prompt and answer may take {needed} tokens, the limit is {limits.max_tokens}: the "
+            "model's positions, or the engine's max_tokens; shorten the prompt or lower max_new_tokens"
+        )
+    if needed > limits.cache_tokens:
+        return "out_of_memory", (
+            f"prompt and answer may take {needed} tokens, there is memory for {limits.cache_tokens}; "
+            "shorten the prompt, lower max_new_tokens or give more slots"
         )
     return None
 

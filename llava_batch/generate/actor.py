@@ -45,8 +45,11 @@ Images = tuple[Image, ...]
 class Generate:
     """The Ray Data actor: PREPARED rows in, answer rows out."""
 
-    def __init__(self, job: Job, shared: Any, num_threads: int) -> None:
-        self._job = job
+    def __init__(
+        self, job: Job, shared: Any, num_threads: int, slot_tokens: int | None = None
+    ) -> None:
+        """slot_tokens: what most rows take, prompt and answer together, where the job tells."""
+        self._job, self._slot_tokens = job, slot_tokens
         self._num_threads = num_threads
         self._checkpoint = checkpoint = Checkpoint.find(job)
         self._choices = choices_of(job, checkpoint)
@@ -77,6 +80,7 @@ class Generate:
             self._checkpoint.folder,
             dtype=job.dtype,
             slots=job.slots or "auto",
+            slot_tokens=self._slot_tokens or "auto",
             attention=job.attention,
             quantization=job.quantization,
         )

@@ -53,21 +53,32 @@ def look_at(units: Sequence[Unit], reading: Reading, chance: random.Random) -> d
 
 
 def by_kind(units: Sequence[Unit]) -> dict[str, list[Unit]]:
-    """The units of each kind; those of which only some rows are answered again are a kind of their own."""
+    """The units of each kind; those of which only some rows are answered again are a kind of their own, and
+    so are the largest files of a kind of which a few are looked into: one of them may hold most of all."""
     kinds: dict[str, list[Unit]] = {}
     for unit in units:
         kinds.setdefault(RETRIED if unit.retry is not None else unit.kind, []).append(unit)
+    for kind, several in [*kinds.items()]:
+        most = _most(several)
+        if len(several) > most and several[0].fs.type_name == "local":
+            by_size = sorted(several, key=lambda unit: -(unit.num_bytes or 0))
+            kinds[f"{kind}, the largest"] = by_size[: most // 4]
+            kinds[kind] = by_size[most // 4 :]
     return kinds
+
+
+def _most(units: list[Unit]) -> int:
+    """How many of the units of one kind are looked into."""
+    if all(unit.num_rows is not None for unit in units):
+        return len(units)
+    if units[0].kind == "parquet":
+        return MOST_FOOTERS
+    return MOST_LOOKED_INTO if units[0].fs.type_name == "local" else MOST_REMOTE
 
 
 def _few(units: list[Unit], chance: random.Random) -> list[Unit]:
     """Those of the units of one kind that are looked into."""
-    most = len(units)
-    if any(unit.num_rows is None for unit in units):
-        is_local = units[0].fs.type_name == "local"
-        most = MOST_LOOKED_INTO if is_local else MOST_REMOTE
-        if units[0].kind == "parquet":
-            most = MOST_FOOTERS
+    most = _most(units)
     return units if len(units) <= most else chance.sample(units, most)
 
 
@@ -129,13 +140,14 @@ def _run(unit: Unit, look: Look, first: int) -> Run:
 
 
 class SampleSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source of runs, read by one task, in their order: where a pilot ends early, it has what
-    was drawn first. The rows have the ordinal `number * RUN_ROWS`
+    """A Ray Data source of runs, read by as many tasks as a job has, each in their order: where a pilot ends
+    early, it has what was drawn first. The rows have the ordinal `number * RUN_ROWS`
     and on, by the run's number; after each run comes an end row whose unit is that number, as text."""
 
-    def __init__(self, runs: Sequence[Run], reading: Reading) -> None:
+    def __init__(self, runs: Sequence[Run], reading: Reading, num_tasks: int = 1) -> None:
         super().__init__()
         self._runs, self._reading = [*enumerate(runs)], reading
+        self.num_tasks = max(1, min(num_tasks, len(runs)))
 
     def estimate_inmemory_data_size(self) -> int | None:
         return None
@@ -146,9 +158,8 @@ class SampleSource(Datasource):  # type: ignore[misc]
         unknown = BlockMetadata(
             num_rows=None, size_bytes=None, input_files=None, exec_stats=None, task_exec_stats=None
         )
-        return [ReadTask(partial(_packed, self._runs, self._reading), unknown)]
-
-    num_tasks = 1
+        shares = (self._runs[i :: self.num_tasks] for i in range(self.num_tasks))
+        return [ReadTask(partial(_packed, share, self._reading), unknown) for share in shares]
 
 
 def _packed(runs: Sequence[tuple[int, Run]], reading: Reading) -> Iterator[pa.Table]:

@@ -121,16 +121,15 @@ def look_into(
     take = _Take(image_extension, 0)
     samples = Samples(take.why_missing)
     starts: list[tuple[int, int]] = []
-    num_rows, run, key, passed, names = 0, (0, 0), "", 0, set[str]()
+    num_rows, run, key, passed = 0, (0, 0), "", 0
     for number, member in enumerate(members(stream, lambda name: 0)):
         num_rows += take.problem(member) is not None
         part = None if isinstance(member, Damage) else take.part(member)
         if part is None or isinstance(member, Damage):
             continue
         passed = member.start + member.size
-        if webdataset_key(part.name) != key or part.name in names:
-            key, run, names = webdataset_key(part.name), (member.start, 0), set()
-        names.add(part.name)
+        if webdataset_key(part.name) != key:
+            key, run = webdataset_key(part.name), (member.start, 0)
         num_rows += sum(1 for _ in samples.add(part))
         if isinstance(part, ImageMember):
             starts.append(run)

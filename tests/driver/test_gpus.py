@@ -46,12 +46,12 @@ def test_fp8_is_for_cards_that_have_it() -> None:
 def test_a_model_too_large_for_the_card_is_refused_with_what_would_fit() -> None:
     job = Job(dtype="float32")
     checkpoint = Checkpoint.find(job)
-    refuse_what_does_not_fit(job, checkpoint, None)
-    refuse_what_does_not_fit(job, checkpoint, card(8))
+    refuse_what_does_not_fit(job, checkpoint, None, 256)
+    refuse_what_does_not_fit(job, checkpoint, card(8), 256)
     with pytest.raises(
         UsageError, match=r"--model demo: .* do not fit one card: a card has .*; what fits: .*8 GB"
     ):
-        refuse_what_does_not_fit(job, checkpoint, card(0.25))
+        refuse_what_does_not_fit(job, checkpoint, card(0.25), 256)
 
 
 def test_a_gpu_that_torch_does_not_see_is_named_before_anything_starts(tmp_path) -> None:

@@ -444,7 +444,7 @@ class Card:
             torch.set_default_dtype(before)
         model.generation_config.eos_token_id = EOS
         self.watch.phase = "start"
-        made = Engine(model, **{"slots": 5, "max_tokens": 200, **options})
+        made = Engine(model, **{"slots": 5, "slot_tokens": 80, "max_tokens": 200, **options})
         self.watch.phase = "step"
         return made
 

@@ -31,12 +31,13 @@ def _rows(query, key, value, scale, left, right):
 def _varlen(query, key, value, q_offsets, k_offsets, scale, left, right, lengths=None):
     assert q_offsets.dtype == k_offsets.dtype == torch.int32
     assert q_offsets[-1] == len(query)
-    assert k_offsets[-1] == len(key)
+    assert k_offsets[-1] == len(key) if lengths is None else k_offsets[-1] <= len(key)
     out = torch.empty_like(query)
     for row in range(len(q_offsets) - 1):
         mine = slice(int(q_offsets[row]), int(q_offsets[row + 1]))
         begin = int(k_offsets[row])
         end = int(k_offsets[row + 1]) if lengths is None else begin + int(lengths[row])
+        assert end <= len(key)
         out[mine] = _rows(query[mine], key[begin:end], value[begin:end], scale, left, right)
     return out
 

@@ -88,6 +88,7 @@ def kinds() -> dict[str, list[Request]]:
         "dialogue": [ask("a", turns=TURNS), ask("b", turns=TURNS, repetition_penalty=1.3)],
         "stop": [ask("a", stop=("cc", "mm")), ask("b", stop=((5,), (7, 9)), turns=TURNS[:1])],
         "no image": [ask("a", pixels=None, prompt_ids=[1, 5, 6, 7])],
+        "longer than a slot": [ask("a", prompt_ids=prompt(1, 90), turns=TURNS), ask("b"), ask("c")],
         "refused": [ask("a", max_new_tokens=900), ask("b")],
     }
 
@@ -144,7 +145,11 @@ def test_no_step_waits_for_the_device_whatever_is_asked(shared, kind) -> None:
     found = answer(made, kinds()[kind])
     errors = {c.error_code for c in found.values() if c.finish_reason == "error"}
     assert errors == ({"prompt_too_long"} if kind == "refused" else set())
-    if made.llava.kernels.packed and kind != "choices":
+    kernels = made.llava.kernels
+    beside = (
+        kind == "longer than a slot" and kernels.reads_span
+    )  # steps with such rows are not captured
+    if kernels.packed and kind != "choices" and not beside:
         assert made._lag
         assert sum(graph.num_replays for graph in card.graphs) > replays, "steps were captured"
     assert made.stats.memory_backoffs == 0
@@ -164,7 +169,7 @@ def test_no_step_waits_for_the_device_however_the_engine_is_made(card, options) 
 
 def test_every_bucket_of_key_lengths_is_captured_before_the_work(card, monkeypatch) -> None:
     monkeypatch.setattr("llava_batch.engine.forward.decode_batch.SPAN", 48)
-    made = card.engine(vision_config(), small(), attention="sdpa")
+    made = card.engine(vision_config(), small(), attention="sdpa", slot_tokens=200)
     batch: Any = made._runner.batch
     captured = dict(batch._graphs._captured)
     assert set(captured) == {(size, span) for size in batch.sizes for span in batch.spans}

@@ -165,7 +165,7 @@ def planned_bytes() -> int:
     rows = []
     for size in (1000, 2000):
         config.text_config.vocab_size = size
-        made = memory.needs(config, dtype=torch.float32, max_tokens=9, prefill_tokens=1)
+        made = memory.needs(config, dtype=torch.float32, slot_tokens=9, prefill_tokens=1)
         rows.append(made.row_bytes)
     return (rows[1] - rows[0]) // 1000 - torch.float32.itemsize
 

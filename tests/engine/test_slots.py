@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from llava_batch.engine import Request
 from llava_batch.engine import scheduler as scheduling
-from llava_batch.engine.scheduler import Scheduler, SlotTable, common_prefix
+from llava_batch.engine.scheduler import Scheduler, common_prefix
 from llava_batch.engine.sequence import sequences
+from llava_batch.engine.slots import SlotTable
 
 
 def test_a_slot_is_never_given_twice():
@@ -42,13 +43,87 @@ def test_the_lowest_free_slot_or_the_one_that_is_free_for_longest_is_given():
         assert [table.take("b"), table.take("c")] == expected
 
 
+def test_adjacent_slots_are_given_taken_back_and_never_given_twice():
+    table = SlotTable(6, lowest=True)
+    assert table.take("a", width=2) == 0
+    assert table.take("b") == 2
+    assert table.take("c", width=3) == 3
+    assert table.find() is None
+    table.release(0)
+    assert (table.find(1), table.find(2), table.find(3)) == (0, 0, None)
+    table.release(2)
+    assert table.find(3) == 0
+    assert table.find(3, kept=range(2, 3)) is None
+    assert table.emptiest(4) == range(4)
+    with pytest.raises(RuntimeError, match="slot 1 is not free, or one of the 3 from it on"):
+        table.take("d", 1, width=3)
+    with pytest.raises(RuntimeError, match="slots of 4 adjacent are taken"):
+        table.take("d", width=4)
+    table.check()
+
+
+def test_of_adjacent_slots_those_that_are_all_free_for_longest_are_given():
+    table = SlotTable(6)
+    for _ in range(6):
+        table.take("a")
+    for slot in (5, 2, 4, 3, 0, 1):
+        table.release(slot)
+    assert table.find(1) == 5
+    assert table.find(2) == 4, "4 and 5 were free before 2 and 3 were"
+
+
+def needs(count, tokens):
+    return [
+        sequences(Request(id=f"{n}", prompt_ids=[n, 1], max_new_tokens=tokens - 2), [], -1, [])[0]
+        for n in range(count)
+    ]
+
+
+def test_slots_are_kept_for_one_that_needs_them_adjacent_and_others_pass_it():
+    scheduler = Scheduler(6, slot_tokens=10, reuse=False)
+    scheduler.add(needs(6, 10))
+    assert len(scheduler.admit()) == 6
+    (wide,) = needs(1, 30)
+    scheduler.add([wide, *needs(9, 10)])
+    for slot in (0, 2, 5):
+        scheduler.release(scheduler.active[slot])
+        scheduler.admit()
+        assert wide.slot < 0
+    assert set(scheduler.active) == {1, 3, 4, 5}, "0 and 2 are kept, 5 is not"
+    scheduler.release(scheduler.active[1])
+    scheduler.admit()
+    assert (wide.slot, wide.width) == (0, 3)
+    scheduler.check()
+
+
+def test_what_a_row_of_several_slots_left_is_gone_once_one_of_them_is_taken():
+    scheduler = Scheduler(4, slot_tokens=50, reuse=True)
+    first, again = (
+        sequences(Request(id=i, prompt_ids=[7] * 90, max_new_tokens=9), [], -1, [])[0] for i in "ab"
+    )
+    scheduler.add([first])
+    scheduler.admit()
+    first.num_cached = 90
+    scheduler.cached(first)
+    scheduler.release(first)
+    for _ in range(2):
+        scheduler.slots.take("others")  # 2 and 3, free for longest
+    scheduler.add(needs(1, 10))
+    (small,) = scheduler.admit()
+    assert small.sequence.slot == 0
+    scheduler.release(small.sequence)
+    scheduler.add([again])
+    (admission,) = scheduler.admit()
+    assert (again.slot, again.width, admission.num_shared) == (0, 2, 0)
+
+
 def queue(count):
     return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, [])[0] for n in range(count)]
 
 
 def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch):
     monkeypatch.setattr(scheduling, "TOGETHER", 2)
-    scheduler = Scheduler(8, reuse=False, packed=True)
+    scheduler = Scheduler(8, slot_tokens=500, reuse=False, packed=True)
     scheduler.add(queue(20))
     assert scheduler.is_time(), "nothing is at work"
     scheduler.admit()
@@ -63,7 +138,7 @@ def test_prompts_are_admitted_together_once_slots_for_them_are_free(monkeypatch)
 
 
 def test_after_a_back_off_slots_are_filled_again_as_they_become_free():
-    made = Scheduler(256, reuse=False, packed=True)
+    made = Scheduler(256, slot_tokens=500, reuse=False, packed=True)
     made.most = 8
     made.add(queue(40))
     made.admit()
@@ -73,7 +148,7 @@ def test_after_a_back_off_slots_are_filled_again_as_they_become_free():
 
 
 def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
-    made = Scheduler(16, reuse=False)
+    made = Scheduler(16, slot_tokens=500, reuse=False)
     waited = []
     for _ in range(4):
         made.admit()
@@ -90,14 +165,18 @@ def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
 @settings(max_examples=200, deadline=None)
 @given(
     num_slots=st.integers(1, 7),
+    slot_tokens=st.integers(30, 200),
     reuse=st.booleans(),
     packed=st.booleans(),
     arrivals=st.lists(
         st.tuples(st.integers(0, 3), st.integers(34, 60), st.integers(1, 6)), max_size=40
     ),
 )
-def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, packed, arrivals):
-    scheduler = Scheduler(num_slots, reuse=reuse, packed=packed)
+def test_every_sequence_gets_its_slots_once_and_gives_them_back(
+    num_slots, slot_tokens, reuse, packed, arrivals
+):
+    num_slots = max(num_slots, -(-188 // slot_tokens))  # the longest finds place
+    scheduler = Scheduler(num_slots, slot_tokens=slot_tokens, reuse=reuse, packed=packed)
     waiting = [
         (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, [])[0], stay)
         for n, (image, length, stay) in enumerate(arrivals)
@@ -112,7 +191,13 @@ def test_every_sequence_gets_a_slot_once_and_gives_it_back(num_slots, reuse, pac
         while admitted := scheduler.admit():
             scheduler.check()
             for admission in admitted:
-                assert admission.num_shared < len(admission.sequence.ids)
+                sequence = admission.sequence
+                assert admission.num_shared < len(sequence.ids)
+                assert sequence.width * slot_tokens >= sequence.max_tokens
+                mine = range(sequence.slot, sequence.slot + sequence.width)
+                others = range(admission.donor, admission.donor + admission.donor_width)
+                apart = mine.stop <= others.start or others.stop <= mine.start
+                assert apart or mine == others, "a fork would write over what it copies"
                 admission.sequence.num_cached = len(admission.sequence.ids)
                 scheduler.cached(admission.sequence)
         for sequence in list(scheduler.active.values()):

@@ -27,6 +27,7 @@ WITH_SIDE_FILES = [
 ]  # fmt: skip
 LONG_NAMES = [(f"{'x' * 150}/{'ü' * 20}-{n}.png", picture(n)) for n in range(12)]
 DATED = [(f"2026.11.{n:02}.png", picture(n)) for n in range(12)]
+TWICE = [("a.png", picture(n)) for n in range(5)]
 REPEATED = [*PLAIN[:5], *PLAIN[:5], ("b.json", b"{}"), ("c.left.png", picture(3))]
 
 
@@ -69,7 +70,7 @@ def test_cut_anywhere_and_with_holes_it_is_counted_as_it_reads(tmp_path_factory,
     assert KINDS["tar"].look(unit, reading()).images == len([*read_rows(unit, reading())])
 
 
-@pytest.mark.parametrize("members", [PLAIN, WITH_SIDE_FILES, LONG_NAMES, DATED])
+@pytest.mark.parametrize("members", [PLAIN, WITH_SIDE_FILES, LONG_NAMES, DATED, TWICE])
 def test_any_row_of_a_tar_is_read_from_its_place(tmp_path: Path, members) -> None:
     unit = tar(tmp_path / "a.tar", tar_bytes(members))
     asked = reading(None, "n", "txt")
@@ -138,13 +139,18 @@ def test_each_kind_has_its_share_of_the_sample_and_each_row_the_same_chance(tmp_
 def test_of_many_tars_a_few_are_looked_into_and_other_ones_by_another_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample, "MOST_LOOKED_INTO", 3)
+    monkeypatch.setattr(sample, "MOST_LOOKED_INTO", 4)
     for number in range(12):
-        put(tmp_path / f"{number:02}.tar", tar_bytes(PLAIN[: number + 1]))
+        put(
+            tmp_path / f"{number:02}.tar", tar_bytes(PLAIN[: 19 if number == 7 else 1 + number % 3])
+        )
     units = find_units([str(tmp_path)])
     chosen = {frozenset(look_at(units, reading(), random.Random(s))) for s in range(20)}
-    assert {len(names) for names in chosen} == {3}
+    assert {len(names) for names in chosen} == {5}
     assert len(chosen) > 10
+    assert all("07" in names for names in chosen), "the largest may hold most of all"
+    found = by_kind(units)
+    assert [u.name for u in found["tar, the largest"]] == ["07"] and len(found["tar"]) == 11
 
 
 def test_of_a_tar_in_an_object_store_the_head_is_streamed(

@@ -2,10 +2,10 @@
 
 Legend: S slots, b the slots of a bucket, L slot length, V vocabulary. A step works on the slots
 `[0, b)` for the smallest bucket b that covers the highest row at work, so that no K/V is gathered; where
-the kernel reads every slot up to a common length, that length is a bucket too. Slots without a row
-compute on a token that nobody reads. They write it to index L - 1, which holds nothing: a request may
-fill a slot to the brim (see `checks`), but the last token of its last answer is never fed. So no prompt
-that a later request may fork from is touched, and no row is at work there.
+the kernel reads every slot up to a common length, that length is a bucket too. A row of several slots is
+at work in its first; a step with such a row is a bucket of its own kind, whose length is more than L.
+Slots without a row compute on a token that nobody reads. They write it behind the last slot, so that no
+prompt that a later request may fork from is touched, and no other slot of a row.
 
 The token sampled in one step feeds the next without passing through the host (`keep`); a token that
 only the host knows is handed in. Knows nothing of endings or results in flight.
@@ -40,12 +40,17 @@ class DecodeBatch:
             )
         self.llava, self.cache = llava, cache
         num_slots = cache.num_slots
-        self.spans = span_buckets(cache.max_tokens, bucketed=llava.kernels.reads_span)
+        self.spans = span_buckets(cache.slot_tokens, bucketed=llava.kernels.reads_span)
         self.sizes = slot_buckets(num_slots, few=len(self.spans) > 1)
+        self.wide_sizes = slot_buckets(num_slots, few=True)
+        self.longest = -(-cache.max_tokens // cache.slot_tokens) * cache.slot_tokens
+        """What the longest row's slots hold."""
+        self._wide: tuple[tuple[int, int], ...] = ()
+        """`Prefix.wide` of the step at hand."""
         self._tokens = torch.zeros(num_slots, dtype=torch.int64, device=llava.device)
         """What each slot's row sampled last."""
-        self._places = torch.zeros(3, num_slots, dtype=torch.int64, device=llava.device)
-        """Each slot's token or FROM_DEVICE, its position, how many keys it sees."""
+        self._places = torch.zeros(4, num_slots, dtype=torch.int64, device=llava.device)
+        """Each slot's token or FROM_DEVICE, its position, how many keys it sees, where its keys go."""
         self._graphs = None
         if graphs:
             self._graphs = Graphs(self._run, self._idle, llava.device, stats)
@@ -57,12 +62,18 @@ class DecodeBatch:
         Row s is slot s's. The host's places are on their way when this returns, nothing is waited for.
         """
         positions = [len(s.ids) + s.in_flight - 1 for s in sequences]
-        size = bucket(max(s.slot for s in sequences) + 1, self.sizes)
-        span = bucket(max(positions) + 1, self.spans)
+        pairs = list(zip(sequences, positions, strict=True))
+        self._wide = tuple((s.slot, position + 1) for s, position in pairs if s.width > 1)
+        sizes, spans = (self.wide_sizes, [self.longest]) if self._wide else (self.sizes, self.spans)
+        size, span = (
+            bucket(max(s.slot for s in sequences) + 1, sizes),
+            bucket(max(positions) + 1, spans),
+        )
         places = self._idle_places(size)
-        for sequence, position in zip(sequences, positions, strict=True):
+        for sequence, position in pairs:
             token = FROM_DEVICE if sequence.in_flight else sequence.ids[-1]
-            places[:, sequence.slot] = (token, position, position + 1)
+            at = sequence.slot * self.cache.slot_tokens + position
+            places[:, sequence.slot] = (token, position, position + 1, at)
         self._places[:, :size].copy_(on_device(places, self.llava.device))
         run = self._run if self._graphs is None else self._graphs.run
         return run((size, span))
@@ -78,8 +89,9 @@ class DecodeBatch:
         self._tokens.index_copy_(0, places[1], tokens.index_select(0, places[0]))
 
     def _idle_places(self, size: int) -> np.ndarray:
-        places = np.zeros((3, size), dtype=np.int64)
-        places[1], places[2] = self.cache.max_tokens - 1, 1
+        places = np.zeros((4, size), dtype=np.int64)
+        places[2] = 1
+        places[3] = self.cache.num_slots * self.cache.slot_tokens
         return places
 
     def _idle(self, key: Key) -> None:
@@ -89,9 +101,16 @@ class DecodeBatch:
     def _run(self, key: Key) -> Outputs:
         """The step itself: no shape in it depends on anything but the key."""
         size, span = key
-        given, positions, lengths = self._places[:, :size]
+        given, positions, lengths, places = self._places[:, :size]
         tokens = torch.where(given == FROM_DEVICE, self._tokens[:size], given)
-        step = Prefix(positions=positions, lengths=lengths.int(), span=span)
+        one_slot = self.cache.slot_tokens
+        step = Prefix(
+            places=places,
+            lengths=lengths.int(),
+            span=min(span, one_slot),
+            window=span if span > one_slot else 0,
+            wide=self._wide if span > one_slot else (),
+        )
         embeds = self.llava.embed(tokens[:, None])
         hidden = self.llava.forward(embeds, positions[:, None], self.cache, step)
         logits = self.llava.logits(hidden[:, 0])
@@ -99,8 +118,12 @@ class DecodeBatch:
 
     @property
     def keys(self) -> list[Key]:
-        """Every bucket there is, the largest first."""
-        return [(size, span) for size in reversed(self.sizes) for span in reversed(self.spans)]
+        """Every bucket there is, the largest first; those with rows of several slots only where the kernel
+        reads each row by its own length: else these go by themselves, which is not captured."""
+        found = [(size, span) for size in reversed(self.sizes) for span in reversed(self.spans)]
+        if self.longest > self.cache.slot_tokens and not self.llava.kernels.reads_span:
+            found = [(size, self.longest) for size in reversed(self.wide_sizes)] + found
+        return found
 
 
 def slot_buckets(num_slots: int, *, few: bool = False) -> list[int]:

@@ -115,7 +115,9 @@ class Runner:
         embeds = self.llava.embed(parts[0].view(shape))
         if features is not None:
             embeds.view(-1, embeds.shape[-1]).index_copy_(0, parts[2], features)
-        work = Packed.of(rows, device) if self.llava.kernels.packed else rows
+        work = (
+            Packed.of(rows, device, self.cache.slot_tokens) if self.llava.kernels.packed else rows
+        )
         hidden = self.llava.forward(embeds, parts[1].view(shape), self.cache, work)
         self.stats.tokens_prefilled += sum(rows.new)
         self.stats.tokens_padded += len(ids) - sum(rows.new)
@@ -187,6 +189,7 @@ def rows_of(sequences: list[Sequence]) -> Rows:
         slots=tuple(sequence.slot for sequence in sequences),
         past=tuple(sequence.num_cached for sequence in sequences),
         new=tuple(sequence.num_pending for sequence in sequences),
+        widths=tuple(sequence.width for sequence in sequences),
     )
 
 

@@ -258,7 +258,7 @@ void value_block(const T* weights, int64_t stride, const uint32_t* values, int d
 struct Attention {
   int64_t batch, heads, kv_heads, dim, length;
   int64_t q_batch, q_head, q_token;      // strides of the queries
-  int64_t k_slot, k_head, k_token;       // strides of keys and values
+  int64_t k_slot, k_head, k_token;       // strides of keys and values, in a row of one slot
   int64_t o_batch, o_head, o_token;      // strides of the output
   int64_t causal, window;                // window 0: none
   double scaling;
@@ -328,7 +328,8 @@ void prefill_task(const Attention& a, const T* query, const T* key, const T* val
 
 template <typename T>
 void prefill(const Attention& a, const T* query, const T* key, const T* value, T* out,
-             const int64_t* slots, const int64_t* past, const int64_t* count) {
+             const int64_t* slots, const int64_t* past, const int64_t* count,
+             const int64_t* widths) {
   const int64_t threads = omp_get_max_threads();
   const int64_t pairs = a.batch * a.kv_heads;
   // Few heads and many threads: cut the queries as well, at the price of packing keys again.
@@ -341,9 +342,9 @@ void prefill(const Attention& a, const T* query, const T* key, const T* value, T
       const int64_t from = count[row] * chunk / chunks, to = count[row] * (chunk + 1) / chunks;
       if (from == to) continue;
       const int64_t group = head * (a.heads / a.kv_heads), pad = a.length - count[row];
+      const int64_t at = slots[row] * a.k_slot + head * widths[row] * a.k_head;
       prefill_task(a, query + row * a.q_batch + group * a.q_head + pad * a.q_token,
-                   key + slots[row] * a.k_slot + head * a.k_head,
-                   value + slots[row] * a.k_slot + head * a.k_head,
+                   key + at, value + at,
                    out + row * a.o_batch + group * a.o_head + pad * a.o_token, past[row],
                    count[row], from, to);
     }
@@ -443,12 +444,13 @@ void decode_task(const Attention& a, const T* query, const T* key, const T* valu
 
 template <typename T>
 void decode(const Attention& a, const T* query, const T* key, const T* value, T* out,
-            const int64_t* slots, const int64_t* past) {
+            const int64_t* slots, const int64_t* past, const int64_t* widths) {
   const int64_t group = a.heads / a.kv_heads;
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
   for (int64_t row = 0; row < a.batch; row++) {
     for (int64_t head = 0; head < a.kv_heads; head++) {
-      const int64_t high = past[row] + 1, at = slots[row] * a.k_slot + head * a.k_head;
+      const int64_t high = past[row] + 1;
+      const int64_t at = slots[row] * a.k_slot + head * widths[row] * a.k_head;
       const int64_t low = a.window ? std::max<int64_t>(0, high - a.window) : 0;
       decode_task(a, query + row * a.q_batch + head * group * a.q_head, key + at, value + at,
                   out + row * a.o_batch + head * group * a.o_head, low, high);
@@ -475,7 +477,8 @@ inline void rotate(const T* in, const T* cosine, const T* sine, T* out, int dim)
 // qkv [B * Q, (Hq + 2 H) D]: queries are rotated in place, keys and values go to their slots.
 template <typename T>
 void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const Attention& a,
-                const int64_t* slots, const int64_t* past, const int64_t* count) {
+                const int64_t* slots, const int64_t* past, const int64_t* count,
+                const int64_t* widths) {
   const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
   const int dim = static_cast<int>(a.dim);
 #pragma omp parallel for
@@ -488,12 +491,13 @@ void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const 
     const T* s = sine + token * dim;
     for (int64_t h = 0; h < a.heads; h++) rotate(in + h * dim, c, s, in + h * dim, dim);
     const int64_t at = slots[row] * a.k_slot + (past[row] + place) * a.k_token;
+    const int64_t step = widths[row] * a.k_head;
     in += a.heads * dim;
     for (int64_t h = 0; h < a.kv_heads; h++)
-      rotate(in + h * dim, c, s, key + at + h * a.k_head, dim);
+      rotate(in + h * dim, c, s, key + at + h * step, dim);
     in += a.kv_heads * dim;
     for (int64_t h = 0; h < a.kv_heads; h++)
-      std::memcpy(value + at + h * a.k_head, in + h * dim, dim * sizeof(T));
+      std::memcpy(value + at + h * step, in + h * dim, dim * sizeof(T));
   }
 }
 
@@ -565,16 +569,19 @@ void best_token(const T* logits, int64_t rows, int64_t size, int64_t* best, floa
 
 #define KERNELS(NAME, T)                                                                          \
   void prefill_##NAME(const Attention* a, const T* q, const T* k, const T* v, T* o,               \
-                      const int64_t* slots, const int64_t* past, const int64_t* count) {          \
-    prefill(*a, q, k, v, o, slots, past, count);                                                  \
+                      const int64_t* slots, const int64_t* past, const int64_t* count,            \
+                      const int64_t* widths) {                                                    \
+    prefill(*a, q, k, v, o, slots, past, count, widths);                                          \
   }                                                                                               \
   void decode_##NAME(const Attention* a, const T* q, const T* k, const T* v, T* o,                \
-                     const int64_t* slots, const int64_t* past, const int64_t*) {                 \
-    decode(*a, q, k, v, o, slots, past);                                                          \
+                     const int64_t* slots, const int64_t* past, const int64_t*,                   \
+                     const int64_t* widths) {                                                     \
+    decode(*a, q, k, v, o, slots, past, widths);                                                  \
   }                                                                                               \
   void rope_store_##NAME(const Attention* a, T* qkv, const T* c, const T* s, T* k, T* v,          \
-                         const int64_t* slots, const int64_t* past, const int64_t* count) {       \
-    rope_store(qkv, c, s, k, v, *a, slots, past, count);                                          \
+                         const int64_t* slots, const int64_t* past, const int64_t* count,         \
+                         const int64_t* widths) {                                                 \
+    rope_store(qkv, c, s, k, v, *a, slots, past, count, widths);                                  \
   }                                                                                               \
   void rms_norm_##NAME(const T* x, const T* w, T* o, int64_t rows, int64_t dim, double epsilon) { \
     rms_norm(x, w, o, rows, dim, epsilon);                                                        \

@@ -144,7 +144,7 @@ def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
 
 def _row_pointers(rows: Rows) -> tuple[ctypes.c_void_p, ...]:
     address, stride = rows.array.ctypes.data, rows.array.strides[0]
-    return tuple(ctypes.c_void_p(address + row * stride) for row in range(3))
+    return tuple(ctypes.c_void_p(address + row * stride) for row in range(4))
 
 
 def attend(

@@ -135,7 +135,7 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         cosine, sine = position_embeddings
         cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
         query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
-        window = narrowed(self.window, past_key_values.max_tokens)
+        window = narrowed(self.window, rows.room(past_key_values.slot_tokens))
         mixed = cpu.attend(
             query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
         )

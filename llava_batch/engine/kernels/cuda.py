@@ -17,6 +17,7 @@ from torch import Tensor
 
 from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Packed, Prefix
+from llava_batch.engine.views import slot_tokens, tokens
 
 NAMES = ("flash", "varlen", "sdpa")
 """Best first."""
@@ -147,10 +148,10 @@ def varlen_decode(
     A query that is alone sees all of these with a causal mask and without, and only without does the
     kernel take the queries that share a K/V head together, reading it once, and split long rows.
     """
-    size, kv_heads, length, dim = key.shape
-    offsets = (step.q_offsets, step.q_offsets * length)
-    flat = (part.transpose(1, 2).view(size * length, kv_heads, dim) for part in (key, value))
-    keys, values = flat
+    size, length = key.shape[0], key.shape[2]
+    slot = slot_tokens(key)
+    offsets = (step.q_offsets, step.q_offsets * slot)
+    keys, values = (tokens(part, (size - 1) * slot + length) for part in (key, value))
     lengths = (1, length)
     window_size = (-1, -1) if window is None else (window - 1, 0)
     mixed = _varlen(
@@ -166,16 +167,17 @@ def sdpa_prefill(
     """Row by row: a mask only where a row has a past or is longer than the window."""
     out = torch.empty_like(query)
     begin = 0
-    for row, (slot, past, new) in enumerate(zip(rows.slots, rows.past, rows.new, strict=True)):
+    for row, (past, new) in enumerate(zip(rows.past, rows.new, strict=True)):
         span = slice(begin, begin + new)
-        place = (slice(None), slice(None), span)
-        if not rows.is_fresh:
-            place = (slice(slot, slot + 1), slice(None), slice(0, past + new))
+        if rows.is_fresh:
+            keys, values = key[:, :, span], value[:, :, span]
+        else:
+            keys, values = rows.held(key, row), rows.held(value, row)
         plain = past == 0 and (window is None or new <= window)
         out[:, :, span] = F.scaled_dot_product_attention(
             query[:, :, span],
-            key[place],
-            value[place],
+            keys,
+            values,
             attn_mask=None if plain else rows.mask(row, window, query.device),
             is_causal=plain,
             scale=scaling,
@@ -188,13 +190,27 @@ def sdpa_prefill(
 def sdpa_decode(
     query: Tensor, key: Tensor, value: Tensor, step: Prefix, scaling: float, window: int | None
 ) -> Tensor:
-    """The queries that share a K/V head are its queries: no head is repeated."""
+    """The queries that share a K/V head are its queries: no head is repeated.
+
+    Rows of several slots go by themselves: what lies behind a slot is another row's, whose keys must not
+    be read, finite or not.
+    """
     size, heads, _, dim = query.shape
+    grouped = query.reshape(size, key.shape[1], -1, dim)
     mixed = F.scaled_dot_product_attention(
-        query.reshape(size, key.shape[1], -1, dim),
+        grouped,
         key[:, :, : step.span],
         value[:, :, : step.span],
         attn_mask=step.bias(window, query.dtype),
         scale=scaling,
     )
+    for slot, count in step.wide:
+        place = (
+            slice(slot, slot + 1),
+            slice(None),
+            slice(max(0, count - (window or count)), count),
+        )
+        mixed[slot] = F.scaled_dot_product_attention(
+            grouped[slot : slot + 1], key[place], value[place], scale=scaling
+        )[0]
     return mixed.reshape(size, 1, heads, dim)

@@ -39,20 +39,20 @@ def slot_attention(
 ) -> tuple[torch.Tensor, None]:
     """query `[B, Hq, Q, D]`, key and value as the pass stored them -> `[B, Q, Hq, D]`.
 
-    slot_tokens: L, what a slot can hold.
+    slot_tokens: L, what a slot can hold; a row may have several.
 
     Raises:
         ValueError: the layer asks for something that is not implemented; it is named.
     """
     refuse_unknown(module, attention_mask, more.keys() - HARMLESS)
     attend = slot_kernels.decode if slot_rows.is_decode else slot_kernels.prefill
-    window = narrowed(sliding_window, slot_tokens)
+    window = narrowed(sliding_window, slot_rows.room(slot_tokens))
     return attend(query, key, value, slot_rows, scaling, window), None
 
 
-def narrowed(window: int | None, slot_tokens: int) -> int | None:
-    """A layer's window, or None where all that a slot can hold is seen: kernels are faster without."""
-    return None if window is None or window >= slot_tokens else window
+def narrowed(window: int | None, room: int) -> int | None:
+    """A layer's window, or None where all that a row has room for is seen: kernels are faster without."""
+    return None if window is None or window >= room else window
 
 
 def refuse_unknown(

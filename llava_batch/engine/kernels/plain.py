@@ -8,6 +8,7 @@ import torch
 
 from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Rows
+from llava_batch.engine.views import row as row_of
 
 BLOCK = 128
 """Queries of one block of prefill: the masked half is skipped but for the diagonal blocks."""
@@ -24,8 +25,9 @@ def prefill_attention(
     """Row by row and block by block; padding rows of `[B, Q, Hq, D]` are left at zero."""
     batch, heads, length, dim = query.shape
     out = query.new_zeros(batch, length, heads, dim)
-    for row, (slot, past, new) in enumerate(zip(rows.slots, rows.past, rows.new, strict=True)):
-        keys, values = key[slot, :, : past + new], value[slot, :, : past + new]
+    places = zip(rows.slots, rows.past, rows.new, rows.widths, strict=True)
+    for row, (slot, past, new, width) in enumerate(places):
+        keys, values = (row_of(part, slot, width)[:, : past + new] for part in (key, value))
         for start in range(0, new, BLOCK):
             stop = min(start + BLOCK, new)
             first = 0 if window is None else max(0, past + start - window + 1)
@@ -70,7 +72,7 @@ def decode_attention(
     """One query a row, as one product over all slots -> `[B, 1, Hq, D]`.
 
     The slots are used whole: a product on a sliced (strided) cache is many times slower in bfloat16.
-    Slots of no row compute on what they hold and are thrown away.
+    Slots of no row compute on what they hold and are thrown away; rows of several slots go by themselves.
     """
     _, heads, _, dim = query.shape
     num_slots, kv_heads, length, _ = key.shape
@@ -88,7 +90,12 @@ def decode_attention(
     scores = scores.view(num_slots, heads, length).masked_fill_(hidden[:, None], float("-inf"))
     weights = scores.softmax(dim=-1).to(value.dtype).view(-1, heads // kv_heads, length)
     out = torch.bmm(weights, value.reshape(-1, length, dim)).view(num_slots, heads, dim)
-    return out[slots][:, None]
+    answers = out[slots][:, None]
+    for number in rows.wide:
+        one = slice(number, number + 1)
+        few = (query[one], key, value, rows.part([number]))
+        answers[one] = prefill_attention(*few, scaling, window)
+    return answers
 
 
 KERNELS = Kernels(name="torch", packed=False, prefill=prefill_attention, decode=decode_attention)

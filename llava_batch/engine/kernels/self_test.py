@@ -1,7 +1,7 @@
 """Trying a kernel on the device it is to run on, against the plain form in float32.
 
-A few hundred random keys, two rows with a past and one without, then one decode step: some
-milliseconds at start. It finds a kernel that is missing, crashes or masks another way than the engine
+A few hundred random keys, two rows with a past and one without, then two decode steps, one with a row of
+two slots: some milliseconds at start. It finds a kernel that is missing, crashes or masks another way than the engine
 means; it does not measure speed, and says nothing of lengths beyond those it tries.
 """
 
@@ -10,6 +10,7 @@ import torch
 from llava_batch.engine.kernels import plain
 from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.passes import Packed, Prefix, Rows
+from llava_batch.engine.views import windows
 
 LENGTH = 320
 SLOTS = 4
@@ -42,8 +43,10 @@ def why_not(
             if _prefill_error(kernels, rows, query, new, slots, scaling, window) > TOLERANCE[dtype]:
                 return f"its prefill does not agree with the plain form on {device}"
         query = random(3, num_heads, 1, head_dim)
-        if _decode_error(kernels, query, slots, scaling, window) > TOLERANCE[dtype]:
-            return f"its decode does not agree with the plain form on {device}"
+        for width in (1, 2):
+            error = _decode_error(kernels, query, slots, scaling, window, width)
+            if error > TOLERANCE[dtype]:
+                return f"its decode does not agree with the plain form on {device}"
     except (RuntimeError, TypeError, ValueError, ImportError, OSError) as error:
         return f"it fails on {device}: {error}"
     return None
@@ -58,7 +61,7 @@ def _prefill_error(
     scaling: float,
     window: int | None,
 ) -> float:
-    packed = Packed.of(rows, query.device)
+    packed = Packed.of(rows, query.device, LENGTH)
     stored = packed.store(slots[0], slots[1], new[0], new[1])
     found = kernels.prefill(query, *stored, packed, scaling, window)[0]
     padded = query.new_zeros(len(rows.slots), query.shape[1], rows.length, query.shape[3])
@@ -77,18 +80,24 @@ def _decode_error(
     slots: list[torch.Tensor],
     scaling: float,
     window: int | None,
+    width: int,
 ) -> float:
-    past, device = (110, 16, 259), query.device
+    """width: slots that the last of three rows has."""
+    past, device = (110, 16, width * LENGTH - 61), query.device
+    lengths = torch.tensor([number + 1 for number in past], dtype=torch.int32, device=device)
+    wide = width > 1
     step = Prefix(
-        positions=torch.tensor(past, device=device),
-        lengths=torch.tensor([number + 1 for number in past], dtype=torch.int32, device=device),
+        places=lengths.long(),
+        lengths=lengths,
         span=LENGTH,
+        window=width * LENGTH if wide else 0,
+        wide=((2, past[2] + 1),) if wide else (),
     )
-    keys, values = (part[:3] for part in slots)
+    keys, values = (windows(part, 3, width * LENGTH) for part in slots)
     found = kernels.decode(query, keys, values, step, scaling, window)
-    rows = Rows(slots=(0, 1, 2), past=past, new=(1, 1, 1))
+    rows = Rows(slots=(0, 1, 2), past=past, new=(1, 1, 1), widths=(1, 1, width))
     expected = plain.decode_attention(
-        query.float(), keys.float(), values.float(), rows, scaling, window
+        query.float(), slots[0].float(), slots[1].float(), rows, scaling, window
     )
     return largest_difference(found, expected)
 

@@ -59,11 +59,12 @@ class Llava:
             set_attention(inner.vision_tower, self.vision.attention(self.kernels.tower))
         self.lm_head: Any = model.lm_head
 
-    def allocate(self, *, num_slots: int, max_tokens: int) -> SlotCache:
+    def allocate(self, *, num_slots: int, slot_tokens: int, max_tokens: int) -> SlotCache:
         """The K/V cache, in the layout that this attention reads."""
         cache = SlotCache(
             self.text_config,
             num_slots=num_slots,
+            slot_tokens=slot_tokens,
             max_tokens=max_tokens,
             dtype=self.dtype,
             device=self.device,
@@ -71,7 +72,7 @@ class Llava:
         )
         log.info(
             "%d slots of %d tokens: %.2f GB of K/V cache in %s on %s, attention %s",
-            *(num_slots, max_tokens, cache.num_bytes / 1e9, self.dtype, self.device),
+            *(num_slots, slot_tokens, cache.num_bytes / 1e9, self.dtype, self.device),
             self.kernels.name,
         )
         return cache
@@ -96,7 +97,7 @@ class Llava:
             use_cache=True,
             slot_rows=rows,
             slot_kernels=self.kernels,
-            slot_tokens=cache.max_tokens,
+            slot_tokens=cache.slot_tokens,
         ).last_hidden_state
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from llava_batch.engine.kernels import choose
 from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.model import memory, quantize, supported
 from llava_batch.engine.model.load_times import Startup
-from llava_batch.engine.model.sizing import card, choose_max_tokens
+from llava_batch.engine.model.sizing import card, choose_max_tokens, choose_slot_tokens
 from llava_batch.engine.model.vision import Normalisation, read_normalisation
 
 BFLOAT16_CAPABILITY = (8, 0)
@@ -36,6 +36,7 @@ def read(
     device: str,
     quantization: str | None,
     revision: str | None,
+    slot_tokens: int | str,
     max_tokens: int | str,
     attention: str,
 ) -> Loaded:
@@ -55,7 +56,7 @@ def read(
         ),
     )
     folder = find(model, revision)
-    refuse_what_cannot_be_loaded(folder, kind, place, quantization, max_tokens)
+    refuse_what_cannot_be_loaded(folder, kind, place, quantization, slot_tokens, max_tokens)
     startup.end("find_files")
     loaded = read_weights(folder, kind, place, quantization)
     startup.end("read_weights")
@@ -109,6 +110,7 @@ def refuse_what_cannot_be_loaded(
     dtype: torch.dtype,
     device: str,
     quantization: str | None,
+    slot_tokens: int | str,
     max_tokens: int | str,
 ) -> None:
     """Raise ValueError, before any weight is read, where a model is not `supported`, a quantized checkpoint
@@ -119,6 +121,7 @@ def refuse_what_cannot_be_loaded(
         raise ValueError(
             f"quantization is {quantization!r}: {folder} is quantized already, drop it"
         )
+    max_tokens = choose_max_tokens(config.text_config, max_tokens)
     if device == "cpu":
         return
     found = memory.why_not(
@@ -127,7 +130,7 @@ def refuse_what_cannot_be_loaded(
         card(device),
         dtype=dtype,
         quantization=quantization,
-        max_tokens=choose_max_tokens(config.text_config, max_tokens),
+        slot_tokens=choose_slot_tokens(config, slot_tokens, max_tokens),
     )
     if found:
         raise ValueError(f"{folder}: {found}")

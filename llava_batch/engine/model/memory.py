@@ -8,7 +8,7 @@ card, with everything in bytes:
 free: what the device has free; weights: those that are still to be loaded. A twentieth of the card
 is left to the allocator's fragments and to others. prefill: the activations of one prefill group, a
 tenth of the card at most (`prefill_tokens`). WORKSPACE: cuBLAS' workspaces and what captured graphs
-keep. slot: a slot's K/V; row: its logits, and its activations in a decode step. The activations are
+keep. slot: the K/V of a slot (of how many tokens: `sizing`); row: its logits, and its activations in a decode step. The activations are
 counted from the layers' shapes, not measured on a card: a step that runs out of memory is halved.
 """
 
@@ -78,7 +78,7 @@ def needs(
     config: Any,
     *,
     dtype: torch.dtype,
-    max_tokens: int,
+    slot_tokens: int,
     prefill_tokens: int,
     quantized: bool = False,
 ) -> Needs:
@@ -89,7 +89,7 @@ def needs(
     if quantized:  # a product of many rows dequantizes its weight
         prefill += text.hidden_size * text.intermediate_size * width
     return Needs(
-        slot_bytes=slot_bytes(text, max_tokens, dtype),
+        slot_bytes=slot_bytes(text, slot_tokens, dtype),
         row_bytes=text.vocab_size * (width + PICK_BYTES) + one,
         prefill_bytes=prefill + prefill_tokens * text.hidden_size * width,
     )
@@ -160,7 +160,7 @@ def headers(folder: str | Path) -> Iterator[Tensor]:
 
 def why_not(
     config: Any, tensors: list[Tensor], device: Device, *, dtype: torch.dtype,
-    quantization: str | None, max_tokens: int,
+    quantization: str | None, slot_tokens: int,
 ) -> str | None:  # fmt: skip
     """Why a model cannot be had on this card, with what can; None if it can."""
     if not tensors:  # not in safetensors: nothing is known before it is loaded
@@ -169,7 +169,7 @@ def why_not(
     def on(card: Device, dtype: torch.dtype, quantization: str | None) -> tuple[int, int]:
         weights = weights_bytes(tensors, dtype, quantization)
         tokens = prefill_tokens(config.text_config, dtype, card)
-        wants = needs(config, dtype=dtype, max_tokens=max_tokens, prefill_tokens=tokens,
+        wants = needs(config, dtype=dtype, slot_tokens=slot_tokens, prefill_tokens=tokens,
                       quantized=quantization is not None)  # fmt: skip
         return wants.num_slots(card, weights), weights
 

@@ -42,8 +42,8 @@ SLOW: dict[str, Any] = {
 
 
 def slots_of(kv_heads, dim, length):
-    """Keys and values of four slots, as the packed path's cache holds them: `[S, H, L, D]`."""
-    return [torch.randn(4, length, kv_heads, dim).transpose(1, 2) for _ in range(2)]
+    """Keys and values of four slots, as the packed path's cache holds them: `[S, H, L, D]`, and more behind."""
+    return [torch.randn(8, length, kv_heads, dim).transpose(1, 2)[:4] for _ in range(2)]
 
 
 @settings(max_examples=25, **SLOW)
@@ -83,7 +83,7 @@ def test_decode_equals_the_plain_form(kernel, data):
     keys, values = slots_of(kv_heads, 8, 20)
     query = torch.randn(count, kv_heads * group, 1, 8)
     step = Prefix(
-        positions=torch.tensor(past),
+        places=20 * torch.arange(count) + torch.tensor(past),
         lengths=torch.tensor(past, dtype=torch.int32) + 1,
         span=data.draw(st.integers(max(past) + 1, 20)),
     )
@@ -141,7 +141,7 @@ def test_a_decode_without_a_window_asks_for_none_so_that_queries_share_their_key
     monkeypatch.setattr(module, call, noted)
     keys, values = slots_of(2, 8, 20)
     past = torch.tensor([5, 0, 19, 7])
-    step = Prefix(positions=past, lengths=past.int() + 1, span=20)
+    step = Prefix(places=past, lengths=past.int() + 1, span=20)
     for window in (None, 6):
         cuda.kernels(name).decode(torch.randn(4, 4, 1, 8), keys, values, step, 0.3, window)
     assert seen == [(-1, -1), (5, 0)]
@@ -343,7 +343,7 @@ def from_the_left(query, key, value, rows, scaling, window):
 
 
 def too_long(query, key, value, step, scaling, window):
-    longer = Prefix(positions=step.positions, lengths=step.lengths + 1, span=step.span)
+    longer = Prefix(places=step.places, lengths=step.lengths + 1, span=step.span)
     return cuda.sdpa_decode(query, key, value, longer, scaling, window)
 
 

@@ -3,7 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
@@ -50,28 +50,28 @@ def card(gigabytes: int) -> Device:
     return Device(name=f"a {gigabytes} GB card", total_bytes=total, free_bytes=total - GIB // 2)
 
 
-def num_slots(device: Device, size: str, quantization: str | None, max_tokens: int = 2048) -> int:
+def num_slots(device: Device, size: str, quantization: str | None, slot_tokens: int = 768) -> int:
     weights = memory.weights_bytes(tensors(size), torch.bfloat16, quantization)
     prefill = memory.prefill_tokens(config(size).text_config, torch.bfloat16, device)
     wants = memory.needs(
-        config(size), dtype=torch.bfloat16, max_tokens=max_tokens, prefill_tokens=prefill,
+        config(size), dtype=torch.bfloat16, slot_tokens=slot_tokens, prefill_tokens=prefill,
         quantized=quantization is not None,
     )  # fmt: skip
     return wants.num_slots(device, weights)
 
 
 TABLE = {
-    ("7b", None): (5, 20, 58),
-    ("7b", "int8"): (11, 26, 64),
-    ("7b", "nf4"): (14, 29, 66),
-    ("13b", None): (-4, 5, 29),
-    ("13b", "int8"): (3, 12, 36),
-    ("13b", "nf4"): (7, 16, 40),
+    ("7b", None): (15, 55, 154),
+    ("7b", "int8"): (31, 71, 170),
+    ("7b", "nf4"): (38, 78, 177),
+    ("13b", None): (-11, 14, 78),
+    ("13b", "int8"): (9, 34, 98),
+    ("13b", "nf4"): (18, 43, 106),
 }
 
 
 @pytest.mark.parametrize(("size", "quantization"), TABLE)
-def test_slots_of_2048_tokens_on_cards_of_24_40_and_80_gb(size, quantization) -> None:
+def test_slots_of_768_tokens_on_cards_of_24_40_and_80_gb(size, quantization) -> None:
     found = tuple(num_slots(card(gb), size, quantization) for gb in CARDS_GB)
     assert found == TABLE[size, quantization]
 
@@ -88,14 +88,14 @@ def test_the_table_in_the_documentation_is_this_one() -> None:
 
 @given(st.integers(4, 200), st.sampled_from(sorted(SHAPES)), st.sampled_from([None, "nf4", "int8"]),
        st.integers(600, 4096))  # fmt: skip
-def test_slots_fill_what_is_left_of_a_card_and_no_more(gigabytes, size, how, max_tokens) -> None:
+def test_slots_fill_what_is_left_of_a_card_and_no_more(gigabytes, size, how, slot_tokens) -> None:
     device = card(gigabytes)
-    slots = num_slots(device, size, how, max_tokens)
+    slots = num_slots(device, size, how, slot_tokens)
     weights = memory.weights_bytes(tensors(size), torch.bfloat16, how)
     prefill = memory.prefill_tokens(config(size).text_config, torch.bfloat16, device)
     assert 1280 <= prefill <= 16384
     wants = memory.needs(
-        config(size), dtype=torch.bfloat16, max_tokens=max_tokens, prefill_tokens=prefill,
+        config(size), dtype=torch.bfloat16, slot_tokens=slot_tokens, prefill_tokens=prefill,
         quantized=how is not None,
     )  # fmt: skip
     each = wants.slot_bytes + wants.row_bytes
@@ -106,7 +106,7 @@ def test_slots_fill_what_is_left_of_a_card_and_no_more(gigabytes, size, how, max
 
 def test_a_slot_of_7b_takes_half_a_megabyte_a_token_and_a_13b_four_fifths() -> None:
     for size, expected in (("7b", 0.5), ("13b", 0.78125)):
-        wants = memory.needs(config(size), dtype=torch.bfloat16, max_tokens=2048, prefill_tokens=1)
+        wants = memory.needs(config(size), dtype=torch.bfloat16, slot_tokens=2048, prefill_tokens=1)
         assert wants.slot_bytes / 2048 / 2**20 == expected
 
 
@@ -119,7 +119,7 @@ def test_a_model_that_does_not_fit_is_refused_with_what_would() -> None:
     def said(gigabytes: int, dtype: torch.dtype = torch.bfloat16, how: str | None = None):
         return memory.why_not(
             config("13b"), tensors("13b"), card(gigabytes),
-            dtype=dtype, quantization=how, max_tokens=2048,
+            dtype=dtype, quantization=how, slot_tokens=2048,
         )  # fmt: skip
 
     assert said(80) is None and said(16, how="nf4") is None
@@ -183,17 +183,32 @@ class OnCard:
 
 
 @pytest.mark.parametrize(
-    ("free_gib", "max_tokens", "expected"),
-    [(60, 2048, 53), (60, 704, 153), (60, 256, 256), (2, 2048, 1)],
-)
+    ("free_gib", "slot_tokens", "rows", "slots"),
+    [(60, 2048, 53, 53), (60, 704, 153, 153), (60, 256, 256, 256), (60, "auto", 140, 140),
+     (2, 2048, 1, 1)],
+)  # fmt: skip
 def test_slots_are_sized_when_the_weights_are_loaded(
-    monkeypatch, free_gib, max_tokens, expected
+    monkeypatch, free_gib, slot_tokens, rows, slots
 ) -> None:
     device = Device(name="a card", total_bytes=80 * GIB, free_bytes=free_gib * GIB)
     monkeypatch.setattr(sizing, "card", lambda _: device)
     model = cast(Llava, OnCard("7b"))
-    plan = sizing.plan(model, slots="auto", max_tokens=max_tokens, prefill_tokens="auto")
-    assert (plan.num_slots, plan.max_tokens, plan.prefill_tokens) == (expected, max_tokens, 16384)
+    plan = sizing.plan(
+        model, slots="auto", slot_tokens=slot_tokens, max_tokens="auto", prefill_tokens="auto"
+    )
+    assert (plan.num_rows, plan.num_slots, plan.prefill_tokens) == (rows, slots, 16384)
+    assert plan.slot_tokens == (768 if slot_tokens == "auto" else slot_tokens)
+    assert plan.max_tokens == 4096, "the model's positions, however long a slot is"
+
+
+def test_few_rows_have_slots_for_the_longest_request_where_memory_has_room(monkeypatch) -> None:
+    model = cast(Llava, OnCard("7b"))
+    monkeypatch.setattr(sizing, "auto_prefill_tokens", lambda _: 16384)
+    how: dict[str, Any] = {"slot_tokens": 768, "max_tokens": "auto", "prefill_tokens": "auto"}
+    for fit, expected in ((99, 6), (4, 4), (1, 2)):
+        monkeypatch.setattr(sizing, "fitting_slots", lambda *_, fit=fit: fit)
+        found = sizing.plan(model, slots=2, **how)
+        assert (found.num_rows, found.num_slots) == (2, expected)
 
 
 def test_a_model_that_does_not_fit_stops_before_its_weights_are_read(monkeypatch) -> None:

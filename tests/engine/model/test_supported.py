@@ -172,7 +172,7 @@ def test_a_model_that_is_not_on_the_list_is_refused_by_name_before_its_weights_a
     config.save_pretrained(tmp_path)
     found = Checkpoint(folder=str(tmp_path), name="a-model")
     with pytest.raises(UsageError, match=f"^--model a-model: .*{said}; the engine takes "):
-        refuse_what_does_not_fit(Job(model="a-model"), found, None)
+        refuse_what_does_not_fit(Job(model="a-model"), found, None, 256)
     monkeypatch.setattr(load, "read_weights", lambda *_: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match=f"cannot be had: .*{said}; the engine takes "):
         Engine.load(tmp_path, device="cpu")
