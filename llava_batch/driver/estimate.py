@@ -18,10 +18,12 @@ from llava_batch.read.reading import Look
 from llava_batch.read.sample import RETRIED, by_kind
 from llava_batch.unit import Unit
 
-START_UP_DIFFERS = 0.15
+START_UP_DIFFERS = 0.2
 PACE_DIFFERS = 0.1
 """By how much of itself the start-up, or the pace, of a job differs from that of another run of it on
 the same machines (benchmarks/LOG.md): no pilot can tell that from within."""
+END_S = 2.0
+"""What a job does after a pilot's end: its report, its figures, the end of its process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +120,7 @@ def times(watched: Watched, pace: Interval | None, images: Interval) -> Times:
     pace = pace.widened(PACE_DIFFERS)
     begun_s = max(watched.last_s - pace.value * watched.images, watched.ready_s)
     start_up = Interval.around(begun_s, START_UP_DIFFERS)
-    end = Interval.around(watched.end_s, START_UP_DIFFERS)
+    end = Interval.around(watched.end_s + END_S, START_UP_DIFFERS)
     if watched.is_all:
         whole = Interval.around(watched.ready_s, START_UP_DIFFERS) + Interval.around(
             answering_s, PACE_DIFFERS
