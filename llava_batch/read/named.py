@@ -17,6 +17,7 @@ from llava_batch.errors import UsageError
 from llava_batch.read.braces import expanded
 from llava_batch.read.found import Bunch, Found, Way
 from llava_batch.read.image_metadata import names_files
+from llava_batch.read.image_names import is_video
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 from llava_batch.read.lake.recognise import LANCE
 from llava_batch.read.lake.table import Place
@@ -79,7 +80,7 @@ class Named:
     def _given(self, at: Location, info: pafs.FileInfo) -> Iterator[Found | Bunch]:
         """A folder's files, or the one file, that is named outright."""
         if info.type == pafs.FileType.NotFound:
-            raise UsageError(f"--input {at.shown}: no such file or folder; check the path")
+            raise UsageError(f"--input {at.shown}: {_not_there(at)}")
         if self._is_own(at):
             assert self._own is not None
             raise UsageError(
@@ -92,8 +93,9 @@ class Named:
         _refuse_compressed(at)
         what = kind_of(at.path)
         if what is None:
+            video = " (a video: give frames of it, as images)" if is_video(at.path) else ""
             raise UsageError(
-                f"--input {at.shown}: not a kind of file that is read; "
+                f"--input {at.shown}: not a kind of file that is read{video}; "
                 "give a .tar, a .parquet, a .csv, a .jsonl, an image, or a folder"
             )
         yield _alone(at, info, what)
@@ -256,3 +258,11 @@ def _refuse_compressed(at: Location) -> None:
             f"--input {at.shown}: compressed tars are not read; decompress it "
             "(the images in it are compressed already)"
         )
+
+
+def _not_there(at: Location) -> str:
+    """What is said of an input that is not found; of a web host, any failure looks like that."""
+    if at.shown.startswith(("http://", "https://")):
+        return ("no such file, or its host does not answer; check the URI, or give s3://, gs://, az://, a "
+                "path, or a table of images' URLs with --allow-http")  # fmt: skip
+    return "no such file or folder; check the path"

@@ -17,7 +17,7 @@ from llava_batch.job import Job
 from llava_batch.read.find import find_units
 from llava_batch.report import write_report
 from llava_batch.workers.shared_state import SharedState
-from llava_batch.write.committer import Tally
+from llava_batch.write.tally import Tally
 from tests.answer_folder import good, write_folder
 from tests.outputs import unit
 from tests.shards import reading
@@ -69,6 +69,11 @@ def test_the_last_line_says_start_up_and_speed_apart() -> None:
         throughput={"startup_s": 40.0},
     )  # fmt: skip
     assert "100 images in 50.0 s: 40.0 s of start-up, then 10.0 images/s." in result_lines(ended)
+
+    around = result_lines(ended, around_s=26.1)
+    assert any(
+        line.endswith("Besides, 26.1 s to plan it, and to start and end Ray.") for line in around
+    )
 
 
 def test_the_report_says_start_up_and_speed_apart(tmp_path: Path) -> None:
