@@ -92,7 +92,7 @@ def measure(folder: str) -> dict[str, float]:
 
 
 def main() -> None:
-    """Each way by itself, in processes of their own."""
+    """Compare; or do, as a child, one of the two steps."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--vocab", type=int, default=32000)
@@ -101,9 +101,16 @@ def main() -> None:
     parser.add_argument("--load", metavar="FOLDER", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.make:
-        return make(*options.make, options.layers, options.vocab)
-    if options.load:
-        return print(json.dumps(measure(options.load)))
+        folder, dtype = options.make
+        make(folder, dtype, options.layers, options.vocab)
+    elif options.load:
+        print(json.dumps(measure(options.load)))
+    else:
+        print(json.dumps({"dtype": "float32", "by_stored": compare(options)}))
+
+
+def compare(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Make and load a model stored in each dtype, in processes of their own."""
     found = {}
     for dtype in options.dtypes:
         with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +120,7 @@ def main() -> None:
             ran = subprocess.run([*again, "--load", folder], check=True, stdout=subprocess.PIPE)
             found[dtype] = json.loads(ran.stdout.splitlines()[-1])
         print(f"stored in {dtype}: {found[dtype]}", flush=True)
-    print(json.dumps({"dtype": "float32", "by_stored": found}))
+    return found
 
 
 if __name__ == "__main__":
