@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 NUM_FILES = int(os.environ.get("SCALE_FILES", 1_000_000))
+NUM_SHARDS = 100_000
 IMAGE_BYTES = 100_000
 GROUP_ROWS = 10_000
 PAGE_BYTES = 2**20
@@ -39,6 +40,26 @@ def plan() -> dict[str, Any]:
             "plan_beyond_imports_mib": round(peak_mib() - before),
             "plan_s": round(time.perf_counter() - started, 1),
         }
+
+
+def shards() -> dict[str, Any]:
+    """100,000 tars of a store, named by a range and by a glob: requests, at 25 ms each."""
+    from slow_storage import SlowStorage
+
+    from llava_batch.read.find import find_units
+
+    figures = {}
+    with tempfile.TemporaryDirectory(prefix="scale") as folder:
+        for number in range(NUM_SHARDS):
+            os.close(os.open(f"{folder}/{number:05}.tar", os.O_CREAT))
+        for name, pattern in (("range", f"{{00000..{NUM_SHARDS - 1:05}}}.tar"), ("glob", "*.tar")):
+            storage = SlowStorage(latency_s=0.025)
+            storage.register()
+            started = time.perf_counter()
+            assert len(find_units([f"slow://{folder}/{pattern}"])) == NUM_SHARDS
+            figures[f"{name}_s"] = round(time.perf_counter() - started, 1)
+            figures[f"{name}_requests"] = storage.num_requests
+    return figures
 
 
 def read() -> dict[str, Any]:
@@ -112,6 +133,7 @@ def _write(path: Path, num_rows: int, how: dict[str, Any]) -> None:
 
 MEASURES: dict[str, Callable[[], dict[str, Any]]] = {
     "plan": plan,
+    "shards": shards,
     "read": read,
     "read_default": read_default,
 }

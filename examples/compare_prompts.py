@@ -5,7 +5,7 @@ examples/compare_prompts.py                       # the demo model over freshly 
 examples/compare_prompts.py photos/ comparison/ llava-hf/llava-1.5-7b-hf
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 from llava_batch import Job, run
@@ -15,7 +15,7 @@ from llava_batch.report import write_report
 PROMPTS = {"plain": "Describe the image.", "counting": "How many objects are there?"}
 
 
-def main(images: str | None = None, folder: str = "demo-out/prompts", model: str = "demo") -> None:
+def main(images: str | None, folder: str, model: str = "demo") -> None:
     """Two runs over `images` (drawn scenes where none are given) and one page about both."""
     out = Path(folder)
     if images is None:
@@ -28,4 +28,8 @@ def main(images: str | None = None, folder: str = "demo-out/prompts", model: str
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    given = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    given.add_argument("images", nargs="?", help="folder, shard or URI (default: drawn scenes)")
+    given.add_argument("folder", nargs="?", default="demo-out/prompts", help="for the answers")
+    given.add_argument("model", nargs="?", default="demo")
+    main(**vars(given.parse_args()))

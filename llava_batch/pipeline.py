@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from llava_batch.driver import cluster, gpus
+from llava_batch.driver.before_ray import refuse_beforehand
 from llava_batch.driver.cluster import Sizing
 from llava_batch.driver.joined import Joined
 from llava_batch.driver.plan import Plan, make_plan, on_machines
@@ -68,7 +69,8 @@ def run_settled(settled: Settled) -> Summary:
         tell_start(plan)
         if plan.todo:
             refuse_what_is_too_long(plan.settled, plan.checkpoint)
-        with cluster.connected():
+        refuse_beforehand(plan.settled, most_workers=cluster.most_workers(os.cpu_count() or 1))
+        with cluster.connected(quiet=job.quiet):
             stop.take_back()
             cluster.refuse_local_paths(job)
             sizing = cluster.size_up(job)

@@ -44,3 +44,8 @@ def test_compare_prompts_writes_one_page_about_two_runs(
     page = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert page == tmp_path / "plain" / "_compare-counting.html"
     assert "rows stand in both folders" in page.read_text(encoding="utf-8")
+
+
+def test_compare_prompts_says_what_it_takes() -> None:
+    # `--help` was taken for a folder, and ended in a stack trace.
+    assert run("compare_prompts.py", "--help").startswith("usage: compare_prompts.py")

@@ -269,3 +269,20 @@ def test_another_checkpoint_in_the_same_folder_is_another_model(tmp_path: Path) 
     assert answer_settings(settle(Job()), made)["model"] == before
     (tmp_path / "model.safetensors").write_bytes(b"2" + b"1" * 69_999)
     assert answer_settings(settle(Job()), made)["model"] != before
+
+
+@pytest.mark.parametrize("flag", ["questions", "template"])
+def test_a_folder_where_a_file_is_meant_is_called_a_folder(tmp_path: Path, flag: str) -> None:
+    # The storage refused, and credentials were to be checked.
+    with pytest.raises(UsageError, match=f"--{flag} .*: a folder; give the file in it"):
+        answer_settings(settle(Job().but(**{flag: str(tmp_path)})), Checkpoint.find(Job()))
+
+
+def test_a_revision_of_a_model_that_has_one_only_is_refused(tmp_path: Path) -> None:
+    # It was ignored.
+    for model in ("demo", str(tmp_path)):
+        with pytest.raises(
+            UsageError, match=r"--revision v2: --model .* drop it, or give a hub id"
+        ):
+            settle(Job(model=model, revision="v2"))
+    assert settle(Job(model="org/name", revision="v2")).job.revision == "v2"

@@ -260,7 +260,12 @@ def _message(error: TyperException) -> str:
     if isinstance(error, BadParameter) and isinstance(error.__cause__, ValidationError):
         flag = error.param.opts[0] if error.param else ""
         return f"{flag} {error.__cause__.errors()[0]['input']}: {error.message}"
-    return error.format_message()
+    message = error.format_message()
+    context = getattr(error, "ctx", None)
+    called = context.command.name if context else None
+    if "unexpected extra argument" in message and called in COMMANDS:
+        return f"{message.rstrip('.')}: what is read is given as --input PATH"
+    return message
 
 
 def _tell(prog: str, message: str, status: int) -> int:

@@ -5,6 +5,9 @@ the commands need is imported when they run, so that `--help` and completion are
 """
 
 import json
+import sys
+from shutil import get_terminal_size
+from textwrap import TextWrapper
 from typing import Annotated
 
 import typer
@@ -61,9 +64,22 @@ def inspect(
 
     kinds = inspect_inputs(inputs, sample, allow_http=allow_http)
     for found in kinds:
-        print("\n".join(told(found)))
+        print("\n".join(_wrapped(told(found))))
     if not kinds:
         print("nothing there to read: an empty folder")
+
+
+def _wrapped(lines: list[str]) -> list[str]:
+    """The lines broken between words at the terminal's edge; in a pipe or a file, as they are."""
+    if not sys.stdout.isatty():
+        return lines
+    fill = TextWrapper(
+        width=get_terminal_size().columns,
+        subsequent_indent="      ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [part for line in lines for part in fill.wrap(line)]
 
 
 @app.command()

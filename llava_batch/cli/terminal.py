@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,16 +29,18 @@ def run_and_tell(job: Job, settled: "Settled | None" = None) -> "Summary":
     from llava_batch.driver.settle import settle  # Arrow, which a mistyped flag need not wait for
     from llava_batch.pipeline import run_settled
 
+    began = time.monotonic()
     try:
         summary = run_settled(settled or settle(job))
     except RunFailed:
         write_report_of(job.output)
         _tell_where_to_look(job)
         raise
+    ended = time.monotonic()
     if summary.run["units_answered"] and summary.totals["rows"] <= MAX_REPORT_ROWS:
         write_report_of(job.output)
     if not job.quiet:
-        for line in result_lines(summary):
+        for line in result_lines(summary, around_s=ended - began - summary.wall_s):
             print(line, file=sys.stderr)
         if job.model == "demo" and not job.dry_run and summary.totals["rows"]:
             print(_DEMO_MODEL, file=sys.stderr)
@@ -107,8 +110,8 @@ def _tell_where_to_look(job: Job) -> None:
             print("\n".join(said), file=sys.stderr)
 
 
-def result_lines(summary: "Summary") -> list[str]:
-    """The run in a few lines of text."""
+def result_lines(summary: "Summary", *, around_s: float = 0.0) -> list[str]:
+    """The run in a few lines of text; `around_s` went by before and after what it counts."""
     run, totals = summary.run, summary.totals
     if summary.status == "dry run":
         return outlook_lines(summary)
@@ -120,7 +123,14 @@ def result_lines(summary: "Summary") -> list[str]:
             lines.append(f"{run[name]:,} {one if run[name] == 1 else many}")
     num_answered = run["images"] - run.get("images_taken_up", 0)
     if num_answered:
-        lines.append(f"{counted(num_answered, 'image')} in {_speed(summary, num_answered)}.")
+        around = (
+            f" Besides, {around_s:.1f} s to plan it, and to start and end Ray."
+            if around_s >= 1
+            else ""
+        )
+        lines.append(
+            f"{counted(num_answered, 'image')} in {_speed(summary, num_answered)}.{around}"
+        )
     if totals["units"] or run["units_failed"]:
         lines += _holds(summary.output, totals)
     else:

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from llava_batch.errors import UsageError, first_line
+from llava_batch.driver.before_ray import no_ray_there, reach
+from llava_batch.errors import UsageError
 from llava_batch.job import Job
 from llava_batch.read.lake.recognise import CATALOG
 from llava_batch.storage import locate
@@ -57,7 +58,7 @@ def under_job_submit() -> bool:
 
 
 @contextmanager
-def connected(*, log_to_driver: bool = False) -> Iterator[None]:
+def connected(*, log_to_driver: bool = False, quiet: bool = False) -> Iterator[None]:
     """Ray, as found in the environment or else a local one, for the length of the block."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
@@ -70,14 +71,12 @@ def connected(*, log_to_driver: bool = False) -> Iterator[None]:
         return
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
+    reach(quiet=quiet)
     try:
         with _silent_stderr():
             ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
-        raise UsageError(
-            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', 'auto')}: no Ray answers there "
-            f"({first_line(error)}); start one, or unset it for a Ray of the run's own"
-        ) from error
+        raise no_ray_there(error) from error
     try:
         yield
     finally:
@@ -139,6 +138,11 @@ def fit(job: Job, have: Mapping[str, float]) -> Sizing:
         threads_per_worker=max(1, int(cpus) // workers),
         read_workers=job.read_workers or READERS_PER_WORKER * workers,
     )
+
+
+def most_workers(cpus: int) -> int:
+    """Workers that one machine of so many CPUs and no card has room for, a reader and a preparer beside."""
+    return int((cpus - READ_CPUS - PREPARE_CPUS) / GENERATE_CPUS)
 
 
 def _growth_limit() -> dict[str, float] | None:

@@ -15,11 +15,14 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pyarrow.fs as pafs
+
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.model_hash import first_bytes_hash, model_hash
-from llava_batch.driver.settle import Settled
+from llava_batch.driver.settle import PRESET_SETTINGS, Settled
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.job import Job, fingerprint, flag_name
+from llava_batch.prompts.presets import PRESETS
 from llava_batch.read.columns import kept_names
 from llava_batch.storage import locate, read_bytes, without_credentials
 from llava_batch.write.ledger import Ledger
@@ -44,13 +47,16 @@ def answer_settings(
         settings["model"] = model_hash(checkpoint.folder)
     if job.template not in ("auto", "llava-1.5", "checkpoint"):
         settings["template"] = _file_hash("--template", job.template)
+        settings["template_name"] = job.template
     if job.questions:
         settings["questions"] = _file_hash("--questions", job.questions)
+        settings["questions_name"] = without_credentials(job.questions)
     if job.json_schema:
         settings["json_schema"] = _short(job.json_schema.encode())
     if settled.recipe is not None:
         plain = json.dumps(settled.recipe.as_json(), sort_keys=True)
         settings["recipe"] = repr(settled.recipe) if version == 1 else plain
+        settings["recipe_name"] = job.recipe
     return settings
 
 
@@ -85,31 +91,52 @@ def fingerprint_in(
 
 def changes(held: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """The settings that differ, as lines; one that was not known when `held` was written had its
-    default. The model counts by its content, and is shown by its name."""
+    default. What counts by its content is shown by its name, and another preset by itself, without the
+    settings that it brings."""
     before = Job().answer_settings() | held
-    names = sorted({*held, *now} - {_SHOWN_ONLY})
-    return [
-        f"{flag_name(name)} was {_shown(before, name)}, is {_shown(now, name)}"
-        for name in names
-        if before.get(name) != now.get(name)
-    ]
+    names = sorted({*held, *now} - _SHOWN_ONLY)
+    differ = [name for name in names if before.get(name) != now.get(name)]
+    if "preset" in differ:
+        differ = [n for n in differ if not (_by_preset(before, n) and _by_preset(now, n))]
+    return [_told(before, now, name) for name in differ]
 
 
-_SHOWN_ONLY = "model_name"
+_BY_CONTENT = ("questions", "template", "json_schema", "recipe")
+_SHOWN_ONLY = frozenset(f"{name}_name" for name in ("model", *_BY_CONTENT))
+
+
+def _by_preset(settings: dict[str, Any], name: str) -> bool:
+    """Whether that setting is what its preset says, or its default (of other families a preset says less)."""
+    if name not in PRESET_SETTINGS:
+        return False
+    sayers = (Job(), PRESETS.get(settings["preset"] or "", Job()))
+    return settings[name] in [getattr(sayer, name) for sayer in sayers]
+
+
+def _told(before: dict[str, Any], now: dict[str, Any], name: str) -> str:
+    flag, called = flag_name(name), now.get(f"{name}_name")
+    is_file = name != "template" or (called and before.get("template_name"))
+    if name in _BY_CONTENT and is_file and before.get(name) and now.get(name):
+        then = before.get(f"{name}_name")
+        said = "what was given then" if then in (None, called) else then
+        return f"{flag} {called or '(its file)'}: other content than {said}"
+    return f"{flag} was {_shown(before, name)}, is {_shown(now, name)}"
 
 
 def _shown(settings: dict[str, Any], name: str) -> str:
-    called = settings.get(_SHOWN_ONLY) if name == "model" else None
+    called = settings.get(f"{name}_name")
     value = settings.get(name)
-    if called:
-        return f"{called} ({value})"
     if value in (None, []):
         return "not given"
+    if name == "model" and called:
+        return f"{called} ({value})"
+    if called:
+        return str(called)
     return ", ".join(map(repr, value)) if isinstance(value, list) else repr(value)
 
 
 def _mark(settings: dict[str, Any]) -> str:
-    return fingerprint({n: v for n, v in settings.items() if n != _SHOWN_ONLY})
+    return fingerprint({n: v for n, v in settings.items() if n not in _SHOWN_ONLY})
 
 
 def _refuse_other_format(ledger: Ledger, held: Held) -> None:
@@ -130,6 +157,8 @@ def _refuse_other_settings(ledger: Ledger, changed: list[str]) -> None:
 
 def _file_hash(flag: str, text: str) -> str:
     at = locate(text)
+    if at.info().type == pafs.FileType.Directory:
+        raise UsageError(f"{flag} {at.shown}: a folder; give the file in it")
     data = read_bytes(at.fs, at.path)
     if data is None:
         raise UsageError(f"{flag} {at.shown}: no such file; check the path")

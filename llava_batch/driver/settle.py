@@ -4,18 +4,19 @@ What a preset or a recipe says takes the place of what was left at its default, 
 text. Whatever comes after is handed the result; only the dtype waits for the machines (`on`).
 """
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.gpus import Card
 from llava_batch.generate.json_schema import read_schema
-from llava_batch.job import Job
+from llava_batch.job import Job, bad_flag
 from llava_batch.prompts.asks import prompt_columns
 from llava_batch.prompts.presets import preset
 from llava_batch.prompts.recipe import Recipe, load_recipe
 
-_PRESET_SETTINGS = ("suffix", "system", "image_aspect", "max_new_tokens")
+PRESET_SETTINGS = ("suffix", "system", "image_aspect", "max_new_tokens")
 _SHARED_PRESET_SETTINGS = ("suffix", "max_new_tokens")
 """Those that are the benchmark's, whatever family is asked; the others are the evaluated model's own."""
 _RECIPE_SETTINGS = ("system", "temperature", "top_p", "max_new_tokens")
@@ -51,15 +52,20 @@ def settle(job: Job) -> Settled:
     """Read what `job` names: its recipe, its schema, its preset.
 
     Raises:
-        UsageError: one of them is not there or cannot be used; braces in a prompt that cannot be read.
+        UsageError: one of them is not there or cannot be used; braces in a prompt that cannot be read; a
+            revision of a model that has none.
     """
+    if job.revision and (job.model == "demo" or os.path.isdir(job.model)):
+        what = "is built in" if job.model == "demo" else "is a local folder"
+        raise bad_flag("revision", job.revision, f"--model {job.model} {what}, of which there is one; "
+                       "drop it, or give a hub id")  # fmt: skip
     recipe = load_recipe(job.recipe) if job.recipe else None
     if job.json_schema:
         job = job.but(json_schema=read_schema(job.json_schema))
     notes = []
     if job.preset is not None:
         chosen, family = preset(job.preset), Checkpoint.find(job).model_type
-        names = _PRESET_SETTINGS if family == chosen.family else _SHARED_PRESET_SETTINGS
+        names = PRESET_SETTINGS if family == chosen.family else _SHARED_PRESET_SETTINGS
         job = _filled_in(job, {name: getattr(chosen, name) for name in names})
         if family != chosen.family:
             notes.append(

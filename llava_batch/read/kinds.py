@@ -102,6 +102,7 @@ def first_row(unit: Unit, reading: Reading) -> dict[str, Any]:
     if schema is not None:
         return dict.fromkeys(schema.names) | dict(unit.partition)
     columns: dict[str, Any] = {}
+    reading = replace(reading, max_image_bytes=0)  # the images themselves are passed over
     for row in islice(read_rows(unit, reading), _FIRST_ROWS):
         columns |= {n: v for n, v in row.columns.items() if columns.get(n) is None}
     return columns

@@ -79,7 +79,7 @@ class Named:
     def _given(self, at: Location, info: pafs.FileInfo) -> Iterator[Found | Bunch]:
         """A folder's files, or the one file, that is named outright."""
         if info.type == pafs.FileType.NotFound:
-            raise UsageError(f"--input {at.shown}: no such file or folder; check the path")
+            raise UsageError(f"--input {at.shown}: {_not_there(at)}")
         if self._is_own(at):
             assert self._own is not None
             raise UsageError(
@@ -256,3 +256,11 @@ def _refuse_compressed(at: Location) -> None:
             f"--input {at.shown}: compressed tars are not read; decompress it "
             "(the images in it are compressed already)"
         )
+
+
+def _not_there(at: Location) -> str:
+    """What is said of an input that is not found; of a web host, any failure looks like that."""
+    if at.shown.startswith(("http://", "https://")):
+        return ("no such file, or its host does not answer; check the URI, or give s3://, gs://, az://, a "
+                "path, or a table of images' URLs with --allow-http")  # fmt: skip
+    return "no such file or folder; check the path"

@@ -1,5 +1,5 @@
-"""Read: work units → rows, as Ray Data read tasks, one unit each, in blocks of bounded size. Under
-`--limit` one task reads the units in turn.
+"""Read: work units → rows, as Ray Data read tasks, one unit each, or some small ones, in blocks of bounded
+size. Under `--limit` one task reads the units in turn.
 
 Each unit's rows are followed by one end row that says how many there were, so that whoever gathers
 them knows when the unit is whole. A unit that its storage does not give (in `--storage-patience`), or for
@@ -9,7 +9,7 @@ that hangs ends its process.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
@@ -39,7 +39,7 @@ _TRIES = 3
 
 
 class UnitSource(Datasource):  # type: ignore[misc]
-    """A Ray Data source with one streaming read task for each unit; `shared` counts the attempts."""
+    """A Ray Data source of streaming read tasks; `shared` counts the attempts."""
 
     def __init__(self, units: Sequence[Unit], reading: Reading, shared: Any) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class UnitSource(Datasource):  # type: ignore[misc]
         )
         whole = [u for u in self._units if u.limit is None]
         limited = [u for u in self._units if u.limit is not None]
-        reads = [partial(_read_carefully, u, self._reading, self._shared) for u in whole]
+        reads = [partial(_read_few, us, self._reading, self._shared) for us in _in_tasks(whole)]
         if limited:
             reads.append(partial(read_in_turn, limited, self._reading, self._shared))
         return [ReadTask(partial(_packed, read), unknown) for read in reads]
@@ -66,7 +66,46 @@ class UnitSource(Datasource):  # type: ignore[misc]
     @property
     def num_tasks(self) -> int:
         """How many read tasks there are; one at least, as Ray Data has it."""
-        return max(1, len({u.name if u.limit is None else "" for u in self._units}))
+        return max(1, len(self.get_read_tasks(1)))
+
+
+def _in_tasks(units: Iterable[Unit]) -> Iterator[list[Unit]]:
+    """Units that one task reads: one, or small ones that one block might hold, or few: a task costs the
+    driver as much as a batch of rows."""
+    held: list[Unit] = []
+    num_bytes = 0
+    for unit in units:
+        size = _BLOCK_BYTES if unit.num_bytes is None else unit.num_bytes
+        if held and (num_bytes + size > _BLOCK_BYTES or len(held) == _BLOCK_ROWS):
+            yield held
+            held, num_bytes = [], 0
+        held.append(unit)
+        num_bytes += size
+    if held:
+        yield held
+
+
+def _read_few(units: Sequence[Unit], reading: Reading, shared: Any) -> Iterator[pa.Table]:
+    """The blocks of some units, one after the other; of several, small ones together."""
+    blocks = (block for unit in units for block in _read_carefully(unit, reading, shared))
+    return blocks if len(units) == 1 else _joined(blocks)
+
+
+def _joined(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Blocks put together as long as one of them holds `_BLOCK_ROWS` images and `_BLOCK_BYTES`, or that
+    many rows that end units."""
+    held: list[pa.Table] = []
+    for block in blocks:
+        together = [*held, block]
+        num_ends = sum(pc.sum(table["end"]).as_py() for table in together)
+        num_images = sum(table.num_rows for table in together) - num_ends
+        num_bytes = sum(table.nbytes for table in together)
+        if held and (max(num_images, num_ends) > _BLOCK_ROWS or num_bytes > _BLOCK_BYTES):
+            yield pa.concat_tables(held)
+            held = []
+        held.append(block)
+    if held:
+        yield pa.concat_tables(held)
 
 
 def _packed(read: Callable[[], Iterator[pa.Table]]) -> Iterator[pa.Table]:

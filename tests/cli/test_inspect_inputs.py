@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llava_batch.cli import look
 from llava_batch.cli.inspect_inputs import inspect, told
 from llava_batch.cli.jobs import app, exit_status
 from llava_batch.errors import RowError, UsageError
@@ -165,3 +166,15 @@ def test_images_that_a_table_names_are_fetched_in_the_sample(tmp_path: Path) -> 
     text = "\n".join(told(found))
     assert "sample of 4 (4 by their paths or URIs): 2 image_missing, 1 image_unreadable" in text
     assert "--allow-http" in text
+
+
+def test_lines_are_broken_between_words_at_the_terminal_s_edge(monkeypatch) -> None:
+    # The terminal broke `caption (stri` / `ng)`.
+    line = "  columns: " + ", ".join(f"column_{n} (string)" for n in range(9))
+    assert look._wrapped([line]) == [line], "in a pipe a line is a line"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "40")
+    wrapped = look._wrapped([line])
+    assert max(map(len, wrapped)) <= 40
+    assert [part for part in wrapped if not part.startswith("  ")] == []
+    assert " ".join(part.strip() for part in wrapped) == line.strip()

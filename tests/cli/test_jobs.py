@@ -126,6 +126,14 @@ def test_a_value_too_many_behind_a_plain_flag_is_refused(given, capsys) -> None:
     assert given == []
 
 
+def test_an_input_without_its_flag_is_told_the_flag(given, capsys) -> None:
+    # `Got unexpected extra argument (photos/)`, and nothing of --input.
+    assert run("photos/", "--output", "o") == 2
+    assert "(photos/): what is read is given as --input PATH. See jobs/caption.py --help." in told(
+        capsys
+    )
+
+
 def test_choices_are_split_at_commas(given) -> None:
     assert run("--question", "Is it?", "--choices", "yes, no,maybe so") == 0
     assert given[0].choices == ("yes", "no", "maybe so")

@@ -70,6 +70,11 @@ def test_the_last_line_says_start_up_and_speed_apart() -> None:
     )  # fmt: skip
     assert "100 images in 50.0 s: 40.0 s of start-up, then 10.0 images/s." in result_lines(ended)
 
+    around = result_lines(ended, around_s=26.1)
+    assert any(
+        line.endswith("Besides, 26.1 s to plan it, and to start and end Ray.") for line in around
+    )
+
 
 def test_the_report_says_start_up_and_speed_apart(tmp_path: Path) -> None:
     run = {

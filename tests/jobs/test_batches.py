@@ -53,9 +53,9 @@ class Counting:
         return packed(unpacked(batch).drop_columns(["images"]))
 
 
-def read_slowly(unit: Unit, how, shared):
-    """The unit's blocks, with a word of when it was open."""
-    began = time.time()
+def read_slowly(units: list[Unit], how, shared):
+    """The one unit's blocks, with a word of when it was open."""
+    (unit,), began = units, time.time()
     for block in source.read_blocks(unit, how):
         time.sleep(0.15)
         yield block
@@ -74,7 +74,8 @@ def test_batches_are_not_cut_and_few_units_are_open_at_once(
         put(tmp_path / "in" / f"{name}.tar", tar_bytes(images))
     monkeypatch.setattr(prepare_actor, "Prepare", Passing)
     monkeypatch.setattr(generate_actor, "Generate", Counting)
-    monkeypatch.setattr(source, "_read_carefully", read_slowly)
+    monkeypatch.setattr(source, "_in_tasks", lambda units: [[unit] for unit in units])  # not small
+    monkeypatch.setattr(source, "_read_few", read_slowly)
     job = Job(output=str(tmp_path / "seen"))
     plan: Any = SimpleNamespace(
         job=job,

@@ -454,3 +454,9 @@ def test_a_units_input_is_named_without_credentials(tmp_path: Path) -> None:
     (unit,) = find_units([str(lay(tmp_path, "00000.tar") / "00000.tar")])
     assert unit.input == f"local:{tmp_path}/00000.tar"
     assert "fs=" not in repr(unit)
+
+
+def test_a_web_host_that_does_not_answer_is_no_missing_file() -> None:
+    # `no such file or folder; check the path`, of a URI.
+    said = refused("http://127.0.0.1:1/x.tar")
+    assert "or its host does not answer" in said and "--allow-http" in said

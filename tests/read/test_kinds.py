@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,12 +12,13 @@ import pytest
 from ray import cloudpickle
 
 from llava_batch.cli.inspect_inputs import inspect
+from llava_batch.read import kinds, source, tar_members
 from llava_batch.read.columns import keep_schema
 from llava_batch.read.find import find_units
 from llava_batch.read.kinds import KINDS, first_row
 from llava_batch.read.reading import Kind, Reading
 from llava_batch.read.row import Row
-from llava_batch.read.source import UnitSource
+from llava_batch.read.source import UnitSource, read_blocks
 from llava_batch.unit import Unit
 from tests.shards import picture, put, put_parquet, reading, rows_of, tar_bytes, units_of
 
@@ -89,3 +91,37 @@ def test_a_reader_loads_neither_torch_nor_transformers(tmp_path, which):
         "assert sum(block.num_rows for block in read_blocks(unit, how)) == 2"
     )
     assert loaded_by(code, pickled) == {"ray"}
+
+
+@pytest.mark.parametrize(("which", "column"), [(0, "caption"), (2, "txt")], ids=["tar", "folder"])
+def test_columns_are_looked_for_without_reading_images(tmp_path, which, column, monkeypatch):
+    # The driver read the first 32 images of up to 16 units to learn a column's name.
+    (unit,) = units_of(shards(tmp_path)[which])
+    given: list[Row] = []
+
+    def rows(unit, how):
+        for row in read_rows(unit, how):
+            given.append(row)
+            yield row
+
+    read_rows = kinds.read_rows
+    monkeypatch.setattr(kinds, "read_rows", rows)
+    assert column in first_row(unit, reading(None, column))
+    assert len(given) == 1 and not any(row.images for row in given)
+
+
+def test_a_limit_stops_reading_a_tar_early(tmp_path, monkeypatch):
+    images = {f"{n:04}.png": picture(n) for n in range(500)}
+    (unit,) = units_of(put(tmp_path / "a.tar", tar_bytes(images)))
+    seen: list = []
+
+    def members(*arguments):
+        for member in tar_members.members(*arguments):
+            seen.append(member)
+            yield member
+
+    monkeypatch.setattr("llava_batch.read.tar.members", members)
+    monkeypatch.setattr(source, "_read_carefully", lambda u, how, shared: read_blocks(u, how))
+    blocks = [*source.read_in_turn([replace(unit, limit=5)], reading(), None)]
+    assert sum(block.num_rows for block in blocks) == 5 + 1
+    assert len(seen) < 10
