@@ -23,13 +23,13 @@ from typing import Any
 import bench_model
 import torch
 from agreement import agreement, told
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.kernels.cpu_layers import PackedLinear
 from llava_batch.engine.model.vision import Normalisation
 
-PREFIX_TOKENS = 587
+NUM_TEXT = 11
 RIVALS = ("vllm", "openvino")
 SCENES = 60
 """Held-out scenes of the demo model, of which a reduced dtype's answers are compared with float32's."""
@@ -125,7 +125,7 @@ def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
     flops_per_s = 2 * size**3 / seconds
     big = torch.ones(2**27, dtype=torch.float32, device=options.device)
     bytes_per_s = big.numel() * 4 / min(timed(clock, big.sum) for _ in range(5))
-    prefill, step_bytes, row_bytes = costs(bench_model.config(options.shape), dtype)
+    prefill, step_bytes, row_bytes = costs(options.shape, dtype)
     steps = statistics.mean(lengths(options)) - 1
     seconds = prefill / flops_per_s
     seconds += steps * (step_bytes / options.slots + row_bytes) / bytes_per_s
@@ -143,31 +143,54 @@ def lengths(options) -> list[int]:
     )
 
 
-def costs(config, dtype: torch.dtype) -> tuple[float, float, float]:
+def costs(shape: str, dtype: torch.dtype) -> tuple[float, float, float]:
     """FLOPs of an image's tower and prefill; bytes of a decode step's weights, and of a row's K/V."""
+    config = bench_model.config(shape)
+    prefix = bench_model.num_image_tokens(shape) + NUM_TEXT
+    grid = bench_model.TILED[shape][1] if shape in bench_model.TILED else None
+    tiles = 1 if grid is None else 1 + grid.rows * grid.columns
     text, vision = config.text_config, config.vision_config
     tokens = (vision.image_size // vision.patch_size) ** 2 + 1
     tower_layer = 4 * vision.hidden_size**2 + 2 * vision.hidden_size * vision.intermediate_size
     tower = 2 * tokens * tower_layer + 4 * tokens**2 * vision.hidden_size
     layer = 4 * text.hidden_size**2 + 3 * text.hidden_size * text.intermediate_size
-    prefill = 2 * PREFIX_TOKENS * layer + 2 * PREFIX_TOKENS**2 * text.hidden_size
+    prefill = 2 * prefix * layer + 2 * prefix**2 * text.hidden_size
     projector = text.hidden_size * (vision.hidden_size + text.hidden_size) * 2 * (tokens - 1)
+    tower, projector = tower * tiles, projector * tiles
     # The last layer of the tower is not needed.
     flops = (vision.num_hidden_layers - 1) * tower + text.num_hidden_layers * prefill + projector
     weights = text.num_hidden_layers * layer + text.hidden_size * text.vocab_size
-    row = 2 * text.num_hidden_layers * text.hidden_size * (PREFIX_TOKENS + 15)
+    row = 2 * text.num_hidden_layers * text.hidden_size * (prefix + 15)
     return flops, weights * dtype.itemsize, row * dtype.itemsize
 
 
-def build(options, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+def captions_of(options, count: int, **how: Any) -> list[Request]:
+    """Captions of the shape asked for."""
+    return bench_model.captions(count, shape=options.shape, **how)
+
+
+def tiles_of(request: Request) -> list[Any]:
+    """A request's pixels, image by image."""
+    pixels = request.pixels
+    return [image.pixels for image in pixels] if isinstance(pixels, tuple) else [pixels]
+
+
+def build(options, dtype: torch.dtype) -> PreTrainedModel:
     """The model asked for; the same weights every time."""
     return bench_model.build(options.shape, dtype=dtype, device=options.device)
 
 
 def make_engine(options, dtype: torch.dtype, **more) -> Engine:
     """A warm engine with room for the longest request."""
-    made = Engine(build(options, dtype), slots=options.slots, max_tokens=720, **more)
-    list(made.generate(bench_model.captions(options.slots, first=9_000_000, num_tokens=3)))
+    max_tokens = bench_model.num_image_tokens(options.shape) + 144
+    made = Engine(
+        build(options, dtype),
+        slots=options.slots,
+        slot_tokens=max_tokens,
+        max_tokens=max_tokens,
+        **more,
+    )
+    list(made.generate(captions_of(options, options.slots, first=9_000_000, num_tokens=3)))
     return made
 
 
@@ -181,15 +204,15 @@ def answer_all(made: Engine, requests: list[Request]) -> None:
 def captions(options, dtype: torch.dtype, clock) -> dict[str, float]:
     """Captions of uneven length: the engine and transformers' static batches in turn."""
     made, rival = make_engine(options, dtype), build(options, dtype)
-    static(rival, bench_model.captions(2, num_tokens=3), 2)
+    static(rival, captions_of(options, 2, num_tokens=3), 2, options.shape)
     ours: list[float] = []
     theirs: dict[int, list[float]] = {size: [] for size in options.batches}
     for repeat in range(options.repeats):
         first = repeat * options.images
-        requests = bench_model.captions(options.images, first=first, num_tokens=options.tokens)
+        requests = captions_of(options, options.images, first=first, num_tokens=options.tokens)
         ours.append(timed(clock, partial(answer_all, made, requests)))
         for size, times in theirs.items():
-            times.append(timed(clock, partial(static, rival, requests, size)))
+            times.append(timed(clock, partial(static, rival, requests, size, options.shape)))
     images_per_s = options.images / statistics.median(ours)
     tokens_per_s = sum(lengths(options)) / statistics.median(ours)
     by_size = {size: options.images / statistics.median(t) for size, t in theirs.items()}
@@ -215,20 +238,26 @@ def captions(options, dtype: torch.dtype, clock) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def static(model: LlavaForConditionalGeneration, requests: list[Request], size: int) -> None:
+def static(model: PreTrainedModel, requests: list[Request], size: int, shape: str) -> None:
     """transformers' `generate` over batches in order, each as long as its longest answer."""
     plain = Normalisation()
     for begin in range(0, len(requests), size):
         batch = requests[begin : begin + size]
-        pixels = torch.cat([torch.from_numpy(request.pixels) for request in batch])
+        pixels = torch.cat([torch.from_numpy(tiles) for r in batch for tiles in tiles_of(r)])
         scaled = pixels.to(model.device).float() * plain.rescale_factor
         mean = torch.tensor(plain.image_mean, device=model.device).view(1, 3, 1, 1)
         std = torch.tensor(plain.image_std, device=model.device).view(1, 3, 1, 1)
+        values = ((scaled - mean) / std).to(model.dtype)
+        sizes: dict[str, Any] = {}
+        if shape in bench_model.SIZES:
+            values = values.view(len(batch), -1, *values.shape[1:])
+            sizes["image_sizes"] = torch.tensor([bench_model.SIZES[shape]] * len(batch))
         ids = torch.tensor([request.prompt_ids for request in batch], device=model.device)
         model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
-            pixel_values=((scaled - mean) / std).to(model.dtype),
+            pixel_values=values,
+            **sizes,
             max_new_tokens=max(request.max_new_tokens for request in batch),
             do_sample=False,
             eos_token_id=-1,
@@ -244,10 +273,12 @@ def questions(options, dtype: torch.dtype, clock) -> dict[str, float]:
         made = make_engine(options, dtype, reuse=reuse)
         for repeat in range(options.repeats):
             first = 100_000 + repeat * num_images
-            requests = bench_model.questions(num_images, first=first)
+            requests = bench_model.questions(num_images, first=first, shape=options.shape)
             spent.append(timed(clock, partial(answer_all, made, requests)))
             if reuse:
-                dialogues = bench_model.dialogues(num_images, first=first + 100_000)
+                dialogues = bench_model.dialogues(
+                    num_images, first=first + 100_000, shape=options.shape
+                )
                 talks.append(timed(clock, partial(answer_all, made, dialogues)))
         del made
         if options.device == "cuda":

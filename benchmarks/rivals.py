@@ -190,7 +190,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in SCRIPTS:
         parser.add_argument(f"--{name}-python", help=f"a Python that has {name}")
-    parser.add_argument("--shape", default="small", choices=bench_model.SHAPES)
+    shapes = [shape for shape in bench_model.SHAPES if shape not in bench_model.TILED]
+    parser.add_argument("--shape", default="small", choices=shapes)
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--images", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=3)

@@ -30,6 +30,7 @@ from llava_batch.tables import unpacked
 from llava_batch.write.committer import Committer
 from llava_batch.write.owner import Ownership
 from llava_batch.write.standing import Standing, end_move
+from llava_batch.write.writers import Writers
 
 BATCHES_IN_FLIGHT = 4
 
@@ -87,6 +88,7 @@ def _nothing_to_do(plan: Plan, publishing: Publishing, owner: Ownership) -> Summ
     published yet is."""
     if plan.recast or not plan.ledger.is_tidy:
         _begin(plan)
+        plan.ledger.rest()
     plan.ledger.finish()
     publishing.publish(plan, owner.check)
     if publishing.problem:
@@ -157,6 +159,7 @@ def _run(
     committer = Committer(
         plan.ledger, plan.todo, plan.reading.keep, provenance(plan),
         on_commit=None if joined is None else joined.mark, standing=standing,
+        writers=Writers(plan.ledger.patience), check=owner.check,
     )  # fmt: skip
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
@@ -176,15 +179,18 @@ def _run(
                         several.check(batch)
                     committer.add(batch)
                 metrics.update(committer.tally)
-            committer.close()
+            with stop.whole():
+                committer.close()
             if not committer.tally.failed_units:
                 plan.ledger.finish()
             publishing.publish(plan, owner.check)
             status = "complete"
         except KeyboardInterrupt:
             committer.keep_safe()
+            committer.end()
             raise
         finally:
+            committer.end(cancel=True)
             summary = summarise(
                 plan, sizing, committer, progress.history, started, status=status, shared=shared,
                 joined=joined, several=several, published=publishing.done, left=progress.left(),

@@ -45,10 +45,10 @@ def night(
     ledger = ledger_of(out, overwrite=how.get("overwrite", False), prompt=prompt, **keyed)
     found = find(
         map(str, inputs),
-        ledger.members,
-        ledger.split_before,
-        rows=ledger.rows,
-        answered=ledger.units_of,
+        ledger.before.members,
+        ledger.before.split,
+        rows=ledger.before.rows,
+        answered=ledger.before.units_of,
         output=locate(str(out)),
         as_of=AsOf(key_column=key_column),
     )

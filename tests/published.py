@@ -89,7 +89,7 @@ def tokenizer(*added: str) -> Any:
 
 def text_config(kind: type, vocab: int, **more: Any) -> Any:
     return kind(
-        vocab_size=vocab, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        vocab_size=vocab, hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=1024,
         bos_token_id=1, eos_token_id=2, pad_token_id=0, **more,
     )  # fmt: skip

@@ -141,8 +141,8 @@ def test_a_file_in_the_outputs_way_is_the_reason_that_is_given(
         run(job(tmp_path))
     out = tmp_path / "new" / "out"
     assert str(error.value) == (
-        f"--output {out}: cannot be written to (Not a directory); give another folder, or leave to "
-        "write there"
+        f"--output {out}: cannot be written to (Not a directory); give another folder, or "
+        "permission to write there"
     )
 
 

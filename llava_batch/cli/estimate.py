@@ -152,7 +152,8 @@ def _with_pilot(
 def _taken_up(plan: Plan) -> int:
     """Images of open units that an earlier run answered before it was ended."""
     rows = Parts(plan.ledger).take_up(plan.todo, only_look=True)
-    return sum(len(set(table["ordinal"].to_pylist())) for table in rows.values())
+    ordinals = ((part.read()["ordinal"].to_pylist() for part in parts) for parts in rows.values())
+    return sum(len(set().union(*of_unit)) for of_unit in ordinals)
 
 
 def _pilot(

@@ -66,10 +66,10 @@ def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
         )
     found = find(
         inputs,
-        ledger.members,
-        ledger.split_before,
-        rows=ledger.rows,
-        answered=ledger.units_of,
+        ledger.before.members,
+        ledger.before.split,
+        rows=ledger.before.rows,
+        answered=ledger.before.units_of,
         output=ledger.out,
         as_of=_as_of(ledger),
     )
@@ -106,6 +106,8 @@ def delete(ledger: Ledger, found: Lost) -> None:
     ledger.patience.keep_trying(lambda: delete_file(out.fs, f"{out.path}/{REPORT}"))
     for forgetting in found.forgettings:
         forget(ledger, forgetting)
+    ledger.manifest.gather(whole=True)  # which names the gone no more
+    ledger.rest()
 
 
 @dataclass

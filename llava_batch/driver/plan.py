@@ -165,10 +165,10 @@ def inputs_of(settled: Settled, ledger: Ledger) -> Inputs:
     job = settled.job
     return find(
         job.input,
-        ledger.members,
-        ledger.split_before,
-        rows=ledger.rows,
-        answered=ledger.units_of,
+        ledger.before.members,
+        ledger.before.split,
+        rows=ledger.before.rows,
+        answered=ledger.before.units_of,
         partitions=job.partition,
         output=ledger.out,
         as_of=AsOf(

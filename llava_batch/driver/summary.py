@@ -20,9 +20,10 @@ from llava_batch.driver.throughput import throughput
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
-from llava_batch.write.committer import Committer, Tally
+from llava_batch.write.committer import Committer
 from llava_batch.write.publish.target import lake_table
 from llava_batch.write.record import Record
+from llava_batch.write.tally import Tally
 
 MANY_ROWS = 100
 """A run of so many rows without a good one has failed, whatever it is; one of fewer may be a night's."""

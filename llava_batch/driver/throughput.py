@@ -5,7 +5,7 @@ Start-up (actors, the model) is told apart: a stage is idle only where it could 
 
 from typing import Any
 
-from llava_batch.write.committer import Tally
+from llava_batch.write.tally import Tally
 
 
 def throughput(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from llava_batch.errors import UsageError
 from llava_batch.read.found import Bunch, Found, resolved
 from llava_batch.read.image_metadata import strays
+from llava_batch.read.image_names import is_video
 from llava_batch.read.kinds import LOOSE
 from llava_batch.read.lake import iceberg
 from llava_batch.read.lake.recognise import CATALOG
@@ -122,8 +123,11 @@ class Gathered:
         has_table = len(self._named.tables) > tables_before
         if counts and not has_table and not is_read:
             there = ", ".join(f"{number} {kind}" for kind, number in counts.most_common(3))
+            frames = " (videos are not taken, frames of them as images are)" * any(
+                map(is_video, counts)
+            )
             raise UsageError(
-                f"--input {locate(text).shown}: no image, tar or Parquet file there, but {there}; "
+                f"--input {locate(text).shown}: no image, tar or Parquet file there, but {there}{frames}; "
                 "check the path (CSV and JSONL tables are read where they are named themselves)"
             )
 

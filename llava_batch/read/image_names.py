@@ -1,4 +1,4 @@
-"""Which files are images, by their names alone."""
+"""Which files are images, and which are videos, by their names alone."""
 
 IMAGE_EXTENSIONS = frozenset(
     ".apng .avif .avifs .blp .bmp .bw .cur .dcx .dds .dib .emf .eps .fit .fits .flc .fli .ftc .ftu "
@@ -12,3 +12,12 @@ IMAGE_EXTENSIONS = frozenset(
 def is_image(name: str) -> bool:
     """Whether a file or member of this name is a row."""
     return "." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
+
+
+VIDEO_EXTENSIONS = frozenset(".3gp .avi .flv .m4v .mkv .mov .mp4 .mpeg .mpg .ts .webm .wmv".split())
+"""Files that no model here takes, though some were trained for them."""
+
+
+def is_video(name: str) -> bool:
+    """Whether a file of this name, or of this extension, is a video."""
+    return "." + name.rpartition(".")[2].lower() in VIDEO_EXTENSIONS

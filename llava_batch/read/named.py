@@ -17,6 +17,7 @@ from llava_batch.errors import UsageError
 from llava_batch.read.braces import expanded
 from llava_batch.read.found import Bunch, Found, Way
 from llava_batch.read.image_metadata import names_files
+from llava_batch.read.image_names import is_video
 from llava_batch.read.kinds import KINDS, LOOSE, kind_of
 from llava_batch.read.lake.recognise import LANCE
 from llava_batch.read.lake.table import Place
@@ -92,8 +93,9 @@ class Named:
         _refuse_compressed(at)
         what = kind_of(at.path)
         if what is None:
+            video = " (a video: give frames of it, as images)" if is_video(at.path) else ""
             raise UsageError(
-                f"--input {at.shown}: not a kind of file that is read; "
+                f"--input {at.shown}: not a kind of file that is read{video}; "
                 "give a .tar, a .parquet, a .csv, a .jsonl, an image, or a folder"
             )
         yield _alone(at, info, what)

@@ -2,95 +2,50 @@
 
 Rows come in any order and perhaps twice (a retried task); each is placed by its image's ordinal and
 its own position, so a unit is whole exactly when its end row and all its rows are there. Holds the
-rows of open units that no part holds yet (`parts`), and no more. Runs in the driver.
+rows of open units that no part holds yet (`parts`), and of the units that are being written (`writers`), and no
+more. Runs in the driver, on one thread.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llava_batch.errors import first_line
-from llava_batch.tables import BOOKKEEPING, KEEP, load_schema
+from llava_batch.errors import OutputConflict, first_line
+from llava_batch.patience import Patience
 from llava_batch.unit import Unit
-from llava_batch.write.came import Came
-from llava_batch.write.ledger import Ledger, record_of
+from llava_batch.write.ledger import Ledger
+from llava_batch.write.open_unit import OpenUnit
 from llava_batch.write.parts import Parts, is_kept
 from llava_batch.write.record import Record
+from llava_batch.write.scratch import Held
 from llava_batch.write.standing import Standing
-from llava_batch.write.unit_table import gathered, retried
+from llava_batch.write.tally import Tally
+from llava_batch.write.unit_commit import Committed, UnitCommit
+from llava_batch.write.writers import GivenUp, Writers
 
 PART_ROWS = 1000
 PART_S = 60.0
-"""Rows, or seconds, after which those of open units are kept safe. By unit they are sorted then, or when
+PART_BYTES = 64 * 2**20
+"""Rows, seconds or bytes after which those of open units are kept safe. By unit they are sorted then, or when
 a unit is whole: to do so batch by batch costs more than all the rest."""
 
 _UNUSABLE = (ValueError, TypeError, LookupError, pa.ArrowException)
 """What making a table of rows raises where they do not fit it; what its storage raises is OSError."""
 
 
-@dataclass
-class Tally:
-    """What has been answered so far in this run."""
-
-    images: int = 0
-    rows: int = 0
-    images_without_question: int = 0
-    rows_copied: int = 0
-    rows_with_several_images: int = 0
-    errors: Counter[str] = field(default_factory=Counter)
-    units: int = 0
-    images_of_units: int = 0
-    """Images that came back of the `units`, which are whole."""
-    bytes_of_shards: int = 0
-    images_of_shards: int = 0
-    """Of those whose images only reading counts: the sizes of their files, and their images."""
-    failed_units: dict[str, str] = field(default_factory=dict)
-    answer_tokens: int = 0
-    prompt_tokens: int = 0
-
-    @property
-    def num_errors(self) -> int:
-        return self.errors.total()
-
-    def count(self, asked: pa.Table) -> None:
-        """Count rows that something was asked in."""
-        self.rows += asked.num_rows
-        self.errors.update(code for code in asked["error_code"].to_pylist() if code)
-        self.rows_with_several_images += pc.sum(pc.greater(asked["num_images"], 1)).as_py() or 0
-        turns = pc.list_flatten(asked["turns"])  # the row's own columns are its last turn's alone
-        self.answer_tokens += pc.sum(pc.struct_field(turns, "answer_tokens")).as_py() or 0
-        self.prompt_tokens += pc.sum(asked["prompt_tokens"]).as_py() or 0
-
-
-@dataclass
-class _Open:
-    """A unit whose rows are coming in."""
-
-    parts: list[pa.Table] = field(default_factory=list)
-    """Rows that are kept safe."""
-    fresh: list[pa.Table] = field(default_factory=list)
-    num_images: int | None = None
-    came: Came = field(default_factory=Came)
-    copies: list[pa.Table] = field(default_factory=list)
-    """Rows that stand for images whose answers are copied."""
-
-    @property
-    def is_whole(self) -> bool:
-        return self.num_images is not None and self.came.num_whole >= self.num_images
-
-
 class Committer:
     """Gathers answer rows by unit and commits each unit when its last row is in; `on_commit` is told
-    the name and the whole table of each."""
+    the name of each and of which images its rows are (`unit_commit.IMAGE`). With `writers`, units are written
+    on their threads, and what came of one is known by a later call; `check` is asked before each write."""
 
     def __init__(
         self,
@@ -100,6 +55,8 @@ class Committer:
         run: dict[str, Any],
         on_commit: Callable[[str, pa.Table], None] | None = None,
         standing: Standing | None = None,
+        writers: Writers | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self.tally = Tally()
         self.taken_up: Tally | None = None
@@ -108,34 +65,48 @@ class Committer:
         """What there would be to record of the tables that `--limit` keeps from being whole units."""
         self._ledger = ledger
         self._units = {unit.name: unit for unit in units}
-        self._open: dict[str, _Open] = {}
-        self._parts = Parts(ledger)
+        self._open: dict[str, OpenUnit] = {}
+        self._writers = writers
+        self._parts = Parts(ledger, self._later)
         self._unsorted: list[pa.Table] = []
-        self._num_fresh = 0
+        self._num_fresh = self._fresh_bytes = 0
         self._since = 0.0
         self._done: set[str] = set()
+        """Units that are committed, or being written."""
+        self._news: list[str] = []
         self._keep = keep
         self._run = run
         self._on_commit = on_commit
         self._standing = standing
+        self._check = check
 
-    def take_up(self) -> tuple[list[Unit], list[pa.Table]]:
+    def take_up(self) -> tuple[list[Unit], Iterator[pa.Table]]:
         """Go on where earlier runs were killed: the units, their images that were answered then left
         out; and the rows of those, which are taken in."""
         taken = self._parts.take_up(self._units.values())
-        for name, rows in taken.items():
-            places = (rows[n].to_pylist() for n in ("ordinal", "position", "siblings"))
-            for place in zip(*places, strict=True):
-                self._is_fresh(name, *place)
-            self.tally.count(rows)
-            self._open[name].parts.append(rows)
-            answered = frozenset(rows["ordinal"].to_pylist())
-            self._units[name] = replace(self._units[name], answered=answered)
+        for name, parts in taken.items():
+            answered: set[int] = set()
+            for part in parts:
+                rows = part.read()
+                places = (rows[n].to_pylist() for n in ("ordinal", "position", "siblings"))
+                for place in zip(*places, strict=True):
+                    self._is_fresh(name, *place)
+                self.tally.count(rows)
+                self._open[name].keep(part, rows)
+                answered.update(rows["ordinal"].to_pylist())
+            self._units[name] = replace(self._units[name], answered=frozenset(answered))
         self.taken_up = replace(self.tally, errors=Counter(self.tally.errors))
-        return [*self._units.values()], [*taken.values()]
+        return [*self._units.values()], (p.read() for parts in taken.values() for p in parts)
 
     def add(self, batch: pa.Table) -> list[str]:
-        """Take in answer rows of any units; returns the names of the units committed by it."""
+        """Take in answer rows of any units; returns the names of the units that were committed since the last call, or
+        by this.
+
+        Raises:
+            OSError: the storage has failed for too long, now or under a unit that is being written.
+        """
+        if self._writers is not None:
+            self._writers.settle()
         names = batch["unit"].to_pylist()
         is_end = batch["end"].to_pylist()
         touched = [name for name in dict.fromkeys(names) if self._is_awaited(name)]
@@ -148,7 +119,9 @@ class Committer:
         self._hold(
             batch if len(fresh) == batch.num_rows else batch.take(pa.array(fresh, pa.int64()))
         )
-        return [name for name in touched if self._committed(name)]
+        for name in touched:
+            self._commit_if_whole(name)
+        return self._told()
 
     def _is_awaited(self, name: str) -> bool:
         over = name in self._done or name in self.tally.failed_units
@@ -163,13 +136,13 @@ class Committer:
             self.tally.failed_units[end["unit"]] = end["error_message"]
             self._open.pop(end["unit"], None)
         else:
-            self._open.setdefault(end["unit"], _Open()).num_images = end["ordinal"]
+            self._open.setdefault(end["unit"], OpenUnit()).num_images = end["ordinal"]
 
     def _is_fresh(self, name: str, ordinal: int, position: int, siblings: int) -> bool:
         """Whether a row is awaited and has not come before; it has now."""
         if not self._is_awaited(name):
             return False
-        opened = self._open.setdefault(name, _Open())
+        opened = self._open.setdefault(name, OpenUnit())
         images = opened.came.num_images
         fresh = opened.came.take(ordinal, position, siblings)
         self.tally.images += opened.came.num_images - images
@@ -187,7 +160,10 @@ class Committer:
             self._since = time.monotonic()
         self._unsorted.append(asked)
         self._num_fresh += asked.num_rows
-        if self._num_fresh >= PART_ROWS or time.monotonic() - self._since >= PART_S:
+        self._fresh_bytes += asked.nbytes
+        is_old = self._num_fresh >= PART_ROWS or time.monotonic() - self._since >= PART_S
+        if is_old or self._fresh_bytes >= PART_BYTES:
+            self._make_room(self._fresh_bytes)
             self.keep_safe()
 
     def _sort(self) -> None:
@@ -200,100 +176,136 @@ class Committer:
     def keep_safe(self) -> None:
         """Write the fresh rows of units that are open still as a part."""
         self._sort()
-        self._num_fresh = 0
+        self._num_fresh = self._fresh_bytes = 0
         ours = {n: o for n, o in self._open.items() if o.fresh and is_kept(self._units[n])}
         if not ours:
             return
-        counts = [sum(rows.num_rows for rows in opened.fresh) for opened in ours.values()]
-        rows = pa.concat_tables([rows for opened in ours.values() for rows in opened.fresh])
+        rows = {name: pa.concat_tables(opened.fresh) for name, opened in ours.items()}
         kept = self._parts.put(rows, {name: self._units[name].as_read for name in ours})
-        for opened, count, past in zip(ours.values(), counts, accumulate(counts), strict=True):
-            opened.parts.append(kept.slice(past - count, count))
+        for name, opened in ours.items():
+            opened.keep(kept[name], rows[name])
             opened.fresh = []
 
-    def _committed(self, name: str) -> bool:
-        """Commit the unit, if it is whole now."""
+    def _commit_if_whole(self, name: str) -> None:
         opened = self._open.get(name)
         if opened is None or not opened.is_whole:
-            return False
+            return
         self._sort()
+        self._make_room(opened.nbytes)
         del self._open[name]
-        try:
-            table = self._commit(self._units[name], opened)
-        except _UNUSABLE as error:
-            self.tally.failed_units[name] = f"its table cannot be made: {first_line(error)}"
-            return False
         self._done.add(name)
-        self._parts.drop(name)
-        if self._on_commit is not None:
-            self._on_commit(name, table)
-        return True
+        self._ledger.will_put(name)
+        try:
+            self._commit(self._units[name], opened)
+        except _UNUSABLE as error:
+            self._not_committed(name, f"its table cannot be made: {first_line(error)}")
+
+    def _commit(self, unit: Unit, opened: OpenUnit) -> None:
+        num_copied = 0
+        if opened.copies:
+            assert self._standing is not None
+            copied = self._standing.copied(pa.concat_tables(opened.copies), unit)
+            opened.keep(Held(copied), copied)
+            num_copied = copied.num_rows
+        commit = UnitCommit(
+            self._ledger, unit, opened.rows(), num_images=opened.num_images or 0, keep=self._keep,
+            run=self._run, with_images=self._on_commit is not None, check=self._check,
+        )  # fmt: skip
+        took = partial(self._took, unit, opened.came.num_images, num_copied)
+        if self._standing is not None and commit.is_complete:
+            with self._standing.move(unit, commit.table()):
+                took(partial(commit.put, self._ledger.patience))
+        elif self._writers is None:
+            took(partial(commit.put, self._ledger.patience))
+        else:
+            self._writers.submit(commit.put, took, commit.nbytes)
+
+    def _took(
+        self, unit: Unit, num_images: int, num_copied: int, result: Callable[[], Committed]
+    ) -> None:
+        """Take note of what came of a unit's table and record."""
+        try:
+            done = result()
+        except _UNUSABLE as error:
+            self._not_committed(unit.name, f"its table cannot be made: {first_line(error)}")
+            return
+        except (GivenUp, CancelledError):
+            self._not_committed(unit.name)
+            return
+        except BaseException:
+            self._not_committed(unit.name)
+            raise
+        self._ledger.took(unit.name, done.record, is_committed=done.is_complete)
+        if not done.is_complete:
+            self.limited.append(done.record)
+        elif unit.members:
+            self._ledger.remember(unit)
+        self.tally.units += 1
+        self.tally.images_of_units += num_images
+        if unit.num_rows is None and unit.num_bytes:
+            self.tally.bytes_of_shards += unit.num_bytes
+            self.tally.images_of_shards += num_images
+        self.tally.rows_copied += num_copied
+        self._parts.drop(unit.name)
+        if self._on_commit is not None and done.images is not None:
+            self._on_commit(unit.name, done.images)
+        self._news.append(unit.name)
+        self._ledger.manifest.gather()
+
+    def _not_committed(self, name: str, why: str | None = None) -> None:
+        """The unit is open still; with `why`, for the rest of the run."""
+        self._ledger.took(name, None)
+        self._done.discard(name)
+        if why is not None:
+            self.tally.failed_units[name] = why
+
+    def _told(self) -> list[str]:
+        told, self._news = self._news, []
+        return told
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Wait until so much more may be in flight."""
+        if self._writers is not None:
+            self._writers.room(num_bytes)
+
+    def _later(self, job: Callable[[Patience], Any], num_bytes: int) -> Future[Any] | None:
+        """Have a part written or deleted."""
+        if self._writers is None:
+            job(self._ledger.patience)
+            return None
+        return self._writers.submit(job, _raise_what_failed, num_bytes)
 
     def close(self) -> None:
-        """All rows that there are have come: units that are not whole have failed."""
+        """All rows that there are have come: units that are not whole have failed. What is in flight is
+        waited for."""
+        if self._writers is not None:
+            self._writers.drain()
         for name in self._units.keys() - self._done - self.tally.failed_units.keys():
             limit = self._units[name].limit
             if limit is not None and self.tally.images >= limit and name not in self._open:
                 continue  # the run had its images before it came to this unit
-            opened = self._open.pop(name, _Open())
+            opened = self._open.pop(name, OpenUnit())
             end = "its end" if opened.num_images is None else f"{opened.num_images}"
             self.tally.failed_units[name] = (
                 f"rows of {opened.came.num_images} images came back and not {end}; they were lost on "
                 "the way, which is a defect of llava-batch"
             )
+        self._ledger.rest()
 
-    def _commit(self, unit: Unit, opened: _Open) -> pa.Table:
-        num_copied = 0
-        if opened.copies:
-            assert self._standing is not None
-            opened.parts.append(self._standing.copied(pa.concat_tables(opened.copies), unit))
-            num_copied = opened.parts[-1].num_rows
-        table = self._table(opened)
-        num_images = opened.num_images or 0
-        if unit.retry is not None:
-            old = self._ledger.read_table(unit.name)
-            if old is None:
-                raise ValueError(f"{self._ledger.table_name(unit.name)} is no longer there")
-            num_images = self._ledger.records[unit.name].images
-            table = retried(old.select(table.schema.names), table, unit)
-        _refuse_equal_ids(table)
-        complete = unit.limit is None or unit.retry is not None
-        footer = self._ledger.footer(unit, complete=complete) | {
-            "llava_batch.images": str(num_images),
-            "llava_batch.model": self._run["model"],
-            "llava_batch.run": json.dumps(self._run, sort_keys=True),
-        }
-        contract = load_schema("answers").metadata or {}
-        table = table.replace_schema_metadata({**contract, **footer})
-        moving = nullcontext() if self._standing is None else self._standing.move(unit, table)
-        with moving if complete else nullcontext():
-            self._ledger.write_table(unit, table)
-            record = record_of(self._ledger, unit, table, num_images)
-            if complete:
-                self._ledger.commit(record)
-                if unit.members:
-                    self._ledger.remember(unit)
-            else:
-                self.limited.append(record)
-        self.tally.units += 1
-        self.tally.images_of_units += opened.came.num_images
-        if unit.num_rows is None and unit.num_bytes:
-            self.tally.bytes_of_shards += unit.num_bytes
-            self.tally.images_of_shards += opened.came.num_images
-        self.tally.rows_copied += num_copied
-        return table
+    def end(self, *, cancel: bool = False) -> None:
+        """The run ends here, whatever ended it: what is in flight is waited for, but no storage that is away;
+        with `cancel`, what has not begun never does. To be called again as often as one likes."""
+        if self._writers is None:
+            return
+        self._writers.end(cancel=cancel)
+        while self._writers.is_busy:
+            with suppress(OSError, OutputConflict):  # what ended the run is told
+                self._writers.settle()
 
-    def _table(self, opened: _Open) -> pa.Table:
-        """The unit's rows in order, with the published schema."""
-        schema = pa.schema([*load_schema("answers"), *self._keep])
-        parts = [part.replace_schema_metadata() for part in (*opened.parts, *opened.fresh)]
-        if not parts:
-            return schema.empty_table()
-        places = pa.concat_tables([part.select(["ordinal", "position"]) for part in parts])
-        order = np.lexsort((places["position"].to_numpy(), places["ordinal"].to_numpy()))
-        rows = gathered(parts, order).drop_columns(BOOKKEEPING.names)
-        rows = rows.rename_columns([n.removeprefix(KEEP) for n in rows.schema.names])
-        return rows.select(schema.names).cast(schema)
+
+def _raise_what_failed(result: Callable[[], Any]) -> None:
+    with suppress(GivenUp, CancelledError):
+        result()
 
 
 def _by_unit(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
@@ -308,10 +320,3 @@ def _by_unit(rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
     bounds = np.searchsorted(codes[order], np.arange(len(units.dictionary) + 1))
     for name, first, past in zip(units.dictionary.to_pylist(), bounds, bounds[1:], strict=False):
         yield name, rows.slice(first, past - first)
-
-
-def _refuse_equal_ids(table: pa.Table) -> None:
-    if len(pc.unique(table["id"])) == table.num_rows:
-        return
-    ident, count = Counter(table["id"].to_pylist()).most_common(1)[0]
-    raise ValueError(f"the id {ident} stands {count} times; give its rows keys of their own")

@@ -10,6 +10,7 @@ Of a text table it is `{"input": …, "rows": [first, one past the last]}`.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llava_batch.unit import Names, Stamp, Stamps, Unit, source_of
 
@@ -45,6 +46,11 @@ class Membership:
             said = json.loads(data or b"[]")
         except ValueError:
             said = []
+        return cls.of_said(said)
+
+    @classmethod
+    def of_said(cls, said: Any) -> "Membership":
+        """What the JSON of a file of members says."""
         if isinstance(said, list):
             return cls(input=None, members=tuple(said), stamps=(None,) * len(said))
         if "rows" in said:

@@ -6,15 +6,16 @@ Data and its two directions, nothing more; `ledger.py` knows when they are writt
 import base64
 import hashlib
 import json
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """One committed unit, as `_manifest/<unit>.json` says it."""
+    """One committed unit, as `_manifest/<unit>.json` says it, or the index. There may be a million."""
 
     unit: str
     table: str
@@ -39,8 +40,12 @@ class Record:
         return hashlib.sha256(said).hexdigest()[:16]
 
     def to_json(self) -> bytes:
-        said = {name: v for name, v in self.__dict__.items() if name != "deleted" or v}
-        return (json.dumps(said, indent=1, sort_keys=True) + "\n").encode()
+        return (json.dumps(self.said(), indent=1, sort_keys=True) + "\n").encode()
+
+    def said(self) -> dict[str, Any]:
+        """What stands in the JSON."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: v for name, v in said.items() if name != "deleted" or v}
 
     @property
     def deleted_rows(self) -> bytes:
@@ -50,8 +55,17 @@ class Record:
     def from_json(cls, data: bytes | None) -> "Record | None":
         """The record in `data`, or None where there is none that this version knows."""
         try:
-            return cls(**json.loads(data or b"null"))
-        except (ValueError, TypeError):
+            said = json.loads(data or b"null")
+        except ValueError:
+            return None
+        return cls.of(said)
+
+    @classmethod
+    def of(cls, said: Any) -> "Record | None":
+        """The record that `said` it, or None where that is none that this version knows."""
+        try:
+            return cls(**said | {"fingerprint": sys.intern(said["fingerprint"])})
+        except (TypeError, KeyError):
             return None
 
 

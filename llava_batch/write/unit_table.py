@@ -5,7 +5,9 @@ in chunks of `_CHUNK_BYTES`, and each chunk is a row group or record batch of th
 reader holds too. Knows nothing of ledgers or folders.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,31 +16,44 @@ import pyarrow.parquet as pq
 
 from llava_batch.ids import name_in_unit, name_of
 from llava_batch.unit import Unit
+from llava_batch.write.scratch import Held, Rows
 
-_CHUNK_BYTES = 256 * 2**20
+_CHUNK_BYTES = 64 * 2**20
 
 
 def gathered(parts: Sequence[pa.Table], order: np.ndarray) -> pa.Table:
     """The rows of `parts` (of one schema, at least one) in `order`, which counts through all of them."""
-    whole = pa.concat_tables(parts)
-    if whole.nbytes <= _CHUNK_BYTES:
-        return whole.combine_chunks().take(pa.array(order, pa.int64()))
+    return pa.concat_tables(chunks([Held(part) for part in parts], order))
+
+
+def chunks(parts: Sequence[Rows], order: np.ndarray) -> Iterator[pa.Table]:
+    """The rows of `parts` (at least one) in `order`, in tables of one chunk and bounded size, at least one.
+    A part is read again for each of them that has rows of it."""
     starts = np.cumsum([0, *(part.num_rows for part in parts)])
     owners = np.searchsorted(starts, order, side="right") - 1
-    breaks = np.flatnonzero((np.diff(order) != 1) | (np.diff(owners) != 0)) + 1
-    chunks: list[pa.Table] = []
-    held: list[pa.Table] = []
-    held_bytes = 0
-    for run in np.split(np.arange(len(order)), breaks) if len(order) else []:
-        owner = owners[run[0]]
-        held.append(parts[owner].slice(order[run[0]] - starts[owner], len(run)))
-        held_bytes += held[-1].nbytes
-        if held_bytes >= _CHUNK_BYTES:
-            chunks.append(pa.concat_tables(held).combine_chunks())
-            held, held_bytes = [], 0
-    if held or not chunks:
-        chunks.append(pa.concat_tables(held or [parts[0].slice(0, 0)]).combine_chunks())
-    return pa.concat_tables(chunks)
+    weights = np.array([part.nbytes / max(part.num_rows, 1) for part in parts])[owners]
+    numbers = np.floor(np.cumsum(weights) / _CHUNK_BYTES).astype(np.int64)
+    for rows in np.split(np.arange(len(order)), np.flatnonzero(np.diff(numbers)) + 1):
+        yield _chunk(parts, starts, owners[rows], order[rows])
+
+
+def _chunk(
+    parts: Sequence[Rows], starts: np.ndarray, owners: np.ndarray, order: np.ndarray
+) -> pa.Table:
+    """The rows that `order` names, each of the part `owners` says."""
+    if not len(order):
+        return parts[0].read().slice(0, 0).combine_chunks()
+    by_part = np.argsort(owners, kind="stable")
+    bounds = np.flatnonzero(np.diff(owners[by_part])) + 1
+    found = []
+    for mine in np.split(by_part, bounds):
+        owner = owners[mine[0]]
+        places = pa.array(order[mine] - starts[owner], pa.int64())
+        found.append(parts[owner].read().combine_chunks().take(places))
+    back = np.empty(len(order), np.int64)
+    back[by_part] = np.arange(len(order))
+    whole = pa.concat_tables(found).combine_chunks()
+    return whole if (back == np.arange(len(back))).all() else whole.take(pa.array(back))
 
 
 def retried(old: pa.Table, new: pa.Table, unit: Unit) -> pa.Table:
@@ -71,15 +86,25 @@ def _with_changed(order: list[int], ids: list[str], num_old: int, unit: Unit) ->
 def encoded(table: pa.Table, format: str) -> pa.Buffer:
     """The table as the bytes of a Parquet or Arrow IPC file."""
     sink = pa.BufferOutputStream()
-    if format == "arrow":
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            for batch in table.to_batches():
-                writer.write_batch(batch)
-    else:
-        with pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
-            for batch in table.to_batches():
-                writer.write_batch(batch)
+    encode(sink, [table], format)
     return sink.getvalue()
+
+
+def encode(sink: Any, tables: Iterable[pa.Table], format: str) -> None:
+    """Write tables of one schema (at least one) to `sink` as one Parquet or Arrow IPC file, each chunk a row group or
+    record batch of its own; no more than one table is held."""
+    tables = iter(tables)
+    first = next(tables)
+    with _writer(sink, first.schema, format) as writer:
+        for table in chain([first], tables):
+            for batch in table.to_batches():
+                writer.write_batch(batch)
+
+
+def _writer(sink: Any, schema: pa.Schema, format: str) -> Any:
+    if format == "arrow":
+        return pa.ipc.new_file(sink, schema)
+    return pq.ParquetWriter(sink, schema, compression="zstd")
 
 
 def decoded(data: bytes, format: str) -> pa.Table | None:

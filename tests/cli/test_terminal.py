@@ -90,7 +90,7 @@ def test_a_dry_run_names_what_is_ahead_and_hides_no_table(more: int, named: str)
     # "(a, b, …)" where there were just the two, "1 generating actor(s)", and not a word of the table.
     ahead = {"units_todo": {"tar": 2 + more}, "first_units": ["a", "b"], "card": None,
              "weights_bytes": 0, "loose_images": 0, "rows_to_retry": 0, "notes": ["a note"],
-             "image_tokens": [576, 2928]}  # fmt: skip
+             "image_tokens": [576, 2928], "slot_tokens": None}  # fmt: skip
     machine = {"workers": 1, "gpus_per_worker": 0.0, "threads_per_worker": 2, "prepare_workers": 1}
     settings: dict[str, Any] = {
         "dtype": "float32", "quantization": None, "format": "parquet", "limit": None,
@@ -111,6 +111,15 @@ def test_a_dry_run_names_what_is_ahead_and_hides_no_table(more: int, named: str)
     assert "Of these the first 1 image alone (--limit)." in outlook_lines(
         summary(status="dry run", outlook=ahead, machine=machine, settings=settings)
     )
+
+
+def test_several_images_are_no_warning_where_the_model_knows_them() -> None:
+    said = {known: "\n".join(result_lines(summary(
+        run={"rows_with_several_images": 2},
+        outlook={"notes": [], "several_images_are_known": known},
+    ))) for known in (False, True)}  # fmt: skip
+    assert "the model was not trained on that, and answers may be poor" in said[False]
+    assert "several images" not in said[True]
 
 
 def test_after_errors_the_last_line_says_how_they_are_seen() -> None:

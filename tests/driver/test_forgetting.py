@@ -177,7 +177,7 @@ def test_rows_of_an_open_unit_whose_input_changed_go_and_others_stay(tmp_path):
     night(out, photos)
     ledger = opened(out)
     for unit, source in (("t", "1-1"), ("u", "2-2")):
-        Parts(ledger).put(pa.table({"unit": [unit]}), {unit: source})
+        Parts(ledger).put({unit: pa.table({"unit": [unit]})}, {unit: source})
     put(out / "_manifest" / "_parts" / "cut.part", b"ARROW")
     drop_other_parts(opened(out), {"t": "1-1", "u": "changed"})
     (left,) = (out / "_manifest" / "_parts").iterdir()
@@ -186,7 +186,8 @@ def test_rows_of_an_open_unit_whose_input_changed_go_and_others_stay(tmp_path):
 
 KILLED = """
 import os, signal, sys
-import llava_batch.write.ledger as ledger, llava_batch.answers.thumbnails as thumbnails
+import llava_batch.answers.thumbnails as thumbnails, llava_batch.write.manifest as manifest
+import llava_batch.write.unit_tables as unit_tables
 import llava_batch.driver.forgetting as forgetting
 from llava_batch.storage import locate
 from llava_batch.write.reopen import reopen
@@ -200,8 +201,8 @@ def stepped(call):
             os.kill(os.getpid(), signal.SIGKILL)
         return call(*args, **named)
     return step
-for module, name in ((ledger, "write_whole"), (ledger, "delete_file"), (thumbnails, "write_whole"),
-                     (forgetting, "delete_file")):
+for module, name in ((manifest, "write_whole"), (manifest, "delete_file"), (unit_tables, "write_whole"),
+                     (unit_tables, "delete_file"), (thumbnails, "write_whole"), (forgetting, "delete_file")):
     setattr(module, name, stepped(getattr(module, name)))
 opened = reopen(locate(out))
 forgetting.delete(opened, forgetting.lost(opened, inputs))

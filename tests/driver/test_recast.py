@@ -93,7 +93,9 @@ def test_a_type_is_given_before_or_after_on_the_command_line(tmp_path) -> None:
     first.ledger.begin(first.todo, first.reading.keep)
     footer = first.ledger.footer(first.todo[0], complete=False)
     good = pa.table({"status": ["ok"]}).replace_schema_metadata(footer)
-    first.ledger.write_table(first.todo[0], good)  # without an answer, other columns are taken
+    first.ledger.tables.write(
+        first.todo[0].name, good
+    )  # without an answer, other columns are taken
     assert planned("c").reading.keep == INT64, "recorded, and the same settings"
     later = planned("c:double")
     assert later.reading.keep == DOUBLE and later.recast

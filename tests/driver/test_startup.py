@@ -17,7 +17,7 @@ from llava_batch.job import Job
 from llava_batch.read.find import find_units
 from llava_batch.report import write_report
 from llava_batch.workers.shared_state import SharedState
-from llava_batch.write.committer import Tally
+from llava_batch.write.tally import Tally
 from tests.answer_folder import good, write_folder
 from tests.outputs import unit
 from tests.shards import reading

@@ -230,10 +230,30 @@ def test_questions_of_one_image_fork_and_samples_share_it(folder) -> None:
     base, _ = prepared(folder, picture(90, 40))
     ids = list(base.prompt_ids)
     given = [replace(base, id=str(n), prompt_ids=[*ids, *range(5, 6 + n)]) for n in range(4)]
-    alone = {}
+    alone: dict[str, tuple[int, ...]] = {}
     for request in given:
         fresh = Engine.load(folder, device="cpu", dtype="float32", slots=1, max_tokens=300)
         alone |= {c.id: c.token_ids for c in fresh.generate([request])}
     assert {c.id: c.token_ids for c in engine.generate(given)} == alone
     assert engine.stats.images_encoded == 1
     assert engine.stats.tokens_reused > 0
+
+
+@pytest.mark.parametrize("folder", ["next mistral", "onevision", "vip", "pixtral"], indirect=True)
+@pytest.mark.parametrize("kind", ["nf4", "int8wo"])
+def test_of_a_quantized_model_only_the_language_models_layers_are(folder, kind) -> None:
+    pytest.importorskip("bitsandbytes" if kind == "nf4" else "torchao")
+    engine = Engine.load(
+        folder, device="cpu", dtype="bfloat16", quantization=kind, slots=2, max_tokens=300
+    )
+    request, _ = prepared(folder, picture(90, 40))
+    (found,) = engine.generate([request])
+    assert found.error is None
+    layers = {
+        name: type(module.weight.data) is torch.Tensor and module.weight.is_floating_point()
+        for name, module in engine.llava.model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    assert {name for name, is_plain in layers.items() if not is_plain} == {
+        name for name in layers if "language_model.layers" in name
+    }

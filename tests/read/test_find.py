@@ -335,7 +335,14 @@ def test_a_folder_without_anything_to_read_is_refused(tmp_path: Path) -> None:
 
 def test_a_kind_of_file_that_is_not_read_is_refused(tmp_path: Path) -> None:
     lay(tmp_path, "a.zip")
-    assert "not a kind of file that is read" in refused(tmp_path / "a.zip")
+    assert "not a kind of file that is read; give" in refused(tmp_path / "a.zip")
+
+
+def test_videos_are_refused_with_what_is_taken_of_them(tmp_path: Path) -> None:
+    lay(tmp_path, "a.mp4", "b.MOV")
+    for name in ("a.mp4", "b.MOV"):
+        assert "is read (a video: give frames of it, as images)" in refused(tmp_path / name)
+    assert "(videos are not taken, frames of them as images are)" in refused(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["a.tar.gz", "a.tgz", "a.tar.zst"])

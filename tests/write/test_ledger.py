@@ -76,7 +76,7 @@ def test_a_retried_table_whose_record_a_kill_prevented_is_taken_as_it_is(tmp_pat
     whole = ledger.read_table("a")
     assert whole is not None
     text = pa.array(["other " * 50])
-    ledger.write_table(unit("a"), whole.set_column(whole.schema.get_field_index("answer"),
+    ledger.tables.write("a", whole.set_column(whole.schema.get_field_index("answer"),
                                                    whole.schema.field("answer"), text))  # fmt: skip
     assert manifest(tmp_path, "a.json").read_bytes() == old
     ledger = ledger_of(tmp_path)
@@ -234,7 +234,7 @@ def test_a_folder_that_grows_makes_new_units_and_keeps_the_old(tmp_path, monkeyp
     answered(out, *first)
     loose(tmp_path / "in", 0, 2)
     ledger = ledger_of(out)
-    units = find_units([str(tmp_path / "in")], ledger.members)
+    units = find_units([str(tmp_path / "in")], ledger.before.members)
     assert [(u.name, u.members) for u in units] == [
         ("in-00000", ("001.png", "003.png")),
         ("in-00001", ("005.png",)),
@@ -248,7 +248,7 @@ def test_another_folder_of_the_same_name_is_refused(tmp_path):
     loose(tmp_path / "y" / "in", 2)
     answered(tmp_path / "out", *find_units([str(tmp_path / "x" / "in")]))
     ledger = ledger_of(tmp_path / "out")
-    units = find_units([str(tmp_path / "y" / "in")], ledger.members)
+    units = find_units([str(tmp_path / "y" / "in")], ledger.before.members)
     with pytest.raises(UsageError, match="none of the files"):
         compare(ledger, units)
 

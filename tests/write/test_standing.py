@@ -8,6 +8,7 @@ import pytest
 
 from llava_batch.errors import UsageError
 from llava_batch.write import ledger as ledger_module
+from llava_batch.write import manifest, unit_tables
 from llava_batch.write.committer import Committer
 from tests.nights import answers, night, read_again, text_of
 from tests.read.lake.tables import IMAGE_FIELDS, DeltaLog, images
@@ -206,8 +207,9 @@ def test_killed_at_each_of_its_writes_a_compacted_night_is_made_whole_by_the_nex
             return counted
 
         with monkeypatch.context() as patch:
-            for name in ("write_whole", "delete_file"):
-                patch.setattr(ledger_module, name, step(getattr(ledger_module, name)))
+            for module in (ledger_module, manifest, unit_tables):
+                for name in ("write_whole", "delete_file"):
+                    patch.setattr(module, name, step(getattr(module, name)))
             try:
                 lake.night()
             except Killed:

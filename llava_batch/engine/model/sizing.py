@@ -15,7 +15,7 @@ from llava_batch.engine.model import memory
 from llava_batch.engine.model.llava import Llava
 from llava_batch.engine.model.quantize import is_quantized
 from llava_batch.engine.model.supported import num_positions, rope_type
-from llava_batch.engine.model.vision import features_per_tile
+from llava_batch.engine.model.vision import features_per_image
 
 ROOM_TOKENS = 192
 """Of a slot beside an image, where a job does not say what it needs: for a prompt and its answer."""
@@ -90,7 +90,7 @@ def choose_max_tokens(text_config: Any, asked: int | str) -> int:
 def choose_slot_tokens(config: Any, asked: int | str, max_tokens: int) -> int:
     """Tokens of a slot: as asked for, or for one image, a prompt and its answer; at most `max_tokens`."""
     if isinstance(asked, str):
-        asked = features_per_tile(config) + ROOM_TOKENS
+        asked = features_per_image(config) + ROOM_TOKENS
     if asked < 1:
         raise ValueError(f"slot_tokens is {asked}, must be at least 1")
     return min(asked, max_tokens)

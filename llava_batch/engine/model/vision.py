@@ -147,6 +147,19 @@ def features_per_tile(config: Any) -> int:
     return patches + class_token - dropped
 
 
+def features_per_image(config: Any) -> int:
+    """Features of a large image, newlines not counted: of one that fills the largest grid that is kept whole,
+    where the family cuts images into tiles."""
+    grids = getattr(config, "image_grid_pinpoints", None)
+    if not grids:
+        return features_per_tile(config)
+    side = config.vision_config.image_size
+    tiles = max((height // side) * (width // side) for height, width in grids)
+    bound = getattr(config, "vision_aspect_ratio", "").removeprefix("anyres_max_")
+    kept: int = min(tiles, int(bound)) if bound else tiles
+    return features_per_tile(config) * (1 + kept)
+
+
 def layers_read(config: Any) -> list[int]:
     """Which hidden states are read: 0 is the embedding's, k comes out of layer k."""
     asked, depth = config.vision_feature_layer, config.vision_config.num_hidden_layers

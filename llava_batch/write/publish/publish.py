@@ -215,7 +215,7 @@ class _Rows:
 
     def _rows_of(self, record: Record) -> pa.Table:
         table = self._ledger.read_table(record.unit)
-        same = record.table_hash in ("", self._ledger.table_hash(record.unit))
+        same = record.table_hash in ("", self._ledger.tables.hash(record.unit))
         if table is None or not same or table.num_rows != record.rows:
             raise PublishFailed(f"{self._ledger.out.shown}/{record.table}: is not what its record says "
                                 "any more; run the job again")  # fmt: skip

@@ -9,7 +9,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaOnevisionConfig,
+)
 
 from llava_batch.demo import model_path
 from llava_batch.engine import Engine
@@ -222,3 +229,13 @@ def test_a_model_that_does_not_fit_stops_before_its_weights_are_read(monkeypatch
 
 def test_the_host_has_memory_to_give() -> None:
     assert 2**20 < sizing.free_host_bytes() < 2**50
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [(LlavaConfig(), 576), (LlavaNextConfig(), 5 * 576), (LlavaOnevisionConfig(), 10 * 729)],
+    ids=lambda given: getattr(given, "model_type", given),
+)
+def test_a_slot_has_room_for_a_large_image_of_its_family_by_itself(config, tokens) -> None:
+    room = sizing.ROOM_TOKENS
+    assert sizing.choose_slot_tokens(config, "auto", 10**6) == tokens + room
