@@ -1,6 +1,6 @@
 """A card on paper: the engine's own scheduler, driven by what a card's steps would cost. No card is asked.
 
-    python benchmarks/simulate.py [--card a100-80] [--images 1500]
+    python benchmarks/simulate.py [--card a100-80] [--images 1500] [--only by_memory]
 
 Admission, waves, refill and grouping are the engine's (`Scheduler`, `groups`); a pass costs what its products
 and its memory traffic take at a stated share of the card's published peaks, and no less than its kernels
@@ -21,6 +21,7 @@ import bench_model
 import numpy as np
 import torch
 
+from llava_batch.engine.forward.decode_batch import bucket, slot_buckets
 from llava_batch.engine.forward.prefill_groups import groups
 from llava_batch.engine.model import memory
 from llava_batch.engine.request import Request
@@ -117,10 +118,10 @@ class Costs:
         host = text.num_hidden_layers * KERNELS * LAUNCH_S
         return float(max(device, self.weights_s, host))
 
-    def decode_s(self, rows: list[Sequence]) -> float:
-        """One captured decode step."""
+    def decode_s(self, rows: list[Sequence], size: int) -> float:
+        """One captured decode step over `size` slots, idle ones computed with the others."""
         text = self.config.text_config
-        products = 2 * self.decoder_params * len(rows) / (self.card.flops * PRODUCTS)
+        products = 2 * self.decoder_params * size / (self.card.flops * PRODUCTS)
         gaps = text.num_hidden_layers * KERNELS * GAP_S
         return max(products, self.weights_s) + self.kv_s(sum(len(s.ids) for s in rows)) + gaps
 
@@ -187,11 +188,17 @@ class Run:
                 self._prefill()
         rows = [s for s in self.scheduler.active.values() if s.can_decode]
         if rows:
-            self.seconds += self.costs.decode_s(rows)
+            self.seconds += self.costs.decode_s(rows, self._size(rows))
             self.steps += 1
             self.rows += len(rows)
         for sequence in rows:
             self._picked(sequence)
+
+    def _size(self, rows: list[Sequence]) -> int:
+        """The engine's bucket of slots; with memory by the token, a row for each at work."""
+        if isinstance(self.scheduler, ByNeed):
+            return len(rows)
+        return bucket(max(s.slot for s in rows) + 1, slot_buckets(self.scheduler.slots.num_slots))
 
     def _is_time(self) -> bool:
         if self.together is None:
@@ -339,27 +346,30 @@ def by_prefill(paper: Paper, images: int) -> dict[str, float]:
 
 
 def by_memory(paper: Paper, images: int) -> dict[str, Any]:
-    """Requests spread tenfold: one size for all slots, several slots a request, or pages.
+    """Requests spread tenfold: slots of one length, or pages, placed anywhere, with the same memory.
 
-    All have the same memory. Several slots and pages are placed anywhere, so nothing is lost between
-    them: a bound from above for the engine's, whose slots of a request lie side by side.
+    A request that is longer than a slot has several side by side, as the engine's own scheduler gives them.
     """
     asks = spread(images)
     needs = [a.image_tokens + a.text + a.limit for a in asks]
-    largest, width = max(needs), int(np.median(needs))
+    largest, median = max(needs), int(np.median(needs))
     slots = paper.slots(largest)
     if slots < 1:
         return {"slots_fit": 0}
     tokens = slots * largest
-    ways: dict[str, Callable[[int], int]] = {
-        "slots of the largest need": lambda need: largest,
-        "several slots of the median need": lambda need: -(-need // width) * width,
-        "several slots of a quarter of it": lambda need: -(-need // (width // 4)) * (width // 4),
-        "pages of 256": lambda need: -(-need // 256) * 256,
+    lengths = {
+        "slots of the largest need": largest,
+        "slots of the median need": median,
+        "slots of a quarter of it": median // 4,
     }
-    found: dict[str, Any] = {"tokens": tokens, "largest": largest, "median": width}
-    for name, takes in ways.items():
-        run = paper.run(asks, scheduler=ByNeed(tokens, takes, reuse=False))
+    ways: dict[str, Scheduler] = {
+        name: Scheduler(tokens // length, slot_tokens=length, reuse=False, packed=True)
+        for name, length in lengths.items()
+    }
+    ways["pages of 256"] = ByNeed(tokens, lambda need: -(-need // 256) * 256, reuse=False)
+    found: dict[str, Any] = {"tokens": tokens, "largest": largest, "median": median}
+    for name, scheduler in ways.items():
+        run = paper.run(asks, scheduler=scheduler)
         found[name] = {"images_per_s": rate(run, images), "rows": round(run.rows / run.steps, 1)}
     return found
 
@@ -371,21 +381,25 @@ def published(paper: Paper, images: int) -> dict[str, float]:
     return {"simulated": rate(paper.run(asks), images), "published": PUBLISHED["images_per_s"]}  # type: ignore[dict-item]
 
 
+MEASURES = (by_slots, by_answer, by_together, by_prefill, by_memory)
+
+
 def main() -> None:
     """Print what was asked for as tables, and all of it as a last line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--card", choices=CARDS, action="append")
     parser.add_argument("--images", type=int, default=1500)
+    parser.add_argument("--only", choices=[one.__name__ for one in MEASURES], action="append")
     options = parser.parse_args()
     everything: dict[str, Any] = {"simulated": True, "images": options.images}
     for name in options.card or CARDS:
         paper = Paper(name)
         figures: dict[str, Any] = {"slots_of_768": paper.slots(768)}
         if paper.slots(768):
-            measures = (by_slots, by_answer, by_together, by_prefill, by_memory)
-            for measure in measures:
+            chosen = [m for m in MEASURES if m.__name__ in (options.only or [m.__name__])]
+            for measure in chosen:
                 figures[measure.__name__] = measure(paper, options.images)
-            if name == PUBLISHED["card"]:
+            if name == PUBLISHED["card"] and not options.only:
                 figures["published"] = published(paper, options.images)
         print(f"\n{name}, LLaVA-1.5-7B in bfloat16, images/s, simulated")
         for label, figure in figures.items():

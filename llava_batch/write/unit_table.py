@@ -18,7 +18,7 @@ from llava_batch.ids import name_in_unit, name_of
 from llava_batch.unit import Unit
 from llava_batch.write.scratch import Held, Rows
 
-_CHUNK_BYTES = 64 * 2**20
+_CHUNK_BYTES = 32 * 2**20
 
 
 def gathered(parts: Sequence[pa.Table], order: np.ndarray) -> pa.Table:

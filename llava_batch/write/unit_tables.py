@@ -17,7 +17,7 @@ from llava_batch.storage import Location, delete_file, read_bytes, whole_file, w
 from llava_batch.write.unit_table import decoded, encode, origin_of
 
 _SUFFIXES = (".parquet", ".arrow")
-LARGE_BYTES = 64 * 2**20
+LARGE_BYTES = 32 * 2**20
 """Of rows in memory, from which on a table is encoded and written a row group at a time."""
 
 

@@ -230,7 +230,7 @@ def test_questions_of_one_image_fork_and_samples_share_it(folder) -> None:
     base, _ = prepared(folder, picture(90, 40))
     ids = list(base.prompt_ids)
     given = [replace(base, id=str(n), prompt_ids=[*ids, *range(5, 6 + n)]) for n in range(4)]
-    alone = {}
+    alone: dict[str, tuple[int, ...]] = {}
     for request in given:
         fresh = Engine.load(folder, device="cpu", dtype="float32", slots=1, max_tokens=300)
         alone |= {c.id: c.token_ids for c in fresh.generate([request])}

@@ -64,6 +64,7 @@ def test_tiles_are_the_references(folder: Path, size: tuple[int, int]) -> None:
     assert pixels.dtype == np.uint8
     np.testing.assert_array_equal(pixels, expected["pixel_values"][0])
     assert expected["image_sizes"].tolist() == [[image.height, image.width]]
+    assert layout is not None
     assert len(pixels) == 1 + layout.rows * layout.columns
 
 

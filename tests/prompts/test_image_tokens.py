@@ -1,6 +1,7 @@
 """Image tokens of images of any size are as many as the reference processor says."""
 
 import random
+from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def onevision_reference(height: int, width: int, most: int = 9) -> int:
     return made._get_number_of_features(height, width, 384, 384)
 
 
-REFERENCES = {
+REFERENCES: dict[str, Callable[[int, int], int]] = {
     "next": next_reference,
     "onevision": onevision_reference,
     "onevision of four": partial(onevision_reference, most=4),
@@ -80,7 +81,7 @@ def test_an_image_in_its_own_shape_has_the_reference_processors_size_and_patches
         image = np.broadcast_to(np.uint8(0), (3, height, width))
         size = get_resize_output_image_size(image, 1024, 16, ChannelDimension.FIRST)
         assert rule.size(height, width) == size, (height, width)
-        ids = tokens_by_rows(*size, 16, image=1, row_end=2, end=3)
+        ids = tokens_by_rows(size[0], size[1], 16, image=1, row_end=2, end=3)
         assert (ids.count(1), ids.count(2), ids.count(3)) == (
             size[0] // 16 * (size[1] // 16), size[0] // 16 - 1, 1,
         )  # fmt: skip

@@ -183,12 +183,12 @@ inline void pack_values(const bf16* value, int64_t stride, int64_t count, int64_
 }
 #endif
 
-// scores[i][j] = query i . key j, for kRows queries and keys [begin, end) in steps of kKeys.
-template <typename T>
+// scores[i][j] = query i . key j, for N queries and keys [begin, end) in steps of kKeys.
+template <typename T, int N>
 void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t padded, int words,
                  int64_t begin, int64_t end, float* scores, int64_t stride) {
   for (int64_t j = begin; j < end; j += kKeys) {
-    __m512 acc[kRows][4];
+    __m512 acc[N][4];
     for (auto& row : acc)
       for (auto& part : row) part = _mm512_setzero_ps();
     for (int w = 0; w < words; w++) {
@@ -196,14 +196,14 @@ void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t pad
       const __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + 16);
       const __m512i b2 = _mm512_loadu_si512(at + 32), b3 = _mm512_loadu_si512(at + 48);
 #pragma GCC unroll 6
-      for (int i = 0; i < kRows; i++) {
+      for (int i = 0; i < N; i++) {
         acc[i][0] = Word<T>::fma(acc[i][0], query[i] + w, b0);
         acc[i][1] = Word<T>::fma(acc[i][1], query[i] + w, b1);
         acc[i][2] = Word<T>::fma(acc[i][2], query[i] + w, b2);
         acc[i][3] = Word<T>::fma(acc[i][3], query[i] + w, b3);
       }
     }
-    for (int i = 0; i < kRows; i++)
+    for (int i = 0; i < N; i++)
       for (int part = 0; part < 4; part++)
         _mm512_storeu_ps(scores + i * stride + j + 16 * part, acc[i][part]);
   }
@@ -270,7 +270,9 @@ void prefill_task(const Attention& a, const T* query, const T* key, const T* val
                   int64_t past, int64_t count, int64_t from, int64_t to) {
   const int dim = static_cast<int>(a.dim), words = dim / Word<T>::kPer;
   const int64_t total = past + count;
-  const int64_t first = a.window ? std::max<int64_t>(0, past + from - a.window + 1) : 0;
+  // A whole number of blocks, so that where a query's sums begin does not depend on `from`.
+  const int64_t first =
+      a.window ? std::max<int64_t>(0, past + from - a.window + 1) / kKeys * kKeys : 0;
   const int64_t last = a.causal ? past + to : total;
   const int64_t padded = (last - first + kKeys - 1) / kKeys * kKeys;
   // A word more than a multiple of a page: rows must not fall on one another in the cache.
@@ -301,7 +303,7 @@ void prefill_task(const Attention& a, const T* query, const T* key, const T* val
       const int64_t lowest = a.window ? std::max<int64_t>(0, past + i - a.window + 1) - first : 0;
       const int64_t begin = lowest / kKeys * kKeys;
       const int64_t end = (highest + kKeys - 1) / kKeys * kKeys;
-      score_block<T>(q, keys, padded, words, begin, end, scores, stride);
+      score_block<T, kRows>(q, keys, padded, words, begin, end, scores, stride);
       for (int r = 0; r < kRows; r++) {
         const int64_t position = past + i + std::min(r, rows - 1);
         const int64_t high = (a.causal ? position + 1 : total) - first;
@@ -349,97 +351,94 @@ void prefill(const Attention& a, const T* query, const T* key, const T* value, T
   }
 }
 
-// Sums of 16 vectors, in one.
-inline __m512 reduce16(const __m512* v) {
-  __m512 a[8], b[4], c[2];
-  for (int i = 0; i < 8; i++)
-    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
-                         _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 4; i++) {
-    const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
-    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-  }
-  for (int i = 0; i < 2; i++)
-    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88),
-                       _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
-}
-
-inline __m512 dot(const float* key, const float* query, int dim) {
-  __m512 acc = _mm512_setzero_ps();
-  for (int d = 0; d < dim; d += 16)
-    acc = _mm512_fmadd_ps(_mm512_loadu_ps(key + d), _mm512_loadu_ps(query + d), acc);
-  return acc;
-}
-inline void add_values(__m512* acc, const float* value, int64_t stride, const float* weights,
-                       int64_t count, int dim) {
-  for (int64_t j = 0; j < count; j++) {
+// out[d] = sum_j weights[j] * value[j][d] / sum, for `width` <= 64 values of d: `value_block` of one
+// query, its order of adding kept, from values as they lie.
+inline void value_row(const float* weights, const float* value, int64_t stride, int64_t begin,
+                      int64_t end, float sum, int width, float* out) {
+  __m512 acc[4] = {};
+  const int vectors = width / 16;
+  for (int64_t j = begin; j < end; j++) {
     const __m512 p = _mm512_set1_ps(weights[j]);
-    for (int d = 0; d < dim / 16; d++)
-      acc[d] = _mm512_fmadd_ps(p, _mm512_loadu_ps(value + j * stride + 16 * d), acc[d]);
+#pragma GCC unroll 4
+    for (int v = 0; v < 4; v++)
+      if (v < vectors)
+        acc[v] = _mm512_fmadd_ps(p, _mm512_loadu_ps(value + j * stride + 16 * v), acc[v]);
   }
+  for (int v = 0; v < vectors; v++)
+    store16(out + 16 * v, _mm512_div_ps(acc[v], _mm512_set1_ps(sum)));
 }
 #ifdef __AVX512BF16__
-inline __m512 dot(const bf16* key, const bf16* query, int dim) {
-  __m512 acc = _mm512_setzero_ps();
-  for (int d = 0; d < dim; d += 32) {
-    const __mmask32 mask = dim - d >= 32 ? 0xFFFFFFFFu : 0xFFFFu;
-    acc = _mm512_dpbf16_ps(acc, (__m512bh)_mm512_maskz_loadu_epi16(mask, key + d),
-                           (__m512bh)_mm512_maskz_loadu_epi16(mask, query + d));
+inline void value_row(const bf16* weights, const bf16* value, int64_t stride, int64_t begin,
+                      int64_t end, float sum, int width, bf16* out) {
+  // Two neighbouring rows interleaved within their quarters; the quarters are put in order at the end.
+  __m512 low[2] = {}, high[2] = {};
+  const __mmask32 mask[2] = {width > 16 ? 0xFFFFFFFFu : 0xFFFFu,
+                             width > 48 ? 0xFFFFFFFFu : width > 32 ? 0xFFFFu : 0u};
+  const bool wide = width > 32;
+  for (int64_t j = begin; j < end; j += 2) {
+    const __m512bh p = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(weights + j));
+    const bf16* at = value + j * stride;
+    const bool two = j + 1 < end;
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+      if (h && !wide) break;
+      const __m512i a = _mm512_maskz_loadu_epi16(mask[h], at + 32 * h);
+      const __m512i b = two ? _mm512_maskz_loadu_epi16(mask[h], at + stride + 32 * h)
+                            : _mm512_setzero_si512();
+      low[h] = _mm512_dpbf16_ps(low[h], p, (__m512bh)_mm512_unpacklo_epi16(a, b));
+      high[h] = _mm512_dpbf16_ps(high[h], p, (__m512bh)_mm512_unpackhi_epi16(a, b));
+    }
   }
-  return acc;
-}
-inline void add_values(__m512* acc, const bf16* value, int64_t stride, const float* weights,
-                       int64_t count, int dim) {
-  for (int64_t j = 0; j < count; j++) {
-    const __m512 p = _mm512_set1_ps(weights[j]);
-    for (int d = 0; d < dim / 16; d++)
-      acc[d] = _mm512_fmadd_ps(p, load16(value + j * stride + 16 * d), acc[d]);
+  const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  const __m512 divisor = _mm512_set1_ps(sum);
+  for (int d = 0; d < width; d += 16) {
+    const int h = d / 32;
+    const __m512 all = _mm512_permutex2var_ps(low[h], d % 32 ? second : first, high[h]);
+    store16(out + d, _mm512_div_ps(all, divisor));
   }
 }
 #endif
 
-// One query of one row against the keys [low, high) of its slot.
+// The queries of one row and one K/V head against the keys [low, high) of its slot. Its bits are those
+// that `prefill_task` gives this query: same products, same sums, same order.
 template <typename T>
-void decode_task(const T* query, const T* key, const T* value, int64_t stride, T* out, int64_t low,
-                 int64_t high, int dim, float scaling) {
-  const int64_t count = high - low, padded = (count + 15) / 16 * 16;
-  auto* scores = reinterpret_cast<float*>(scratch.get(sizeof(float) * padded));
-  key += low * stride;
-  value += low * stride;
-  __m512 top = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
-  for (int64_t j = 0; j < padded; j += 16) {
-    __m512 part[16];
-    for (int i = 0; i < 16; i++)
-      part[i] = dot(key + std::min(j + i, count - 1) * stride, query, dim);
-    const __m512 s = _mm512_mul_ps(reduce16(part), _mm512_set1_ps(scaling));
-    const __m512 seen =
-        _mm512_mask_mov_ps(_mm512_set1_ps(-std::numeric_limits<float>::infinity()),
-                           head_mask(count - j), s);
-    top = _mm512_max_ps(top, seen);
-    _mm512_storeu_ps(scores + j, seen);
+void decode_task(const Attention& a, const T* query, const T* key, const T* value, T* out,
+                 int64_t low, int64_t high) {
+  const int dim = static_cast<int>(a.dim), words = dim / Word<T>::kPer;
+  const int64_t group = a.heads / a.kv_heads;
+  const int64_t begin = low / kKeys * kKeys, end = (high + kKeys - 1) / kKeys * kKeys;
+  const int64_t stride = end - begin + 16;
+  const size_t key_bytes = sizeof(uint32_t) * words * kKeys;
+  const size_t score_bytes = sizeof(float) * group * stride;
+  char* memory = scratch.get(key_bytes + 2 * score_bytes);
+  auto* keys = reinterpret_cast<uint32_t*>(memory);
+  auto* scores = reinterpret_cast<float*>(memory + key_bytes);
+  auto* weights = reinterpret_cast<T*>(memory + key_bytes + score_bytes);
+  key += begin * a.k_token;
+  value += begin * a.k_token;
+  low -= begin;
+  high -= begin;
+  for (int64_t j = 0; j < end - begin; j += kKeys) {
+    const int64_t count = std::min<int64_t>(kKeys, high - j);
+    // The next block's keys, or the first values, come while this one is computed.
+    const T* next = j + kKeys < high ? key + (j + kKeys) * a.k_token : value;
+    for (int64_t i = 0; i < kKeys; i++)
+      for (int d = 0; d < dim; d += 64 / sizeof(T))
+        _mm_prefetch(reinterpret_cast<const char*>(next + i * a.k_token + d), _MM_HINT_T0);
+    pack_keys(key + j * a.k_token, a.k_token, count, kKeys, dim, keys);
+    for (int64_t g = 0; g < group; g++) {
+      const auto* q = reinterpret_cast<const uint32_t*>(query + g * a.q_head);
+      score_block<T, 1>(&q, keys, kKeys, words, 0, kKeys, scores + g * stride + j, 0);
+    }
   }
-  const __m512 shift = _mm512_set1_ps(_mm512_reduce_max_ps(top));
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t j = 0; j < padded; j += 16) {
-    const __m512 x = _mm512_sub_ps(_mm512_loadu_ps(scores + j), shift);
-    const __m512 p = _mm512_maskz_mov_ps(head_mask(count - j), exp512(x));
-    sum = _mm512_add_ps(sum, p);
-    _mm512_storeu_ps(scores + j, p);
-  }
-  const __m512 total = _mm512_set1_ps(_mm512_reduce_add_ps(sum));
-  for (int d = 0; d < dim; d += 64) {
-    __m512 acc[4] = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps(),
-                     _mm512_setzero_ps()};
-    const int width = std::min(64, dim - d);
-    if (width == 64)
-      add_values(acc, value + d, stride, scores, count, 64);
-    else
-      add_values(acc, value + d, stride, scores, count, width);
-    for (int v = 0; v < width / 16; v++)
-      store16(out + d + 16 * v, _mm512_div_ps(acc[v], total));
+  for (int64_t g = 0; g < group; g++) {
+    T* weight = weights + g * stride;
+    const float sum = softmax_row(scores + g * stride, weight, int64_t{0}, end - begin, low, high,
+                                  static_cast<float>(a.scaling));
+    for (int d = 0; d < dim; d += 64)
+      value_row(weight, value + d, a.k_token, 0, high, sum, std::min(64, dim - d),
+                out + g * a.o_head + d);
   }
 }
 
@@ -453,10 +452,8 @@ void decode(const Attention& a, const T* query, const T* key, const T* value, T*
       const int64_t high = past[row] + 1;
       const int64_t at = slots[row] * a.k_slot + head * widths[row] * a.k_head;
       const int64_t low = a.window ? std::max<int64_t>(0, high - a.window) : 0;
-      for (int64_t g = head * group; g < (head + 1) * group; g++)
-        decode_task(query + row * a.q_batch + g * a.q_head, key + at, value + at, a.k_token,
-                    out + row * a.o_batch + g * a.o_head, low, high, static_cast<int>(a.dim),
-                    static_cast<float>(a.scaling));
+      decode_task(a, query + row * a.q_batch + head * group * a.q_head, key + at, value + at,
+                  out + row * a.o_batch + head * group * a.o_head, low, high);
     }
   }
 }

@@ -20,7 +20,12 @@ from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
+GELU_MLPS = {"CLIPMLP", "SiglipMLP"}
 ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
+
+GELUS = {"GELUActivation": "none", "GELUTanh": "tanh"}
+"""oneDNN's names of those activations. Within a product each entry is computed alike; torch's own takes
+one way for whole vectors and another for what is left of a thread's share."""
 
 KNOWN = {"slot_rows", "slot_kernels", "slot_tokens"}
 """What the engine passes to every layer, and these have from the cache."""
@@ -44,14 +49,34 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
             ]
             self.bias = torch.cat(given).detach()
 
-    def forward(self, x: torch.Tensor, then: str = "none") -> torch.Tensor:
-        """`[..., C]` -> `[..., out]`; `then` is done in the same pass: `none`, or `swish` for SiLU."""
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], "")
+    def forward(self, x: torch.Tensor, then: str = "none", form: str = "") -> torch.Tensor:
+        """`[..., C]` -> `[..., out]`; `then` is done in the same pass: `none`, `swish` for SiLU, or `gelu`.
+
+        form: which gelu, one of the values of GELUS.
+        """
+        if x.numel() == x.shape[-1]:
+            both = torch.ops.mkldnn._linear_pointwise(
+                twice(x), self.packed, self.bias, then, [], form
+            )
+            return both[:1].view(*x.shape[:-1], -1)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], form)
 
     def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., out]`, each multiplied by `factor` `[..., out]` in the same pass."""
         multiplied = torch.ops.mkldnn._linear_pointwise.binary
+        if x.numel() == x.shape[-1]:
+            both = multiplied(twice(x), twice(factor), self.packed, self.bias, "mul")
+            return both[:1].view_as(factor)
         return multiplied(x, factor, self.packed, self.bias, "mul")
+
+
+def twice(x: torch.Tensor) -> torch.Tensor:
+    """A single row `[..., C]` -> `[2, C]`.
+
+    oneDNN adds a row's products in one order for any number of rows from two on, and in another for one
+    alone where C is more than 1,024; the bits of a row must not tell how many others there were.
+    """
+    return x.reshape(1, -1).expand(2, -1).contiguous()
 
 
 class FusedNorm(nn.Module):  # type: ignore[misc]
@@ -161,6 +186,19 @@ class FusedClipMLP(nn.Module):  # type: ignore[misc]
         return self.fc2(cpu.quick_gelu_(self.fc1(x)))
 
 
+class FusedGelu(nn.Module):  # type: ignore[misc]
+    """Two linear layers and a gelu between them: LLaVA's projector, SigLIP's feed-forward."""
+
+    def __init__(self, first: nn.Linear, gelu: nn.Module, second: nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = PackedLinear(first), PackedLinear(second)
+        self.form = GELUS[type(gelu).__name__]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]`."""
+        return self.second(self.first(x, "gelu", self.form))
+
+
 def fuse(module: Any) -> None:
     """Exchange what the kernels know, in a LlavaForConditionalGeneration on CPU.
 
@@ -190,6 +228,10 @@ def _fused(module: nn.Module) -> nn.Module | None:
         return FusedClipAttention(part)
     if kind == "CLIPMLP" and part.config.hidden_act == "quick_gelu":
         return FusedClipMLP(part)
+    if kind == "LlavaMultiModalProjector" and type(part.act).__name__ in GELUS:
+        return FusedGelu(part.linear_1, part.act, part.linear_2)
+    if kind in GELU_MLPS and type(part.activation_fn).__name__ in GELUS:
+        return FusedGelu(part.fc1, part.activation_fn, part.fc2)
     if type(module) is nn.Linear:
         return PackedLinear(module)
     return None

@@ -62,6 +62,33 @@ def test_attention_equals_torch(dtype, data):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_a_query_has_the_same_bits_however_it_is_asked(dtype, data):
+    """Behind any past, beside any row, padded or not, in a prefill or alone in a decode step."""
+    kernels(dtype)
+    kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    dim = 16 * data.draw(st.integers(1, 9))
+    length = data.draw(st.integers(40, 300))
+    how = {"scaling": dim**-0.5, "window": data.draw(st.none() | st.integers(1, length))}
+    torch.manual_seed(0)
+    key, value = (torch.randn(3, kv_heads, length, dim).to(dtype) for _ in range(2))
+    query = torch.randn(1, length, kv_heads * group, dim).to(dtype)
+    (whole,) = cpu.attend(query, key, value, Rows(slots=(1,), past=(0,), new=(length,)), **how)
+    begin = data.draw(st.integers(0, length - 1))
+    end, padding = data.draw(st.integers(begin + 1, length)), data.draw(st.integers(0, 5))
+    size = end - begin
+    part = torch.randn(2, padding + size, kv_heads * group, dim).to(dtype)
+    part[0, padding:] = query[0, begin:end]
+    pair = Rows(slots=(1, 2), past=(begin, 0), new=(size, min(padding + size, length)))
+    found = cpu.attend(part[:, -pair.length :].contiguous(), key, value, pair, **how)
+    assert torch.equal(found[0, -size:], whole[begin:end])
+    step = Rows(slots=(2, 1), past=(0, begin), new=(1, 1))
+    asked = torch.cat([part[1:, :1], query[:, begin : begin + 1]])
+    assert torch.equal(cpu.attend(asked, key, value, step, **how)[1, 0], whole[begin])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_attention_over_all_patches_equals_torch(dtype):
     kernels(dtype)
     query, key, value = (torch.randn(2, 77, 3, 32).to(dtype) for _ in range(3))

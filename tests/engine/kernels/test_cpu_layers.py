@@ -71,3 +71,20 @@ def test_a_module_is_fused_whole_or_its_linears_one_by_one(model):
     mlps = [layer.mlp for layer in model.model.language_model.layers]
     assert not any(isinstance(mlp, FusedMLP) for mlp in mlps)
     assert all(isinstance(mlp.gate_proj, PackedLinear) for mlp in mlps)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_row_of_a_product_has_the_same_bits_alone_and_among_others(dtype):
+    kernels(dtype)
+    x, factor = torch.randn(70, 4096).to(dtype), torch.randn(70, 64).to(dtype)
+    layer = PackedLinear(nn.Linear(4096, 64).to(dtype).requires_grad_(False))
+    for form in (
+        lambda rows: layer(x[rows]),
+        lambda rows: layer(x[rows], "swish"),
+        lambda rows: layer(x[rows], "gelu", "none"),
+        lambda rows: layer.times(x[rows], factor[rows]),
+    ):
+        every = form(slice(0, 70))
+        for size in (1, 2, 3, 16, 64):
+            assert torch.equal(form(slice(0, size)), every[:size])
+        assert torch.equal(form(slice(9, 10)), every[9:10])
