@@ -67,10 +67,10 @@ def run_settled(settled: Settled) -> Summary:
         tell_left_out(plan)
         if owner is not None and not plan.todo:
             return _nothing_to_do(plan, publishing, owner)
-        tell_start(plan)
         if plan.todo:
             refuse_what_is_too_long(plan.settled, plan.checkpoint)
         refuse_beforehand(plan.settled, most_workers=most_workers(os.cpu_count() or 1))
+        tell_start(plan)
         with cluster.connected(quiet=job.quiet) as alone:
             stop.take_back()
             local_paths.refuse_local_paths(job)
