@@ -13,7 +13,7 @@ class LocalState:
     """The shared state in this process: what `.remote` gives is the value itself."""
 
     def __init__(self) -> None:
-        self.state = SharedState()
+        self.state = SharedState(set)  # no node dies
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self.state, name)

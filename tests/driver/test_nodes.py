@@ -1,5 +1,7 @@
 """What is said of nodes that come and go, and where local paths are refused on several of them."""
 
+from typing import Any
+
 import pytest
 import ray
 
@@ -42,7 +44,7 @@ def test_a_local_path_is_refused_on_several_nodes_unless_they_share_it(
 ) -> None:
     # A local model was looked for on every node, and its absence told by whichever worker came first.
     monkeypatch.setattr(ray, "nodes", lambda: seen(a=True, b=True))
-    remote = {
+    remote: dict[str, Any] = {
         "input": ("memory://b/in",),
         "output": "memory://b/out",
         "image_root": "memory://b/root",
