@@ -39,7 +39,8 @@ class Ballot:
             return None
         best = max(self.scores, key=lambda number: (self.scores[number], -number))
         top = self.scores[best]
-        total = sum(math.exp(score - top) for score in self.scores.values())
+        # Exactly rounded: the scores stand in the order in which they came.
+        total = math.fsum(math.exp(score - top) for score in self.scores.values())
         tokens = self.request.choices[best]
         return Completion(
             id=self.request.id,
