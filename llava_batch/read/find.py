@@ -24,6 +24,7 @@ from llava_batch.storage import Location
 from llava_batch.unit import ROW_RULES, Unit
 
 _LOOKS_AT_ONCE = 16
+_LOOKS_OF_A_TIME = 4096
 _NEWEST = AsOf()
 
 Rows = Callable[[str], Fixed]
@@ -77,8 +78,11 @@ def find(
         gathered.take(text)
     gathered.refuse_unfit()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        made = pool.map(lambda shard: _shard_units(shard, before, rows, answered), gathered.shards)
-        units = [unit for units in made for unit in units]
+        units: list[Unit] = []
+        for first in range(0, len(gathered.shards), _LOOKS_OF_A_TIME):  # 2 KB each while they wait
+            some = gathered.shards[first : first + _LOOKS_OF_A_TIME]
+            for made in pool.map(lambda shard: _shard_units(shard, before, rows, answered), some):
+                units += made
     for images in gathered.loose:
         found = loose_units(images, remembered, answered, unit_name)
         units.extend(with_metadata(unit, gathered.metadata) for unit in found)

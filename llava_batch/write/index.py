@@ -9,10 +9,10 @@ number has the last word over a lower, a single file over all. It is gzip (`zcat
 """
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 INDEX = "_index/"
@@ -23,14 +23,6 @@ SUFFIX = ".index"
 _FORMAT = 1
 _LEVEL = 1
 """Of compression: the hashes in it do not shrink at any."""
-
-
-@dataclass(frozen=True)
-class IndexFile:
-    """What one file of the index says."""
-
-    is_whole: bool
-    lines: list[dict[str, Any]]
 
 
 def is_index(name: str) -> bool:
@@ -51,27 +43,30 @@ def packed(lines: Iterable[dict[str, Any]], *, is_whole: bool) -> bytes:
     return gzip.compress(text.encode() + b"\n", _LEVEL)
 
 
-def unpacked(data: bytes) -> IndexFile:
-    """What an index file says.
+def unpacked(data: bytes) -> tuple[bool, Iterator[dict[str, Any]]]:
+    """Whether an index file is whole, and its lines, each parsed when it is asked for: all at once a hundred thousand
+    take 300 MiB.
 
     Raises:
-        ValueError: it was cut, is none of ours, or is of a version that this one does not know.
+        ValueError: at any line: it was cut, is none of ours, or is of a version that this one does not know.
     """
+    lines = _lines(data)
+    said = next(lines, None)
+    if not isinstance(said, dict) or said.get("index") != _FORMAT:
+        raise ValueError("another version wrote it")
+    return bool(said["whole"]), map(_with_unit, lines)
+
+
+def _lines(data: bytes) -> Iterator[Any]:
     try:
-        first, *rest = gzip.decompress(data).splitlines()
-        said = json.loads(first)
-        known = isinstance(said, dict) and said.get("index") == _FORMAT
-        lines = [*_lines(rest)] if known else []
+        with gzip.open(io.BytesIO(data)) as file:
+            for text in file:
+                yield json.loads(text)
     except (OSError, EOFError, zlib.error, ValueError) as error:
         raise ValueError(str(error) or type(error).__name__) from None
-    if not known:
-        raise ValueError("another version wrote it")
-    return IndexFile(is_whole=bool(said["whole"]), lines=lines)
 
 
-def _lines(texts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    for text in texts:
-        line = json.loads(text)
-        if not isinstance(line, dict) or not isinstance(line.get("unit"), str):
-            raise ValueError("a line without its unit")
-        yield line
+def _with_unit(line: Any) -> dict[str, Any]:
+    if not isinstance(line, dict) or not isinstance(line.get("unit"), str):
+        raise ValueError("a line without its unit")
+    return line

@@ -31,6 +31,8 @@ INDEX_FILES = 16
 """Files of the index from which on they become one."""
 
 _READS_AT_ONCE = 32
+_READ_OF_A_TIME = 4096
+"""Single files that are held as they were read."""
 _REST_S = 120.0
 """A hundred thousand files of an older version go in that time."""
 _NO_RECORD, _NO_MEMBERS = b"null\n", b"[]\n"
@@ -69,8 +71,10 @@ class Manifest:
         for name, data in zip(index, self._read_all(index), strict=True):
             self._take_in_index(name, data)
         single = sorted(n for n in names if n.endswith((".json", ".members")) and not _is_side(n))
-        for name, data in zip(single, self._read_all(single), strict=True):
-            self._take_in(name, data)
+        for first in range(0, len(single), _READ_OF_A_TIME):
+            some = single[first : first + _READ_OF_A_TIME]
+            for name, data in zip(some, self._read_all(some), strict=True):
+                self._take_in(name, data)
 
     @property
     def is_tidy(self) -> bool:
@@ -157,18 +161,20 @@ class Manifest:
 
     def _take_in_index(self, name: str, data: bytes) -> None:
         try:
-            said = unpacked(data)
+            self._take_in_lines(name, *unpacked(data))
         except ValueError as error:
             raise OutputConflict(
                 f"{self._out.shown}/_manifest/{name}: does not read ({error}); put it back as it was, or "
                 "delete it: each table then says itself what it answers, which takes a read a table"
             ) from None
-        if said.is_whole:
+
+    def _take_in_lines(self, name: str, is_whole: bool, lines: Iterable[dict[str, Any]]) -> None:
+        if is_whole:
             outdated = [*self._outdated, *self._index]
             self._clear()
             self._outdated = outdated
         self._index.append(name)
-        for line in said.lines:
+        for line in lines:
             self._take_in_line(line)
 
     def _take_in_line(self, line: dict[str, Any]) -> None:
