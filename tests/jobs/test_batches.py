@@ -82,6 +82,7 @@ def test_batches_are_not_cut_and_few_units_are_open_at_once(
         todo=units_of(tmp_path / "in"),
         reading=reading(image_root=str(tmp_path / "open")),
         lookup=lambda: None,
+        slot_tokens=None,
         settled=SimpleNamespace(recipe=None),
     )
     batches = [*pipeline.answers(plan, SIZING, shared_state.start())]
