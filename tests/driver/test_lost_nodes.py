@@ -120,6 +120,7 @@ def test_a_node_that_is_lost_costs_no_row_and_one_that_joins_is_used(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.parametrize("seed", [1])
 def test_ten_nodes_lost_at_random_moments_cost_no_row(
