@@ -35,7 +35,9 @@ class Answers:
 class AtOnce(Generate):
     """The generating actor without an engine: all that is around it."""
 
-    def __init__(self, job: Any, shared: Any, num_threads: int) -> None:
+    def __init__(
+        self, job: Any, shared: Any, workers_per_node: int, slot_tokens: int | None = None
+    ) -> None:
         from llava_batch.checkpoint import Checkpoint
         from llava_batch.generate.shared_lock import Gate
         from llava_batch.workers.counters import Counters
