@@ -61,7 +61,7 @@ def job() -> dict[str, Any]:
     from llava_batch.pipeline import run
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers know no benchmarks
-    actor.Generate = AtOnce  # type: ignore[misc, assignment]
+    actor.Generate = AtOnce  # type: ignore[misc]
     with tempfile.TemporaryDirectory(prefix="scale") as folder, cluster.connected():
         for number in range(NUM_UNITS):
             _tar(Path(folder) / "in" / f"{number:05}.tar", number)
