@@ -61,7 +61,7 @@ def refuse_beforehand(settled: Settled, *, most_workers: int) -> None:
     Raises:
         UsageError: more workers than that, or an attention that only cards have.
     """
-    if not _starts_here() or any(glob.glob(pattern) for pattern in _CARDS):
+    if not starts_here() or any(glob.glob(pattern) for pattern in _CARDS):
         return
     job = settled.job
     if job.workers and job.workers > most_workers:
@@ -71,7 +71,7 @@ def refuse_beforehand(settled: Settled, *, most_workers: int) -> None:
         refuse_what_is_missing(settled.on(on_gpu=False, card=None).job, on_gpu=False, card=None)
 
 
-def _starts_here() -> bool:
+def starts_here() -> bool:
     """Whether no Ray is named, found or connected to already, so that one will be started here."""
     if "ray" in sys.modules and sys.modules["ray"].is_initialized():
         return False

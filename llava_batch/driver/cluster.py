@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from llava_batch.driver.before_ray import no_ray_there, reach
+from llava_batch.driver.before_ray import no_ray_there, reach, starts_here
 from llava_batch.driver.sizing import (
     GENERATE_CPUS,
     PREPARE_CPUS,
@@ -60,6 +60,7 @@ def connected(*, log_to_driver: bool = False, quiet: bool = False) -> Iterator[b
         return
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
+    own = here and starts_here()  # `ray.init` joins one that was started on this machine
     reach(quiet=quiet)
     try:
         with _silent_stderr():
@@ -67,7 +68,7 @@ def connected(*, log_to_driver: bool = False, quiet: bool = False) -> Iterator[b
     except ConnectionError as error:
         raise no_ray_there(error) from error
     try:
-        yield here
+        yield own
     finally:
         ray.shutdown()
 
