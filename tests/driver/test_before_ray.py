@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
-from llava_batch.driver import before_ray
+from llava_batch.driver import before_ray, cluster
 from llava_batch.driver.before_ray import reach, refuse_beforehand
 from llava_batch.driver.settle import settle
 from llava_batch.errors import UsageError
@@ -92,3 +93,21 @@ def test_a_run_refuses_them_without_loading_ray(tmp_path: Path) -> None:
     )  # fmt: skip
     assert ran.stdout.split() == ["2", "False"], ran.stderr
     assert "--workers 999: this machine has" in ran.stderr
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_a_ray_that_was_started_on_this_machine_is_one_that_nodes_can_join(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, found: bool
+) -> None:
+    # `ray.init` joins it unasked; it was taken for the run's own.
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_JOB_CONFIG_JSON_ENV_VAR", raising=False)
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    if found:
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text("127.0.0.1:6379")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **how: None)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with cluster.connected() as alone:
+        assert alone is not found
