@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.read import loose_units as finding
 from llava_batch.read import parquet
+from llava_batch.write import manifest
 from tests.nights import BAD, answers, night, read_again, text_of
 from tests.outputs import ledger_of, tables
 from tests.shards import put, put_parquet, tar_bytes
@@ -432,6 +433,23 @@ def test_a_table_whose_record_a_kill_prevented_keeps_its_answers_when_its_shard_
     night(out, paths[1])
     assert sorted(ledger_of(out).records) == ["a", "b"] and len(answers(out)) == 2
     assert ledger_of(out).tables_without_record() == []
+
+
+def test_an_index_that_is_deleted_as_its_message_says_doubles_no_row(tmp_path, monkeypatch):
+    # What each unit is made of went with it: the same files make other units then.
+    monkeypatch.setattr(manifest, "KEEP_FILES", 1)
+    out, photos = tmp_path / "out", lay(tmp_path / "photos", b="1", c="2")
+    night(out, photos)
+    night(out, lay(photos, a="3", d="4"))
+    assert tables(out) == ["photos-00000.parquet", "photos-00001.parquet"]
+    indexes = [*(out / "_manifest/_index").iterdir()]
+    assert indexes and not [*(out / "_manifest").glob("photos*")]
+    for path in indexes:
+        path.unlink()
+    with pytest.raises(UsageError, match="4 of 4 answered rows"):
+        night(out, photos)
+    night(out, photos, on_change="answer")
+    assert tables(out) == ["photos-00000.parquet"] and len(answers(out)) == 4
 
 
 def test_overwriting_leaves_no_table_to_another_prompt_though_it_has_no_record(tmp_path):
