@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -17,7 +18,9 @@ from llava_batch.write import committer
 
 
 def main(settings: str) -> None:
-    said = {n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(settings).items()}
+    said: dict[str, Any] = {
+        n: tuple(v) if isinstance(v, list) else v for n, v in json.loads(settings).items()
+    }
     job = Job(**said)
     parts = Path(job.output) / "_manifest" / "_parts"
     committer.PART_ROWS = 1  # each batch of rows is a part
