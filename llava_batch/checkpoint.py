@@ -33,6 +33,12 @@ TILED = ("llava_next", "llava_onevision")
 """Those that cut an image of any resolution into tiles."""
 PLAIN_TOKENIZERS = ("llava", "llava_next", "vipllava")
 """Those whose tokenizer.json transformers takes for the whole truth."""
+NAMED_TOKENIZERS = {
+    "Qwen2Tokenizer": "Qwen2Tokenizer",
+    "TokenizersBackend": "PreTrainedTokenizerFast",
+    "PreTrainedTokenizer": "PreTrainedTokenizerFast",
+}
+"""What transformers takes for the others, by the class that their tokenizer_config.json names, less `Fast`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,16 +156,22 @@ class Checkpoint:
 
     def _load_tokenizer(self) -> Any:
         said = self.read_json("tokenizer_config.json") or {}
-        if self.model_type not in PLAIN_TOKENIZERS or self.trust_remote_code or "auto_map" in said:
+        name = self._tokenizer_class(said)
+        if name is None or self.trust_remote_code or "auto_map" in said:
             from transformers import AutoTokenizer
 
             return AutoTokenizer.from_pretrained(
                 self.folder, trust_remote_code=self.trust_remote_code, local_files_only=True
             )
-        # What AutoTokenizer takes for these, whatever class is named; AutoTokenizer loads torch.
-        from transformers import PreTrainedTokenizerFast
+        import transformers
 
-        return PreTrainedTokenizerFast.from_pretrained(self.folder, local_files_only=True)
+        return getattr(transformers, name).from_pretrained(self.folder, local_files_only=True)
+
+    def _tokenizer_class(self, said: dict[str, Any]) -> str | None:
+        """What AutoTokenizer, which loads torch, would take; None where it has to say so itself."""
+        if self.model_type in PLAIN_TOKENIZERS:
+            return "PreTrainedTokenizerFast"
+        return NAMED_TOKENIZERS.get(str(said.get("tokenizer_class")).removesuffix("Fast"))
 
     @property
     def commit(self) -> str | None:

@@ -83,7 +83,8 @@ class Job:
     revision: str | None = _flag(None, "Revision of a hub model.", "Model", answers=True)
     dtype: str = _flag(
         "auto", "float32, bfloat16, float16 or auto (bfloat16 on a card that has it, float16 on an "
-        "older one, float32 on CPU).", "Model", answers=True,
+        "older one, float32 on CPU). On CPU answers depend on no batch in float32 and, by the fused "
+        "kernels (--attention native), in bfloat16.", "Model", answers=True,
     )  # fmt: skip
     quantization: str | None = _flag(
         None, "Weights of the language model as nf4, fp4, int8, int8wo or fp8 (a card's; compute "

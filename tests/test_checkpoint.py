@@ -276,13 +276,14 @@ TOKENIZER_CLASSES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("family", ["llava", "llava_onevision"])
 @pytest.mark.parametrize("named", TOKENIZER_CLASSES)
 @pytest.mark.parametrize("bos", [True, False, None], ids=["bos", "no bos", "bos unsaid"])
 @pytest.mark.parametrize("kind", ["byte level", "legacy", "first"])
 def test_the_tokenizer_is_the_one_that_transformers_takes(
-    tmp_path: Path, demo: Checkpoint, kind: str, bos: bool | None, named: str | None
+    tmp_path: Path, kind: str, bos: bool | None, named: str | None, family: str
 ) -> None:
-    made = without_weights(tmp_path)
+    made = without_weights(tmp_path, model_type=family)
     if kind != "byte level":
         sentencepiece_like(kind, image_is_special=True).save_pretrained(tmp_path)
     said = json.loads((tmp_path / "tokenizer_config.json").read_text())

@@ -1,6 +1,5 @@
 """Images of any size, through our preparing and our engine, answer as transformers' processor and `generate`."""
 
-import io
 import json
 import shutil
 from dataclasses import replace
@@ -10,22 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image as Picture
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    AutoTokenizer,
-    LlavaOnevisionProcessor,
-)
+from any_family import picture, prepared, reference
 
-from llava_batch.engine import Engine, Grid, Image, Request
-from llava_batch.job import Job
-from llava_batch.prepare.actor import Prepare
-from tests.prepare.test_actor import row
+from llava_batch.engine import Engine, Image, Request
 from tests.published import SIDE, publish
-from tests.without_ray import LocalState, go_without_ray
+from tests.without_ray import go_without_ray
 
 SIZES = [(1, 1), (4000, 100), (100, 4000), (33, 21), (28, 28), (56, 57), (300, 200)]
 """(width, height)."""
@@ -40,84 +28,6 @@ def folder(request: Any, tmp_path_factory: Any, monkeypatch: Any) -> Path:
     if name not in _folders:
         _folders[name] = publish(name, tmp_path_factory.mktemp("model"))
     return _folders[name]
-
-
-def picture(width: int, height: int) -> Picture.Image:
-    noise = np.random.default_rng(width * height).integers(0, 256, (height, width, 3), np.uint8)
-    return Picture.fromarray(noise)
-
-
-def png(image: Picture.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def prepared(folder: Path, *images: Picture.Image, **settings: Any) -> tuple[Request, dict]:
-    """What the job's preparing makes of a row with these images, as the generating side reads it."""
-    job = Job(model=str(folder), **{"prompt": "What is in the picture?", **settings})
-    out = Prepare(job, LocalState()).row(row(*map(png, images)))
-    assert not out["error_code"], out["error_message"]
-    flat, begin, made = np.frombuffer(out["pixels"], np.uint8), 0, []
-    for shape, layout in zip(out["shapes"], out["layouts"], strict=True):
-        end = begin + int(np.prod(shape))
-        made.append(Image(flat[begin:end].reshape(shape), Grid(*layout) if layout else None))
-        begin = end
-    ids = out["asks"][0]["token_ids"][0]
-    request = Request(id="", pixels=tuple(made), prompt_ids=ids, max_new_tokens=8)
-    return request, out["asks"][0]
-
-
-class PixtralProcessor:
-    """What transformers' class of this name, which cannot be imported without torchvision, does to text."""
-
-    image_token: str
-    image_break_token: str
-    image_end_token: str
-    patch_size: int
-
-    def replace_image_token(self, inputs: Any, number: int) -> str:
-        height, width = (int(length) // self.patch_size for length in inputs["image_sizes"][number])
-        rows = [self.image_token * width] * height
-        return self.image_break_token.join(rows) + self.image_end_token
-
-
-def processed(folder: Path, images: list[Picture.Image], text: str) -> dict[str, Any]:
-    """What the family's own processor makes on the PIL backend; those of which a part wants torchvision are
-    put together from the others."""
-    config = AutoConfig.from_pretrained(folder)
-    wanted: dict[str, Any] = {
-        "llava_onevision": LlavaOnevisionProcessor,
-        "pixtral": PixtralProcessor,
-    }
-    kind: Any = wanted.get(config.model_type) or wanted.get(config.vision_config.model_type)
-    if kind is None:
-        whole = AutoProcessor.from_pretrained(folder)
-        assert "Pil" in type(whole.image_processor).__name__
-        return whole(images=images, text=text, return_tensors="pt")
-    made = object.__new__(kind)
-    said = json.loads((folder / "processor_config.json").read_text())
-    vars(made).update(said)
-    made.image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    nested: Any = [images] if kind is LlavaOnevisionProcessor else images
-    inputs = made.image_processor(images=nested, return_tensors="pt")
-    first, *rest = text.replace("<image>", made.image_token).split(made.image_token)
-    for number, piece in enumerate(rest):
-        first += made.replace_image_token(inputs, number) + piece
-    bos = not first.startswith("<s>")  # as apply_chat_template tokenizes
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = tokenizer(first, add_special_tokens=bos, return_tensors="pt")
-    return {**ids, **inputs}
-
-
-@torch.inference_mode()
-def reference(folder: Path, ask: dict, *images: Picture.Image) -> tuple[list, list]:
-    """The processor's token ids, and what `generate` answers to them."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    given = processed(folder, list(images), ask["segments"][0])
-    ids = given["input_ids"][0].tolist()
-    out = model.generate(**given, max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
-    return ids, out[:-1] if out and out[-1] == 2 else out
 
 
 ANY = ["next mistral", "onevision", "vip", "llava siglip", "llava", "pixtral"]

@@ -1,6 +1,7 @@
 """What a preparing process loads: it is started many times over, and waits for nothing that it does
 not use."""
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from llava_batch.demo import model_path
+from tests.published import FAMILIES, publish
 
 ROOT = Path(__file__).parents[2]
 PREPARES = """
@@ -65,6 +67,21 @@ def test_preparing_rows_with_a_chat_template_loads_no_torch(tmp_path: Path) -> N
     file.write_text("{% for m in messages %}[{{ m.role }}] {{ m.content }}{% endfor %}")
     code = PREPARES.format(model=str(model_path()), template=str(file))
     assert loaded_by(code, "torch") == []
+
+
+@its_tokenizers_load_no_torch
+def test_preparing_rows_for_any_family_loads_no_torch(tmp_path: Path) -> None:
+    # LLaVA-OneVision's tokenizer was left to AutoTokenizer, which loads torch.
+    codes = ["import sys"]
+    for family in FAMILIES:
+        folder = publish(family, tmp_path / family)
+        codes.append(PREPARES.format(model=str(folder), template="auto"))
+        codes.append(f"assert 'torch' not in sys.modules, {family!r}")
+    qwens = tmp_path / "onevision" / "tokenizer_config.json"  # as the published ones have it
+    qwens.write_text(
+        json.dumps(json.loads(qwens.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"})
+    )
+    assert loaded_by("\n".join(codes), "torch") == []
 
 
 def test_finding_a_checkpoint_loads_neither_torch_nor_transformers() -> None:

@@ -3,9 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from llava_batch.engine.cache import slot_bytes
-from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.model.memory import activation_bytes
 from llava_batch.engine.sequence import Sequence
 
 
@@ -33,20 +30,13 @@ class Load:
         return self.fed + (math.ceil(self.gathering * self.held) if self.has_past else 0)
 
 
-def gathering(llava: Llava) -> float:
-    """A layer's keys and values of one token, in activations of one token."""
-    text = llava.text_config
-    num_layers: int = text.num_hidden_layers
-    return slot_bytes(text, 1, llava.dtype) / num_layers / activation_bytes(text, llava.dtype)
-
-
 def groups(
     sequences: list[Sequence], max_tokens: int, *, padded: bool = True, gathering: float = 0.0
 ) -> list[list[Sequence]]:
     """Sequences of like length together, at most `max_tokens` a group, its padding counted.
 
-    gathering: see `gathering`; so much of a token is counted for each that a group's rows hold, past and
-    new, where it has a row with a past.
+    gathering: see `memory.gathered_share`; so much of a token is counted for each that a group's rows hold,
+    past and new, where it has a row with a past.
     """
     made: list[list[Sequence]] = []
     load = Load(gathering)

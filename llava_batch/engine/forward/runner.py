@@ -16,8 +16,9 @@ from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.device import is_out_of_memory, on_device
 from llava_batch.engine.forward.decode_batch import DecodeBatch
 from llava_batch.engine.forward.image_features import Encoder
-from llava_batch.engine.forward.prefill_groups import Load, gathering, groups
+from llava_batch.engine.forward.prefill_groups import Load, groups
 from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.model.memory import gathered_share
 from llava_batch.engine.model.quantize import is_int8
 from llava_batch.engine.model.supported import waits_for_the_device
 from llava_batch.engine.passes import Packed, Rows
@@ -46,7 +47,8 @@ class Runner:
     ) -> None:
         self.llava, self.cache, self.stats = llava, cache, stats
         self.max_prefill_tokens = max_prefill_tokens
-        self._gathering = gathering(llava) if llava.kernels.gathers else 0.0
+        share = gathered_share(llava.text_config, llava.dtype)
+        self._gathering = share if llava.kernels.gathers else 0.0
         # Ahead of need only on a card, and no more than one group holds: the memory is planned for it.
         together = 1 if llava.device.type == "cpu" else max_prefill_tokens
         self.encoder = Encoder(llava, stats, max_patches=together, reuse=reuse)

@@ -7,9 +7,11 @@ card, with everything in bytes:
 
 free: what the device has free; weights: those that are still to be loaded. A twentieth of the card
 is left to the allocator's fragments and to others. prefill: the activations of one prefill group, a
-tenth of the card at most (`prefill_tokens`). WORKSPACE: cuBLAS' workspaces and what captured graphs
-keep. slot: the K/V of a slot (of how many tokens: `sizing`); row: its logits, and its activations in a decode step. The activations are
-counted from the layers' shapes, not measured on a card: a step that runs out of memory is halved.
+tenth of the card at most (`prefill_tokens`), or of one prompt that fills a slot, which is not divided
+(`longest_prefill`). WORKSPACE: cuBLAS' workspaces and what captured graphs keep. slot: the K/V of a
+slot (of how many tokens: `sizing`); row: its logits, and its activations in a decode step. The
+activations are counted from the layers' shapes, not measured on a card: a step that runs out of memory
+is halved.
 """
 
 import json
@@ -85,14 +87,27 @@ def needs(
     """For a LLaVA config, with activations and K/V in `dtype`."""
     text, width = config.text_config, dtype.itemsize
     one = activation_bytes(text, dtype)
-    prefill = max(prefill_tokens * one, tower_bytes(config, dtype, prefill_tokens))
+    longest = longest_prefill(text, dtype, slot_tokens, prefill_tokens)
+    prefill = max(longest * one, tower_bytes(config, dtype, prefill_tokens))
     if quantized:  # a product of many rows dequantizes its weight
         prefill += text.hidden_size * text.intermediate_size * width
     return Needs(
         slot_bytes=slot_bytes(text, slot_tokens, dtype),
         row_bytes=text.vocab_size * (width + PICK_BYTES) + one,
-        prefill_bytes=prefill + prefill_tokens * text.hidden_size * width,
+        prefill_bytes=prefill + longest * text.hidden_size * width,
     )
+
+
+def longest_prefill(text: Any, dtype: torch.dtype, slot_tokens: int, prefill_tokens: int) -> int:
+    """Tokens that a pass may take room for: a group's budget, or one row as long as a slot, however small
+    the budget, with what is gathered of its past. A row of several slots may take more, and is tried."""
+    return max(prefill_tokens, math.ceil(slot_tokens * (1 + gathered_share(text, dtype))))
+
+
+def gathered_share(text: Any, dtype: torch.dtype) -> float:
+    """A layer's keys and values of one token, in activations of one token."""
+    one_layer: float = slot_bytes(text, 1, dtype) / text.num_hidden_layers
+    return one_layer / activation_bytes(text, dtype)
 
 
 def activation_bytes(text: Any, dtype: torch.dtype) -> int:

@@ -3,6 +3,7 @@
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -20,6 +21,7 @@ from transformers import (
 
 from llava_batch.demo import model_path
 from llava_batch.engine import Engine
+from llava_batch.engine.forward.prefill_groups import Load, groups
 from llava_batch.engine.model import load, memory, quantize, sizing
 from llava_batch.engine.model.llava import Llava
 from llava_batch.engine.model.memory import GIB, Device
@@ -109,6 +111,34 @@ def test_slots_fill_what_is_left_of_a_card_and_no_more(gigabytes, size, how, slo
     # A twentieth of the card, and half a GiB for graphs and workspaces, stay free.
     beside = weights + wants.prefill_bytes + device.total_bytes // 20 + GIB // 2
     assert beside + slots * each <= device.free_bytes < beside + (slots + 1) * each
+
+
+@given(
+    st.integers(1, 9000), st.integers(1, 4000), st.sampled_from(sorted(SHAPES)),
+    st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=9),
+)  # fmt: skip
+def test_no_pass_over_rows_of_one_slot_takes_more_than_is_planned_for_it(
+    slot_tokens, budget, size, rows
+) -> None:
+    # A prompt longer than the budget goes alone and whole; only the budget was counted.
+    text = config(size).text_config
+    share = memory.gathered_share(text, torch.bfloat16)
+    lengths = [max(1, round(slot_tokens * length)) for length, _ in rows]
+    cached = [min(n - 1, int(n * past)) for n, (_, past) in zip(lengths, rows, strict=True)]
+    waiting: Any = [
+        SimpleNamespace(ids=range(n), num_cached=past, num_pending=n - past)
+        for n, past in zip(lengths, cached, strict=True)
+    ]
+    wants = memory.needs(
+        config(size), dtype=torch.bfloat16, slot_tokens=slot_tokens, prefill_tokens=budget
+    )
+    for group in groups(waiting, budget, padded=False, gathering=share):
+        load = Load(share)
+        for row in group:
+            load = load.plus(row, row.num_pending)
+        fed = sum(row.num_pending for row in group)
+        taken = load.tokens * memory.activation_bytes(text, torch.bfloat16)
+        assert taken + fed * text.hidden_size * 2 <= wants.prefill_bytes
 
 
 def test_a_slot_of_7b_takes_half_a_megabyte_a_token_and_a_13b_four_fifths() -> None:
