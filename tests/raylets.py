@@ -74,8 +74,11 @@ def main(head_cpus: float) -> None:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": head_cpus, "include_dashboard": False, "_system_config": HEALTH, **size
-        },  # fmt: skip
+            "num_cpus": head_cpus,
+            "include_dashboard": False,
+            "_system_config": HEALTH,
+            **size,
+        },
     )
     nodes, numbers = {}, count()
     print("=", cluster.address, flush=True)
