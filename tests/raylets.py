@@ -14,7 +14,11 @@ from pathlib import Path
 MEMORY = 2**30
 """Of each node by Ray's count: enough for one worker and not for two."""
 STORE = 100 * 2**20
-HEALTH = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+HEALTH = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_failure_threshold": 3,
+}
 """A node whose port is closed is called dead within two seconds, not twenty: or a short run might end before."""
 
 
