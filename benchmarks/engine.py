@@ -6,7 +6,7 @@
     python benchmarks/engine.py --device cuda --shape llava-1.5-7b --slots 64 --tokens 64
 
 The ceiling comes first: the time that the FLOPs of an image and the bytes of its decode steps take
-at the speed measured here for one big product and one big read. Every figure is a median over
+at the speed measured here for one big product and one big read (roofline.py). Every figure is a median over
 repeats after a warm-up; in each repeat all contestants take turns, another one first each time, and a ratio is the
 median of the repeats' own ratios, with its interval beside it. The last line is JSON.
 `--clock cpu --threads 1` counts the process's own seconds instead of the wall's, for a machine that
