@@ -186,7 +186,7 @@ class Manifest:
                 if record is None or record.unit != unit:
                     self._unknown.append({"unit": unit, "record": line["record"]})
                 else:
-                    self.records[unit] = record
+                    self.records[record.unit] = record
         if "members" in line:
             self.members.pop(unit, None)
             if line["members"] is not None:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import sys
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -64,9 +65,30 @@ class Record:
     def of(cls, said: Any) -> "Record | None":
         """The record that `said` it, or None where that is none that this version knows."""
         try:
-            return cls(**said | {"fingerprint": sys.intern(said["fingerprint"])})
-        except (TypeError, KeyError):
+            return cls(**said | {
+                "fingerprint": sys.intern(said["fingerprint"]),
+                "rows": _same(said["rows"]),
+                "images": _same(said["images"]),
+                "errors": _same_counts(said.get("errors", {})),
+            })  # fmt: skip
+        except (TypeError, KeyError, AttributeError):
             return None
+
+
+@lru_cache(4096)
+def _same(number: int) -> int:
+    """One object for all equal numbers: units of one size are many."""
+    return number
+
+
+def _same_counts(errors: dict[str, int]) -> dict[str, int]:
+    """One dictionary for all equal ones, which nobody changes."""
+    return _counts(tuple(errors.items()))
+
+
+@lru_cache(4096)
+def _counts(items: tuple[tuple[str, int], ...]) -> dict[str, int]:
+    return dict(items)
 
 
 @dataclass(frozen=True, kw_only=True)
