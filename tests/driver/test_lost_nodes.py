@@ -62,8 +62,9 @@ def rows(out: Path) -> list[dict]:
 
 
 def undisturbed(folder: Path, out: Path, max_new_tokens: int) -> list[dict]:
+    """With more slots, which is faster, and changes no answer in float32."""
     pipeline.run(Job(input=(str(folder),), output=str(out), max_new_tokens=max_new_tokens,
-                     slots=2, quiet=True))  # fmt: skip
+                     slots=32, quiet=True))  # fmt: skip
     return rows(out)
 
 
@@ -126,7 +127,7 @@ def test_a_node_that_is_lost_costs_no_row_and_one_that_joins_is_used(
 def test_ten_nodes_lost_at_random_moments_cost_no_row(
     tmp_path: Path, raylets: Raylets, seed: int
 ) -> None:
-    folder, out = corpus(tmp_path / "in", 60, 200), tmp_path / "out"
+    folder, out = corpus(tmp_path / "in", 40, 120), tmp_path / "out"
     moments = random.Random(seed)
     nodes = [raylets.add(), raylets.add()]
     lost: list[str] = []
@@ -138,15 +139,26 @@ def test_ten_nodes_lost_at_random_moments_cost_no_row(
             victim = nodes.pop(0 if not lost else moments.randrange(len(nodes)))
             raylets.lose(victim)
             lost.append(victim)
-            time.sleep(moments.uniform(0, 10))
+            time.sleep(moments.uniform(0, 5))
             nodes.append(raylets.add())
-            time.sleep(moments.uniform(0, 25))
+            time.sleep(moments.uniform(0, 15))
+        under_fire_s = time.monotonic() - began
         said, _ = process.communicate(timeout=1800)
     wall_s = time.monotonic() - began
     assert process.returncode == 0, said
     assert len(lost) >= 10, f"the run was over after {len(lost)} losses"
-    assert rows(out) == undisturbed(folder, tmp_path / "quiet", 48)
+    answered = rows(out)
+    assert answered == undisturbed(folder, tmp_path / "quiet", 48)
     told = json.loads((out / "_run.json").read_bytes())
     assert {change["node"] for change in told["nodes"]["lost"]} == {*lost}
     assert "worker_died" not in told["run"]["errors"]
-    print(json.dumps({"images": told["run"]["images"], "lost": len(lost), "wall_s": round(wall_s)}))
+    figures = {
+        "images": told["run"]["images"],
+        "lost": len(lost),
+        "rows_again": [change["rows_again"] for change in told["nodes"]["lost"]],
+        "under_fire_s": round(under_fire_s),
+        "wall_s": round(wall_s),
+        "undisturbed_s": round(time.monotonic() - began - wall_s),
+    }
+    print(json.dumps(figures))
+    print(said)
