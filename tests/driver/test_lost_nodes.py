@@ -91,12 +91,18 @@ def wait_for_units(out: Path, process: subprocess.Popen, count: int) -> None:
         time.sleep(0.05)
 
 
+@contextmanager
+def cluster(*, head_cpus: float) -> Iterator[Raylets]:
+    folder = Path(tempfile.mkdtemp(prefix="lbr", dir="/tmp"))
+    with Raylets(folder, head_cpus=head_cpus) as raylets:
+        yield raylets
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 @pytest.fixture
 def raylets() -> Iterator[Raylets]:
-    folder = Path(tempfile.mkdtemp(prefix="lbr", dir="/tmp"))
-    with Raylets(folder) as cluster:
-        yield cluster
-    shutil.rmtree(folder, ignore_errors=True)
+    with cluster(head_cpus=1) as raylets:
+        yield raylets
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -118,6 +124,29 @@ def test_a_node_that_is_lost_costs_no_row_and_one_that_joins_is_used(
     assert told["nodes"]["lost"][0]["rows_again"] > 0
     assert "was lost at" in said and "its work goes elsewhere" in said
     assert "retries remaining" not in said and "marked dead" not in said, said
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_all_nodes_lost_at_once_and_others_later_cost_no_row(tmp_path: Path) -> None:
+    folder, out = corpus(tmp_path / "in", 8, 40), tmp_path / "out"
+    with cluster(head_cpus=0) as raylets:
+        lost = {raylets.add(), raylets.add()}
+        with started(raylets, folder, out, 24) as process:
+            wait_for_units(out, process, 1)
+            for node in lost:
+                raylets.lose(node)
+            time.sleep(10)
+            raylets.add()
+            raylets.add()
+            said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert rows(out) == undisturbed(folder, tmp_path / "quiet", 24)
+    told = json.loads((out / "_run.json").read_bytes())
+    assert {change["node"] for change in told["nodes"]["lost"]} == lost
+    assert "worker_died" not in told["run"]["errors"]
+    assert said.count("no node with a CPU is left: the run waits for one, 30 minutes") == 1, said
+    assert "Traceback" not in said and "retries remaining" not in said, said
 
 
 @pytest.mark.slow
