@@ -66,7 +66,8 @@ def judged(estimates: list[dict], jobs: list[dict]) -> dict:
     ]
     return {"hits": sum(hits), "images_right": sum(right), "within": sum(within),
             "widest": round(max(ratios), 2), "job_s": took, "said_s": [e["said"] for e in estimates],
-            "each_ms": [e["each_ms"] for e in estimates], "pilots": [e["of"] for e in estimates],
+            "each_ms": [e["each_ms"] for e in estimates],
+            "start_up_s": [e["start_up_s"] for e in estimates], "pilots": [e["of"] for e in estimates],
             "estimate_s": [e["estimate_s"] for e in estimates]}  # fmt: skip
 
 

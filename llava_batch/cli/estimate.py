@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from llava_batch.cli.terminal import counted, placed
+from llava_batch.cli.terminal import placed
 from llava_batch.driver import cluster, gpus, local_paths
 from llava_batch.driver.estimate import (
     Estimate,
@@ -33,7 +33,7 @@ from llava_batch.driver.refusals import refuse_what_is_too_long
 from llava_batch.driver.remaining import CONFIDENCE, Interval
 from llava_batch.driver.settle import settle
 from llava_batch.driver.sizing import Sizing
-from llava_batch.errors import RunFailed, UsageError, first_line
+from llava_batch.errors import RunFailed, UsageError, counted, first_line
 from llava_batch.job import Job, bad_flag
 from llava_batch.storage import advice
 from llava_batch.write.parts import Parts
