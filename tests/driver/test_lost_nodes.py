@@ -156,7 +156,7 @@ def test_all_nodes_lost_at_once_and_others_later_cost_no_row(tmp_path: Path) -> 
 def test_ten_nodes_lost_at_random_moments_cost_no_row(
     tmp_path: Path, raylets: Raylets, seed: int
 ) -> None:
-    folder, out = corpus(tmp_path / "in", 40, 120), tmp_path / "out"
+    folder, out = corpus(tmp_path / "in", 40, 150), tmp_path / "out"
     moments = random.Random(seed)
     nodes = [raylets.add(), raylets.add()]
     lost: list[str] = []
@@ -168,9 +168,9 @@ def test_ten_nodes_lost_at_random_moments_cost_no_row(
             victim = nodes.pop(0 if not lost else moments.randrange(len(nodes)))
             raylets.lose(victim)
             lost.append(victim)
-            time.sleep(moments.uniform(0, 5))
+            time.sleep(moments.uniform(0, 4))
             nodes.append(raylets.add())
-            time.sleep(moments.uniform(0, 15))
+            time.sleep(moments.uniform(0, 11))
         under_fire_s = time.monotonic() - began
         said, _ = process.communicate(timeout=1800)
     wall_s = time.monotonic() - began
