@@ -66,7 +66,8 @@ def judged(estimates: list[dict], jobs: list[dict]) -> dict:
     ]
     return {"hits": sum(hits), "images_right": sum(right), "within": sum(within),
             "widest": round(max(ratios), 2), "job_s": took, "said_s": [e["said"] for e in estimates],
-            "each_ms": [e["each_ms"] for e in estimates], "pilots": [e["of"] for e in estimates],
+            "each_ms": [e["each_ms"] for e in estimates],
+            "start_up_s": [e["start_up_s"] for e in estimates], "pilots": [e["of"] for e in estimates],
             "estimate_s": [e["estimate_s"] for e in estimates]}  # fmt: skip
 
 
@@ -123,6 +124,8 @@ def estimated(job: list[str], seed: int, pilot: int) -> dict:
     own = ["--pilot", str(pilot), "--pilot-seed", str(seed)]
     started = time.monotonic()
     ran = subprocess.run([sys.executable, *command, *own], stdout=subprocess.PIPE, check=True)
+    if not ran.stdout.startswith(b"{"):
+        raise RuntimeError(f"not JSON but {ran.stdout[:2000]!r}")
     said = json.loads(ran.stdout)
     seconds = [round(said["seconds"][n], 1) for n in ("value", "low", "high")]
     each = [round(1000 * said["seconds_per_image"][n], 2) for n in ("value", "low", "high")]

@@ -31,23 +31,23 @@ PRECISION = {
 
 
 def main() -> None:
-    """Export, warm up, time the repeats, write the warm-ups' answers, end with a line of JSON."""
+    """Export, warm up, write the warm-ups' answers, then answer each round that is asked for on stdin."""
     options = arguments()
     export(options.model, options.model.with_name("openvino"))
     with np.load(options.work) as data:
         pixels, work = data["pixels"], json.loads(str(data["work"]))
-    answers: dict[str, list[list[int]]] = {}
-    result: dict[str, Any] = {"engine": "OpenVINO GenAI", "version": genai.__version__}
-    result["repeats"] = {}
-    for kind, (warm_up, *repeats) in work.items():
-        pipeline = load(options, prefix_caching=kind == "questions")
-        answers[kind] = answer(pipeline, pixels, warm_up, options.slots)[0]
-        result["repeats"][kind] = [
-            len(batch) / answer(pipeline, pixels, batch, options.slots)[1] for batch in repeats
-        ]
-        del pipeline
+    pipelines = {kind: load(options, prefix_caching=kind == "questions") for kind in work}
+    answers = {
+        kind: answer(pipelines[kind], pixels, batches[0], options.slots)[0]
+        for kind, batches in work.items()
+    }
     options.answers.write_text(json.dumps(answers))
-    print(json.dumps(result))
+    print(json.dumps({"engine": "OpenVINO GenAI", "version": genai.__version__}), flush=True)
+    for line in sys.stdin:
+        kind, repeat = line.split()
+        batch = work[kind][1 + int(repeat)]
+        _, seconds = answer(pipelines[kind], pixels, batch, options.slots)
+        print(json.dumps({"seconds": seconds}), flush=True)
 
 
 def arguments() -> argparse.Namespace:

@@ -12,6 +12,7 @@ says how long that took. vLLM may begin to answer meanwhile, which the clock for
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ CACHE_GIB = 4
 
 
 def main() -> None:
-    """Warm up, time the repeats, write the warm-ups' answers, end with a line of JSON."""
+    """Warm up, write the warm-ups' answers, then answer each round that is asked for on stdin."""
     options = arguments()
     # vLLM reads these when it is imported; its log would follow the last line on stdout.
     os.environ["VLLM_LOGGING_STREAM"] = "ext://sys.stderr"
@@ -46,16 +47,13 @@ def main() -> None:
     )
     with np.load(options.work) as data:
         pixels, work = data["pixels"], json.loads(str(data["work"]))
-    answers: dict[str, list[list[int]]] = {}
-    result: dict[str, Any] = {"engine": "vLLM", "version": vllm.__version__}
-    result |= {"repeats": {}, "handover_s": {}}
-    for kind, (warm_up, *repeats) in work.items():
-        answers[kind] = answer(engine, pixels, warm_up)[0]
-        timed = [(batch, *answer(engine, pixels, batch)[1:]) for batch in repeats]
-        result["repeats"][kind] = [len(batch) / seconds for batch, seconds, _ in timed]
-        result["handover_s"][kind] = [handover for *_, handover in timed]
+    answers = {kind: answer(engine, pixels, batches[0])[0] for kind, batches in work.items()}
     options.answers.write_text(json.dumps(answers))
-    print(json.dumps(result))
+    print(json.dumps({"engine": "vLLM", "version": vllm.__version__}), flush=True)
+    for line in sys.stdin:
+        kind, repeat = line.split()
+        _, seconds, handover = answer(engine, pixels, work[kind][1 + int(repeat)])
+        print(json.dumps({"seconds": seconds, "handover_s": handover}), flush=True)
 
 
 def arguments() -> argparse.Namespace:

@@ -1,11 +1,12 @@
-"""Other engines over the benchmarks' very work, each in the Python that has it.
+"""Other engines over the benchmarks' very work, each in a process of the Python that has it.
 
-    python benchmarks/rivals.py --vllm-python PYTHON --openvino-python PYTHON
-    python benchmarks/rivals.py --vllm-python PYTHON --dtype float32 --images 8 --repeats 1
+`engine.py --vllm-python PYTHON --openvino-python PYTHON` runs them: all are started and warm before the first
+round, and in each round they and our engine take turns over the same requests.
 
 A rival reads a checkpoint (weights, a tokenizer in which token n is the word `tn`, a processor) and
 a file of work: uint8 pixels, prompts with one image token where the model sees 576, and how many
-tokens to answer. It ends with a line of JSON. Its answers come back too and are compared, token by
+tokens to answer. It says when it is warm, takes orders on its stdin (`captions 3`: the third round's) and answers
+each with the seconds. Its warm-ups' answers come back too and are compared, token by
 token, with those of our own engine: a rival that did other work shows. In bfloat16 two right
 engines part at a near tie of a random model, so there only the first tokens say something.
 
@@ -20,10 +21,10 @@ With transformers 5 the model that optimum-intel 2.2.0 exports gives wrong answe
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from transformers import CLIPImageProcessorPil, LlavaProcessor, PreTrainedTokeni
 from llava_batch.engine import Engine, Request
 
 SCRIPTS = {"vllm": "rival_vllm.py", "openvino": "rival_openvino.py"}
-RATES = {"captions": "images_per_s", "questions": "questions_per_s"}
 
 
 def save_model(folder: Path, shape: str, dtype: torch.dtype) -> None:
@@ -139,33 +139,89 @@ def _said(request: Request, pixels: list[np.ndarray], places: dict[int, int]) ->
     }
 
 
-def measure(
-    name: str,
-    python: str,
-    *,
-    model: Path,
-    work: Path,
-    dtype: str,
-    slots: int,
-    threads: int,
-    more: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Run the rival `name` in `python`; its JSON, with `answers` read back in.
+class Rival:
+    """A rival's process, warm; `seconds` has it answer a round.
 
     Raises RuntimeError with the end of the rival's own output when it fails.
     """
-    script = Path(__file__).with_name(SCRIPTS[name])
-    answers = work.with_name(f"answers-{name}.json")
-    command = [python, str(script), "--model", str(model), "--work", str(work)]
-    command += ["--answers", str(answers), "--dtype", dtype]
-    command += ["--slots", str(slots), "--threads", str(threads), *more]
-    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | offline)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed in {python}:\n{(done.stdout + done.stderr)[-4000:]}")
-    result = json.loads(done.stdout.strip().splitlines()[-1])
-    result |= {RATES[kind]: statistics.median(rates) for kind, rates in result["repeats"].items()}
-    return result | {"answers": json.loads(answers.read_text())}
+
+    def __init__(self, name: str, python: str, folder: Path, options: argparse.Namespace) -> None:
+        self.name = name
+        script = Path(__file__).with_name(SCRIPTS[name])
+        self._answers = folder / f"answers-{name}.json"
+        self._log = folder / f"{name}.log"
+        command = [python, str(script), "--model", str(folder / "model")]
+        command += ["--work", str(folder / "work.npz"), "--answers", str(self._answers)]
+        command += ["--dtype", options.dtype, "--slots", str(options.slots)]
+        command += ["--threads", str(options.threads)]
+        offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, env=os.environ | offline, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            )  # fmt: skip
+        self.told = self._reply()
+
+    def seconds(self, kind: str, repeat: int) -> float:
+        """What the rival took for that round."""
+        assert self._process.stdin
+        self._process.stdin.write(f"{kind} {repeat}\n")
+        self._process.stdin.flush()
+        return float(self._reply()["seconds"])
+
+    def answers(self) -> dict[str, list[list[int]]]:
+        """The tokens that it answered to the warm-ups."""
+        found: dict[str, list[list[int]]] = json.loads(self._answers.read_text())
+        return found
+
+    def end(self) -> None:
+        """The process's end."""
+        assert self._process.stdin and self._process.stdout
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        finally:
+            self._process.kill()
+            self._process.stdout.close()
+
+    def _reply(self) -> dict[str, Any]:
+        """The next line of JSON; libraries may print other lines before it."""
+        assert self._process.stdout
+        for line in self._process.stdout:
+            if line.startswith("{"):
+                reply: dict[str, Any] = json.loads(line)
+                return reply
+        said = self._log.read_text(errors="replace")
+        raise RuntimeError(f"{self.name} ended with {self._process.wait()}:\n{said[-4000:]}")
+
+
+@contextmanager
+def started(options: argparse.Namespace, pythons: dict[str, str]) -> Iterator[dict[str, Rival]]:
+    """The rivals, warm, by name; options: shape, dtype, images, repeats, slots, threads."""
+    with tempfile.TemporaryDirectory() as temporary, ExitStack() as stack:
+        folder = Path(temporary)
+        save_model(folder / "model", options.shape, getattr(torch, options.dtype))
+        save_work(folder / "work.npz", make_work(options.images, options.repeats))
+        found = {}
+        for name, python in pythons.items():
+            found[name] = Rival(name, python, folder, options)
+            stack.callback(found[name].end)
+        yield found
+
+
+def agreed(options: argparse.Namespace, rivals: dict[str, Rival]) -> dict[str, dict[str, float]]:
+    """For each rival the part of its tokens that are our engine's, by kind of work; prints them."""
+    dtype = getattr(torch, options.dtype)
+    work = make_work(options.images, 0)
+    found: dict[str, dict[str, float]] = {}
+    for name, rival in rivals.items():
+        found[name] = {
+            kind: agreement(options.shape, dtype, work[kind][0], answers)
+            for kind, answers in rival.answers().items()
+        }
+        parts = ", ".join(f"{100 * part:.0f} % of {kind}" for kind, part in found[name].items())
+        print(f"{rival.told['engine']} {rival.told['version']}: tokens as ours in {parts}")
+    return found
 
 
 def agreement(
@@ -183,62 +239,3 @@ def agreement(
         same += next(differ, len(mine))
         total += len(mine)
     return same / total
-
-
-def main() -> None:
-    """Measure the rivals whose Python is given, tell each, end with one line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in SCRIPTS:
-        parser.add_argument(f"--{name}-python", help=f"a Python that has {name}")
-    shapes = [shape for shape in bench_model.SHAPES if shape not in bench_model.TILED]
-    parser.add_argument("--shape", default="small", choices=shapes)
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--images", type=int, default=48)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    pythons = {name: getattr(options, f"{name}_python") for name in SCRIPTS}
-    print(json.dumps(compare(options, {n: p for n, p in pythons.items() if p})))
-
-
-def compare(options: argparse.Namespace, pythons: dict[str, str]) -> dict[str, Any]:
-    """Each rival's figures by name; options: shape, dtype, images, repeats, slots, threads."""
-    dtype = getattr(torch, options.dtype)
-    work = make_work(options.images, options.repeats)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        save_model(folder / "model", options.shape, dtype)
-        save_work(folder / "work.npz", work)
-        for name, python in pythons.items():
-            rival = measure(
-                name,
-                python,
-                model=folder / "model",
-                work=folder / "work.npz",
-                dtype=options.dtype,
-                slots=options.slots,
-                threads=options.threads,
-            )
-            answers = rival.pop("answers")
-            rival["agreement"] = {
-                kind: agreement(options.shape, dtype, work[kind][0], answers[kind])
-                for kind in answers
-            }
-            print(told(rival), flush=True)
-            found[name] = rival
-    return found
-
-
-def told(rival: dict[str, Any]) -> str:
-    """The figures as a line."""
-    agreed = ", ".join(f"{100 * part:.0f} % of {kind}" for kind, part in rival["agreement"].items())
-    return (
-        f"{rival['engine']} {rival['version']}: {rival['images_per_s']:.2f} images/s, "
-        f"{rival['questions_per_s']:.2f} questions/s; tokens as ours: {agreed}"
-    )
-
-
-if __name__ == "__main__":
-    main()

@@ -73,6 +73,11 @@ _SENTENCES = {
 }
 
 
+def counted(number: int, noun: str) -> str:
+    """For a sentence: `1 image`, `1,204 images`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def first_line(error: BaseException | str) -> str:
     """The first line that says something; of an error that says nothing, its type's name."""
     unsaid = "no reason given" if isinstance(error, str) else type(error).__name__

@@ -136,7 +136,7 @@ def _publish(
 
 
 def _found_lines(folder: "Location", found: "Lost") -> list[str]:
-    from llava_batch.cli.terminal import counted
+    from llava_batch.errors import counted
 
     lines = [
         f"{folder.shown}: {counted(found.rows, 'answer')} of images that the input no longer has"

@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from llava_batch.cli.terminal import counted, placed
+from llava_batch.cli.terminal import placed
 from llava_batch.driver import cluster, gpus, local_paths
 from llava_batch.driver.estimate import (
     Estimate,
@@ -33,7 +33,7 @@ from llava_batch.driver.refusals import refuse_what_is_too_long
 from llava_batch.driver.remaining import CONFIDENCE, Interval
 from llava_batch.driver.settle import settle
 from llava_batch.driver.sizing import Sizing
-from llava_batch.errors import RunFailed, UsageError, first_line
+from llava_batch.errors import RunFailed, UsageError, counted, first_line
 from llava_batch.job import Job, bad_flag
 from llava_batch.storage import advice
 from llava_batch.write.parts import Parts
@@ -48,7 +48,9 @@ def estimate_and_tell(
 ) -> None:
     """Estimate the job and print it, as a table or as JSON."""
     begun = time.time() - time.process_time()
-    made = estimate(job, pilot, pilot_seed, price_per_hour, begun=begun)
+    # Ray prints some of its messages to stdout, where nothing but the JSON may stand.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        made = estimate(job, pilot, pilot_seed, price_per_hour, begun=begun)
     if as_json:
         print(json.dumps(made.as_json(), indent=1))
     else:
@@ -160,12 +162,13 @@ def _pilot(
     plan: Plan, runs: list[Any], answers: Pilot, begun: float
 ) -> tuple[Plan, Sizing, Watched]:
     """Answer the sample, until enough is known or there is no more of it."""
-    from llava_batch.pipeline import answers as answers_of
-    from llava_batch.read.sample import SampleSource
-    from llava_batch.workers import shared_state
-
     with ExitStack() as held:
         alone = held.enter_context(cluster.connected())
+        # These load Ray, which reads only once, in `connected`, what it is to keep to itself.
+        from llava_batch.pipeline import answers as answers_of
+        from llava_batch.read.sample_source import SampleSource
+        from llava_batch.workers import shared_state
+
         job = plan.job
         placed_at = job.but(output=job.input[0]) if job.output == _NOWHERE else job
         local_paths.refuse_local_paths(placed_at)

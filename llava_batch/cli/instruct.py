@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from llava_batch.answers.folder import ANSWERS
-from llava_batch.cli.terminal import counted, placed, refuse_mixing, run_and_tell
+from llava_batch.cli.terminal import placed, refuse_mixing, run_and_tell
 from llava_batch.driver.plan import inputs_of
 from llava_batch.driver.settle import Settled, settle
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, counted
 from llava_batch.instruct.conversations import write_instructions
 from llava_batch.job import Job
 from llava_batch.prepare.fetch import Fetch

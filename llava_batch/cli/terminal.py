@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llava_batch.errors import RunFailed, UsageError, first_line
+from llava_batch.errors import RunFailed, UsageError, counted, first_line
 from llava_batch.job import Job, require_places
 
 if TYPE_CHECKING:
@@ -198,11 +198,6 @@ _COUNTED = (
      "questions of the file joined no image."),
 )  # fmt: skip
 """What is said of a run's counts that are not 0: the count's name, and how the line goes on."""
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 image`, `1,204 images`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def _where_to_look(output: str, totals: dict[str, Any]) -> list[str]:

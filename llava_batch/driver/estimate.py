@@ -22,7 +22,7 @@ START_UP_DIFFERS = 0.2
 PACE_DIFFERS = 0.1
 """By how much of itself the start-up, or the pace, of a job differs from that of another run of it on
 the same machines (benchmarks/LOG.md): no pilot can tell that from within."""
-END_S = 2.0
+END_S = 0.3
 """What a job does after a pilot's end: its report, its figures, the end of its process."""
 
 

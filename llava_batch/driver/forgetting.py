@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 
 from llava_batch.answers import thumbnails
 from llava_batch.driver.gone_from_tables import gone_from_table, table_input
-from llava_batch.errors import RowError, UsageError
+from llava_batch.errors import RowError, UsageError, counted
 from llava_batch.job import Job
 from llava_batch.prompts.asks import prompt_columns
 from llava_batch.read.columns import kept_names
@@ -61,7 +61,7 @@ def lost(ledger: Ledger, inputs: Sequence[str]) -> Lost:
     open_tables = ledger.tables_without_record()
     if open_tables:
         raise UsageError(
-            f"{ledger.out.shown}: {len(open_tables)} table(s) have no record, {open_tables[0]} first: a "
+            f"{ledger.out.shown}: {counted(len(open_tables), 'table')} without a record, {open_tables[0]} first: a "
             "run was stopped there or had a --limit; run the job to its end first, or delete them"
         )
     found = find(

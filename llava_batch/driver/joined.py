@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 
 from llava_batch.answers.folder import Answers
 from llava_batch.driver.several_images import sharing_a_key
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, counted
 from llava_batch.prompts.questions.table import Questions
 from llava_batch.storage import read_bytes, write_whole
 from llava_batch.tables import load_schema
@@ -49,8 +49,8 @@ def unjoined(num_images: int, key: str | None = None) -> str:
     """What is said where no question of the file is any image's; `key` is of one of these."""
     named = "" if key is None else f", such as {key}"
     return (
-        f"--questions: none of the file's questions joins any of the {num_images} "
-        f"image(s){named}; have it name them by id, key or file name"
+        f"--questions: none of the file's questions joins any of "
+        f"{counted(num_images, 'image')}{named}; have it name them by id, key or file name"
     )
 
 

@@ -14,7 +14,9 @@ from llava_batch.read.sample import RUN_ROWS
 
 STEADY_S = 8.0
 STEADY_ARRIVALS = 8
-"""A pilot is over once its images are in and they have come for so long, in so many batches …"""
+STEADY_RATIO = 1.8
+"""A pilot is over once its images are in and they have come for so long, in so many batches, and the upper
+bound of what an image takes is at most so many times the lower …"""
 MOST_S = 60.0
 """… or so long after the first have come."""
 MOST_ROWS = 64
@@ -97,8 +99,13 @@ class Pilot:
         for long enough to tell the pace."""
         if self.images < self._wanted or not self.pace.num_arrivals:
             return False
-        steady = self.pace.seconds >= STEADY_S and self.pace.num_arrivals >= STEADY_ARRIVALS
-        return steady or now - self.pace.first[0] >= MOST_S
+        return self._is_steady() or now - self.pace.first[0] >= MOST_S
+
+    def _is_steady(self) -> bool:
+        if self.pace.seconds < STEADY_S or self.pace.num_arrivals < STEADY_ARRIVALS:
+            return False
+        each = self.pace.seconds_per_image()
+        return each is not None and each.high <= STEADY_RATIO * each.low
 
     def of(self, name: str, images: Interval) -> Interval:
         """A quantity (`rows`, `answer_tokens` …) of `images` like those of the pilot."""

@@ -9,7 +9,7 @@ itself puts one on each node, on those that join later too, and never two where 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from llava_batch.errors import UsageError
+from llava_batch.errors import UsageError, counted
 from llava_batch.job import Job
 
 READ_CPUS = 0.25
@@ -95,7 +95,7 @@ def fit(
 def prepare_workers_beside(job: Job, cpus: float, gpus: int, workers: int) -> int:
     """The most preparing actors beside so many workers; refuses what there is no room for."""
     if gpus and workers > gpus:
-        raise UsageError(f"--workers {workers}: the cluster has {gpus} GPU(s), one for each worker; "
+        raise UsageError(f"--workers {workers}: the cluster has {counted(gpus, 'GPU')}, one for each worker; "
                          f"give at most {gpus}")  # fmt: skip
     each = PREPARE_CPUS if gpus else GENERATE_CPUS
     spare = cpus - READ_CPUS - PREPARE_CPUS - workers * each
@@ -107,7 +107,7 @@ def prepare_workers_beside(job: Job, cpus: float, gpus: int, workers: int) -> in
     wanted = job.prepare_workers or max(1, int(cpus) - workers if gpus else int(cpus) // 2)
     if job.prepare_workers and wanted > most:
         raise UsageError(f"--prepare-workers {wanted}: the cluster's {cpus:g} CPUs have room for "
-                         f"{most} beside {workers} worker(s); give at most {most}")  # fmt: skip
+                         f"{most} beside {counted(workers, 'worker')}; give at most {most}")  # fmt: skip
     return min(wanted, most)
 
 

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from llava_batch.driver import cluster
 from llava_batch.driver.sizing import Sizing
-from llava_batch.errors import RunFailed
+from llava_batch.errors import RunFailed, counted
 from llava_batch.job import Job
 
 
@@ -47,7 +47,7 @@ def _waited_for(sizing: Sizing, answered: bool) -> str:
 
     have = ray.cluster_resources()
     if sizing.on_gpu:
-        there = f"the cluster has {have.get('GPU', 0):g} GPU(s) and {sizing.workers} were asked for"
+        there = f"the cluster has {counted(round(have.get('GPU', 0)), 'GPU')} and {sizing.workers} asked for"
         what = "no GPU came free" if not answered else "no GPU came back"
         return f"{what} ({there}; `ray status` shows what holds them)"
     what = (

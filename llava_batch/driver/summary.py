@@ -18,6 +18,7 @@ from llava_batch.driver.remaining import Left
 from llava_batch.driver.several_images import SeveralImages
 from llava_batch.driver.sizing import Sizing
 from llava_batch.driver.throughput import throughput
+from llava_batch.errors import counted
 from llava_batch.storage import without_credentials, write_whole
 from llava_batch.version import __version__
 from llava_batch.workers.shared_state import NUM_THUMBNAILS
@@ -66,7 +67,7 @@ class Summary:
         if failed:
             name, what = next(iter(failed.items()))
             return (
-                f"{len(failed)} unit(s) could not be read or written and are left open, {name} first: {what}; "
+                f"{counted(len(failed), 'unit')} left open (storage or input failed), {name} first: {what}; "
                 "the rest is committed; run again to answer them"
             )
         images, unasked = self.run.get("images", 0), self.run.get("images_without_question", 0)

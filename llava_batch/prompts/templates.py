@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llava_batch.errors import LlavaBatchError, UsageError
+from llava_batch.errors import LlavaBatchError, UsageError, counted
 from llava_batch.prompts.guards import CLOSE, IMAGE, OPEN, Guards
 
 Render = Callable[[Sequence[str], str | None], list[str]]
@@ -178,5 +178,5 @@ def place_images(questions: Sequence[str], num_images: int) -> list[str]:
         raise BadPrompt(f"{IMAGE} stands in a later turn; images belong to the first")
     marks = first.count(IMAGE)
     if marks not in (0, num_images):
-        raise BadPrompt(f"{marks} {IMAGE} marks for {num_images} image(s)")
+        raise BadPrompt(f"{counted(marks, f'{IMAGE} mark')} for {counted(num_images, 'image')}")
     return [first if marks else f"{IMAGE}\n" * num_images + first, *rest]

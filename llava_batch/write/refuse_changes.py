@@ -8,7 +8,7 @@ more often a lake copied without its times than one that is new.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llava_batch.errors import OutputConflict, UsageError
+from llava_batch.errors import OutputConflict, UsageError, counted
 from llava_batch.unit import Unit
 from llava_batch.write.ledger import Ledger
 from llava_batch.write.record import Record
@@ -74,7 +74,7 @@ def refuse_any(changed: list[Compared], others: list[Record]) -> None:
     names = [*(c.unit.name for c in changed), *(r.unit for r in others)]
     if names:
         raise UsageError(
-            f"--on-change refuse: the input of {len(names)} unit(s) changed since they were answered, "
+            f"--on-change refuse: the input of {counted(len(names), 'unit')} changed since it was answered, "
             f"{names[0]} first; give --on-change answer to answer it again, or keep"
         )
 
@@ -89,6 +89,6 @@ def refuse_too_much(ledger: Ledger, changed: list[Compared], others: list[Record
         names = [*(c.unit.name for c in changed), *(r.unit for r in lost)]
         raise UsageError(
             f"--on-change: {again} of {total} answered rows would be answered again: the input of "
-            f"{len(names)} unit(s) changed or makes other units now, {names[0]} first; give --on-change "
+            f"{counted(len(names), 'unit')} changed or makes other units now, {names[0]} first; give --on-change "
             "answer if that is meant, or keep"
         )

@@ -116,6 +116,19 @@ def test_it_is_over_once_its_images_are_in_and_the_pace_was_watched() -> None:
         assert slow.is_enough(100 + number * 40) == (number == 7), "no more than were asked for"
 
 
+def test_it_goes_on_while_its_pace_is_uneven_but_not_for_ever() -> None:
+    pilot = Pilot(1000, 8)
+    at, over = 100.0, []
+    for number in range(200):
+        run = [row(number * RUN_ROWS + i) for i in range(8)]
+        at += 0.05 if number % 20 else 4.0
+        pilot.add(batch(*run, end(number, 8)), at=at)
+        if pilot.is_enough(at):
+            over.append(at - 100.0)
+    assert over[0] > 4 * pilots.STEADY_S
+    assert pilot.is_enough(100.0 + 4.0 + pilots.MOST_S)
+
+
 def test_a_storage_that_fails_for_a_run_is_told_and_the_others_count() -> None:
     pilot = Pilot(2, 1)
     pilot.add(batch(end(0, 0, "OSError: away"), row(RUN_ROWS), end(1, 1)), at=1.0)

@@ -69,5 +69,5 @@ except RunFailed as error:
 """
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     (told,) = [line for line in ran.stdout.splitlines() if line.startswith("TOLD")]
-    assert "no GPU came free (the cluster has 1 GPU(s) and 1 were asked for; `ray status`" in told
+    assert "no GPU came free (the cluster has 1 GPU and 1 asked for; `ray status`" in told
     assert "Traceback" not in ran.stderr, ran.stderr

@@ -56,7 +56,7 @@ def of_no_question(images: int, **how: Any) -> Summary:
 def test_questions_that_joined_no_image_of_the_folder_are_a_failure():
     # Exit status 0 stood behind `104 images had no question in the file`.
     said = of_no_question(4).problem(None)
-    assert said is not None and "none of the file's questions joins any of the 4 image(s)" in said
+    assert said is not None and "none of the file's questions joins any of 4 images" in said
     assert of_no_question(5).problem(None) is None
     assert of_no_question(4, totals={"rows": 9}).problem(None) is None, "a night of new images"
     assert of_no_question(4, settings={"limit": 4}).problem(None) is None, "the first ones alone"
