@@ -165,7 +165,8 @@ def _run(
     started, status = time.time(), "stopped"
     metrics = RunMetrics()
     several = None
-    with Progress(plan, committer, shared) as progress, NodeWatch() as nodes:
+    watch = NodeWatch(needs="GPU" if sizing.on_gpu else "CPU", wait_s=standstills.limit_s(plan.job))
+    with Progress(plan, committer, shared) as progress, watch as nodes:
         try:
             several = None if joined is None else _several_images(plan, joined)
             todo, before = committer.take_up()

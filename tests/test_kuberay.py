@@ -23,7 +23,7 @@ JOB_FIELDS = {
 }  # fmt: skip
 CLUSTER_FIELDS = {
     "suspend", "managedBy", "autoscalerOptions", "headServiceAnnotations", "enableInTreeAutoscaling",
-    "gcsFaultToleranceOptions", "headGroupSpec", "rayVersion", "workerGroupSpecs",
+    "gcsFaultToleranceOptions", "headGroupSpec", "rayVersion", "workerGroupSpecs", "authOptions",
 }  # fmt: skip
 HEAD_FIELDS = {"template", "headService", "enableIngress", "rayStartParams", "serviceType"}
 GROUP_FIELDS = {
@@ -61,6 +61,61 @@ def test_every_field_is_one_that_kuberay_knows(manifest: Any) -> None:
     assert set(cluster["autoscalerOptions"]) <= AUTOSCALER_FIELDS
     for group in cluster["workerGroupSpecs"]:
         assert set(group) <= GROUP_FIELDS
+
+
+def test_what_nothing_replaces_is_neither_spot_nor_moved(manifest: Any) -> None:
+    """The driver's pod and the one that follows its log: a run ends with either."""
+    spec = manifest["spec"]
+    head = spec["rayClusterSpec"]["headGroupSpec"]
+    assert head["rayStartParams"]["num-cpus"] == "0"
+    for template in (spec["submitterPodTemplate"], head["template"]):
+        assert template["metadata"]["annotations"]["karpenter.sh/do-not-disrupt"] == "true"
+        assert template["spec"]["nodeSelector"] == {"karpenter.sh/capacity-type": "on-demand"}
+
+
+def test_a_run_that_ends_badly_is_tried_again_and_one_that_ends_frees_its_cards(
+    manifest: Any,
+) -> None:
+    spec = manifest["spec"]
+    assert spec["shutdownAfterJobFinishes"] and spec["ttlSecondsAfterFinished"] <= 120
+    # After a head's hard death the folder is its own for a minute: a new cluster may be faster than that.
+    assert spec["backoffLimit"] >= 2
+    assert spec["submitterConfig"]["backoffLimit"] > 2
+
+
+def test_only_who_has_the_token_may_submit(manifest: Any) -> None:
+    assert manifest["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+
+
+def test_the_weights_are_written_by_root_and_only_read_by_ray(manifest: Any) -> None:
+    """The kubelet makes a hostPath's folder as root, 0755, whatever the pod's fsGroup is."""
+    _, *nodes = pods(manifest)
+    for pod in nodes:
+        (fetch,), (container,) = pod["initContainers"], pod["containers"]
+        assert fetch["securityContext"]["runAsUser"] == 0
+        assert not any(mount.get("readOnly") for mount in fetch["volumeMounts"])
+        mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
+        assert mounts["models"]["readOnly"]
+        assert mounts["shm"]["mountPath"] == "/dev/shm"
+
+
+def test_memory_asked_for_is_memory_allowed(manifest: Any) -> None:
+    """A pod that may take more than it asked for is the first that a full node ends; Ray counts limits."""
+    for pod in pods(manifest):
+        for container in pod["containers"]:
+            resources = container["resources"]
+            assert resources["requests"]["memory"] == resources["limits"]["memory"]
+            assert resources["limits"].get("nvidia.com/gpu") == resources["requests"].get(
+                "nvidia.com/gpu"
+            )
+
+
+def test_the_image_leaves_out_what_it_does_not_need() -> None:
+    left_out = (FOLDER / "Dockerfile.dockerignore").read_text().split("\n")
+    assert {".git", "**/.venv"} <= set(left_out)
+    assert not {"schemas", "README.md", "LICENSE", "requirements.txt", "llava_batch"} & set(
+        left_out
+    )
 
 
 def test_the_entrypoint_is_a_command_of_ours(

@@ -9,6 +9,9 @@ WAIT_S = 30.0
 HURRIED_WAIT_S = 1.0
 """`ray job stop` kills three seconds after its signal."""
 
+_FIGURES = "figures of the stages, of rows that lost nodes had in hand, and thumbnails"
+"""What nobody else knows: Ray hands rows to workers without the driver, and takes them up again without it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Heard:
@@ -30,15 +33,12 @@ def hear(shared: Any, *, wait_s: float = WAIT_S) -> Heard:
     try:
         stages, thumbnails, rows, anew = ray.get([ask.remote() for ask in asked], timeout=wait_s)
     except RayError as error:
-        what = "the workers' shared state did not answer"
-        return Heard(missing=f"{what} ({first_line(error)}): figures of the stages and thumbnails are "
-                     "missing, no answer is")  # fmt: skip
-    lost = (
-        "the workers' shared state was lost on the way and began anew: figures of the stages and "
-    )
+        what = f"the workers' shared state did not answer ({first_line(error)})"
+        return Heard(missing=f"{what}: {_FIGURES} are missing, no answer is")
+    what = "the workers' shared state was lost on the way and began anew"
     return Heard(
         stages=stages,
         thumbnails=thumbnails,
         lost=rows,
-        missing=f"{lost}thumbnails of before are missing, no answer is" if anew else None,
+        missing=f"{what}: {_FIGURES} of before are missing, no answer is" if anew else None,
     )

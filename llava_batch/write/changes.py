@@ -91,7 +91,7 @@ def compare(
         num_done=len([c for c in compared if not (c.is_open or c.is_changed)]),
         num_changed=0 if stay else count,
         num_kept=count if stay else 0,
-        standing=[*moved, *_with_fewer_rows(compared)] if reads_keys else [],
+        standing=[*moved, *_with_fewer_rows(ledger, compared)] if reads_keys else [],
     )
 
 
@@ -230,14 +230,20 @@ def _records_of_vanished_files(ledger: Ledger, units: Sequence[Unit]) -> list[Re
     return [r for r in below if r.unit not in names]
 
 
-def _with_fewer_rows(compared: Sequence[Compared]) -> list[Record]:
-    """Of files of keyed tables that lost rows since, or are answered again: those may be in other files."""
-    keyed = [c for c in compared if c.record is not None and c.unit.id_base != c.unit.name]
+def _with_fewer_rows(ledger: Ledger, compared: Sequence[Compared]) -> list[Record]:
+    """Of files of keyed tables that lost rows since, or are answered again: those may be in other files. Under
+    `--overwrite` too, whose run may be killed before it comes to them."""
+    keyed = ((c, _older(ledger, c)) for c in compared if c.unit.id_base != c.unit.name)
     return [
-        c.record
-        for c in keyed
-        if c.record and (c.is_changed or c.record.deleted_rows != c.unit.deleted)
-    ]
+        record for c, record in keyed
+        if record is not None and (c.is_changed or record.deleted_rows != c.unit.deleted)
+    ]  # fmt: skip
+
+
+def _older(ledger: Ledger, compared: Compared) -> Record | None:
+    """The record of the unit's table that stands now, of whatever settings."""
+    record = compared.record or ledger.records.get(compared.unit.name)
+    return record if record is not None and ledger.has_table(record) else None
 
 
 def _records_of_other_units(ledger: Ledger, units: Sequence[Unit]) -> list[Record]:

@@ -201,6 +201,12 @@ class Committer:
             self._not_committed(name, f"its table cannot be made: {first_line(error)}")
 
     def _commit(self, unit: Unit, opened: OpenUnit) -> None:
+        if unit.retry is not None and not opened.nbytes and unit.name not in self._ledger.records:
+            self._ledger.took(
+                unit.name, None
+            )  # its last rows went to another unit's table (standing.py)
+            self._news.append(unit.name)
+            return
         num_copied = 0
         if opened.copies:
             assert self._standing is not None

@@ -62,7 +62,8 @@ class Standing:
         """
         place = {image: i for i, image in enumerate(markers["id"].to_pylist())}
         sha256 = markers["image_sha256"].to_pylist()
-        parts, found = [], set()
+        parts: list[pa.Table] = []
+        found: set[str] = set()
         for name in self._owners_of(place):
             table = self._ledger.read_table(name)
             if table is None:
@@ -73,7 +74,7 @@ class Standing:
                 for i, (image, said) in enumerate(
                     zip(theirs, table["image_sha256"].to_pylist(), strict=True)
                 )
-                if image in place and said == sha256[place[image]]
+                if image in place and image not in found and said == sha256[place[image]]
             ]
             found |= {theirs[i] for i in same}
             at = [place[theirs[i]] for i in same]
@@ -97,11 +98,11 @@ class Standing:
 
     def _owners_of(self, images: Any) -> list[str]:
         wanted = np.fromiter((image_digest(image) for image in images), np.uint64, len(images))
-        if not len(self._images):
-            return []
-        at = np.clip(np.searchsorted(self._images, wanted), 0, len(self._images) - 1)
-        hits = self._owners[at[self._images[at] == wanted]]
-        return [self._units[i] for i in np.unique(hits)]
+        first = np.searchsorted(self._images, wanted)
+        past = np.searchsorted(self._images, wanted, side="right")
+        # Of one image there is one but where a kill, or an older version, left more.
+        hits = [self._owners[a:b] for a, b in zip(first, past, strict=True) if a < b]
+        return [self._units[i] for i in np.unique(np.concatenate(hits))] if hits else []
 
 
 def end_move(ledger: Ledger) -> None:

@@ -69,9 +69,10 @@ class UnitCommit:
         return sum(part.nbytes for part in self._parts)
 
     def table(self) -> pa.Table:
-        """The whole table, in memory from here on."""
+        """The whole table, in memory from here on; where only some rows were answered again, with all the others."""
         if self._table is None:
-            self._table = pa.concat_tables(self._published())
+            came = pa.concat_tables(self._published())
+            self._table = came if self.unit.retry is None else self._retried(came)
         return self._table
 
     def put(self, patience: Patience) -> Committed:
@@ -81,8 +82,8 @@ class UnitCommit:
             ValueError, TypeError, LookupError, pa.ArrowException: no table can be made of the rows.
             OSError: the storage has failed for longer than `patience`.
         """
-        if self.unit.retry is not None and self._table is None:
-            self._table = self._retried(self.table())
+        if self.unit.retry is not None:
+            self.table()
         tables, count = self._ledger.tables, _Count()
         self._check()
         size, hashed = tables.put(

@@ -40,6 +40,7 @@ def test_a_shared_state_that_began_anew_is_told() -> None:
     heard = hear(shared)
     assert heard.stages == {}
     assert "was lost on the way and began anew" in (heard.missing or "")
+    assert "rows that lost nodes had in hand" in (heard.missing or "")
 
 
 def test_a_shared_state_that_is_gone_or_hangs_is_told_and_not_waited_for() -> None:

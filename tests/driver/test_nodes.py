@@ -14,7 +14,12 @@ from llava_batch.job import Job
 
 def seen(**alive: bool) -> list[dict]:
     return [
-        {"NodeID": name * 8, "NodeManagerAddress": f"10.0.0.{n}", "Alive": there}
+        {
+            "NodeID": name * 8,
+            "NodeManagerAddress": f"10.0.0.{n}",
+            "Alive": there,
+            "Resources": {"CPU": 4.0} if there and name != "head" else {},
+        }
         for n, (name, there) in enumerate(alive.items())
     ]
 
@@ -30,6 +35,26 @@ def test_each_change_is_said_once_and_what_was_dead_before_is_not_lost(capsys) -
     assert len(lines) == 3
     assert lines[0].startswith("node 10.0.0.1 (bbbbbbbb) was lost at ")
     assert lines[0].endswith("; its work goes elsewhere")
+
+
+def test_where_no_node_is_left_the_run_says_once_that_it_waits(capsys) -> None:
+    # It said that their work went elsewhere, and then nothing.
+    watch = NodeWatch(lambda: seen(head=True, a=True, b=True), wait_s=1800.0)
+    for _ in range(2):
+        watch.note(seen(head=True, a=False, b=False))
+    lost, other, waits = capsys.readouterr().err.splitlines()
+    assert lost.endswith("; its work waits") and other.endswith("; its work waits")
+    assert waits == "no node with a CPU is left: the run waits for one, 30 minutes at the most"
+    watch.note(seen(head=True, a=False, b=False, c=True))
+    assert capsys.readouterr().err.endswith("; it gets work\n")
+
+
+def test_nodes_without_cards_are_none_to_answer_on(capsys) -> None:
+    watch = NodeWatch(lambda: seen(a=True, b=True), needs="GPU", wait_s=90.0)
+    watch.note(seen(a=True, b=False))
+    assert (
+        "no node with a GPU is left: the run waits for one, 1.5 minutes" in capsys.readouterr().err
+    )
 
 
 def test_a_node_that_came_and_went_between_two_looks_is_no_loss(capsys) -> None:

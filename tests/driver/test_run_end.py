@@ -2,6 +2,7 @@
 
 import json
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from llava_batch.driver import summary
 from llava_batch.driver.heard import Heard
+from llava_batch.driver.nodes import Change
 from llava_batch.driver.sizing import Sizing
 from llava_batch.job import Job
 from llava_batch.read.find import Inputs
@@ -39,7 +41,11 @@ def ended(
                                 outlook=dict, work=Work(todo=[], num_done=0, num_changed=0, num_kept=0),
                                 inputs=Inputs(units=[], left_out={}, skipped={}))  # fmt: skip
     joined: Any = SimpleNamespace(count_unjoined=lambda: 7)
-    summary.summarise(plan, SIZING, made, [], time.time(), status=status, joined=joined)
+    gone = Change(node="9f", address="10.0.0.9", at=datetime.now(UTC))
+    nodes: Any = SimpleNamespace(look=lambda: None, lost=[gone], joined=[])
+    summary.summarise(
+        plan, SIZING, made, [], time.time(), status=status, joined=joined, nodes=nodes
+    )
     return json.loads((tmp_path / "_run.json").read_text()), waits[0]
 
 
@@ -54,6 +60,8 @@ def test_a_complete_run_counts_and_tells_what_its_figures_lack(tmp_path, monkeyp
     said, waited_s = ended(tmp_path, monkeypatch, "complete")
     assert said["run"]["questions_without_image"] == 7
     assert said["notes"] == ["some figures"]
+    # Of a lost node's rows it is not known whether there were any, which is not 0.
+    assert said["nodes"]["lost"][0]["rows_again"] is None
     assert waited_s == 30
 
 

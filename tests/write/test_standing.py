@@ -1,5 +1,6 @@
 """Nights over a Delta table whose files come, lose rows and are rewritten: what stands, and what is bought."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,11 @@ import pyarrow as pa
 import pytest
 
 from llava_batch.errors import UsageError
+from llava_batch.read import source
 from llava_batch.write import ledger as ledger_module
 from llava_batch.write import manifest, unit_tables
 from llava_batch.write.committer import Committer
-from tests.nights import answers, night, read_again, text_of
+from tests.nights import BAD, answers, night, read_again, text_of
 from tests.read.lake.tables import IMAGE_FIELDS, DeltaLog, images
 from tests.shards import picture
 
@@ -138,6 +140,48 @@ def test_rows_in_error_are_asked_again_and_not_copied(tmp_path):
     assert answers(lake.out) == {"t/k1": "image_unreadable", "t/k2": text_of(picture(2))}
 
 
+def bad(*numbers: int) -> pa.Table:
+    """As `images`, all of them answered in error."""
+    table = images(*numbers)
+    data = pa.array([BAD + bytes([n]) for n in numbers], pa.binary())
+    return table.set_column(1, "image", data)
+
+
+@pytest.mark.parametrize("has_moved", [False, True])
+def test_rows_in_error_are_tried_again_beside_rows_that_moved_and_no_other_is_lost(
+    tmp_path, has_moved
+):
+    # With answers to be copied, a unit's rows that were tried again took the place of all of its rows.
+    lake = Lake(tmp_path)
+    lake.log.write("a.parquet", pa.concat_tables([images(1, 2, 3), bad(4)]))
+    lake.log.commit(lake.log.add("a.parquet"))
+    lake.night()
+    before = lake.keys(1, 2, 3) | {"t/k4": "image_unreadable"}
+    assert answers(lake.out) == before
+    vector = lake.log.inline([0])
+    moved = [lake.log.remove("a.parquet"), lake.log.add("a.parquet", vector=vector)]
+    lake.log.commit(*(moved if has_moved else []), lake.put("b", 1 if has_moved else 5))
+    lake.night(retry_errors=True)
+    assert answers(lake.out) == before | ({} if has_moved else lake.keys(5))
+    assert lake.copied == has_moved
+    assert lake.night().todo == []
+
+
+def test_nothing_is_left_to_try_again_of_a_unit_whose_last_row_has_moved(tmp_path):
+    # It was told as a unit that could not be made, and the run as failed.
+    lake = Lake(tmp_path)
+    lake.log.write("a.parquet", bad(1))
+    lake.log.commit(lake.log.add("a.parquet"))
+    lake.night()
+    vector = lake.log.inline([0])
+    moved = lake.log.remove("a.parquet"), lake.log.add("a.parquet", vector=vector)
+    lake.log.commit(*moved, lake.put("b", 1))
+    lake.night(retry_errors=True)
+    assert answers(lake.out) == lake.keys(1)
+    lake.night()
+    assert lake.night().todo == [] and answers(lake.out) == lake.keys(1)
+
+
 def test_without_keys_compaction_stops_before_it_costs_anything_unless_that_is_meant(tmp_path):
     lake = Lake(tmp_path, key_column=None)
     lake.log.commit(lake.put("a", 1, 2), lake.put("b", 3))
@@ -245,6 +289,41 @@ def test_a_move_is_ended_by_a_run_that_has_nothing_else_to_do(tmp_path, monkeypa
     with pytest.raises(AssertionError, match="an id stands twice"):
         answers(lake.out)
     assert lake.night().todo == []
+    assert answers(lake.out) == lake.keys(1, 2)
+
+
+@pytest.mark.parametrize("then", ["nothing", "compacted"])
+def test_an_overwrite_that_is_killed_leaves_no_id_twice(tmp_path, monkeypatch, then):
+    # What a file had answered of rows that it lost stood beside the same rows of another file.
+    monkeypatch.setattr(source, "_BLOCK_ROWS", 1)
+    lake = Lake(tmp_path)
+    lake.log.commit(lake.put("z", 1, 2))
+    lake.night()
+    vector = lake.log.inline([0])
+    lake.log.commit(
+        lake.log.remove("z.parquet"), lake.log.add("z.parquet", vector=vector), lake.put("b", 1)
+    )
+    lake.night(overwrite=True, blocks=1)
+    assert answers(lake.out) == lake.keys(1, 2)
+    if then == "compacted":
+        lake.log.commit(
+            lake.log.remove("z.parquet", vector), lake.log.remove("b.parquet"), lake.put("c", 2, 1)
+        )
+    lake.night()
+    assert answers(lake.out) == lake.keys(1, 2)
+
+
+def test_rows_that_stand_twice_all_go_where_they_come_again(tmp_path):
+    # An older version could leave an id in two tables; a move knew of one of them.
+    lake = Lake(tmp_path)
+    lake.log.commit(lake.put("a", 1, 2), lake.put("b", 3))
+    lake.night()
+    shutil.copy(lake.out / "t/a.parquet", lake.out / "t/b.parquet")
+    (lake.out / "_manifest/t/b.json").unlink()
+    with pytest.raises(AssertionError, match="an id stands twice"):
+        answers(lake.out)
+    lake.log.commit(*map(lake.log.remove, ("a.parquet", "b.parquet")), lake.put("c", 1, 2))
+    lake.night()
     assert answers(lake.out) == lake.keys(1, 2)
 
 
