@@ -79,10 +79,8 @@ def find(
     gathered.refuse_unfit()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         units: list[Unit] = []
-        while gathered.shards:
-            # What was found is 1 KB a shard, and 2 more while it waits: it is let go as units are made of it.
-            some = gathered.shards[:_LOOKS_OF_A_TIME]
-            del gathered.shards[:_LOOKS_OF_A_TIME]
+        for first in range(0, len(gathered.shards), _LOOKS_OF_A_TIME):  # 2 KB each while they wait
+            some = gathered.shards[first : first + _LOOKS_OF_A_TIME]
             for made in pool.map(lambda shard: _shard_units(shard, before, rows, answered), some):
                 units += made
     for images in gathered.loose:
