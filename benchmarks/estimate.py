@@ -123,6 +123,8 @@ def estimated(job: list[str], seed: int, pilot: int) -> dict:
     own = ["--pilot", str(pilot), "--pilot-seed", str(seed)]
     started = time.monotonic()
     ran = subprocess.run([sys.executable, *command, *own], stdout=subprocess.PIPE, check=True)
+    if not ran.stdout.startswith(b"{"):
+        raise RuntimeError(f"not JSON but {ran.stdout[:2000]!r}")
     said = json.loads(ran.stdout)
     seconds = [round(said["seconds"][n], 1) for n in ("value", "low", "high")]
     each = [round(1000 * said["seconds_per_image"][n], 2) for n in ("value", "low", "high")]

@@ -8,7 +8,7 @@ import json
 import random
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, redirect_stdout
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -48,7 +48,9 @@ def estimate_and_tell(
 ) -> None:
     """Estimate the job and print it, as a table or as JSON."""
     begun = time.time() - time.process_time()
-    made = estimate(job, pilot, pilot_seed, price_per_hour, begun=begun)
+    # Ray prints some of its messages to stdout, where nothing but the JSON may stand.
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        made = estimate(job, pilot, pilot_seed, price_per_hour, begun=begun)
     if as_json:
         print(json.dumps(made.as_json(), indent=1))
     else:
@@ -160,12 +162,13 @@ def _pilot(
     plan: Plan, runs: list[Any], answers: Pilot, begun: float
 ) -> tuple[Plan, Sizing, Watched]:
     """Answer the sample, until enough is known or there is no more of it."""
-    from llava_batch.pipeline import answers as answers_of
-    from llava_batch.read.sample import SampleSource
-    from llava_batch.workers import shared_state
-
     with ExitStack() as held:
         alone = held.enter_context(cluster.connected())
+        # These load Ray, which reads only once, in `connected`, what it is to keep to itself.
+        from llava_batch.pipeline import answers as answers_of
+        from llava_batch.read.sample_source import SampleSource
+        from llava_batch.workers import shared_state
+
         job = plan.job
         placed_at = job.but(output=job.input[0]) if job.output == _NOWHERE else job
         local_paths.refuse_local_paths(placed_at)

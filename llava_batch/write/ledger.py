@@ -12,13 +12,12 @@
     OUT/_manifest/_parts/            rows of open units (parts.py)
 
 Records and tables are written whole (storage.write_whole), tables first. A table whose record a
-kill prevented is adopted if its footer fits. A record whose table is not there, or has another
+kill prevented is adopted if its footer fits (adopt.py), whatever has become of its input. A record whose table is not there, or has another
 size, counts for nothing. Reading a ledger changes nothing in the folder; `begin` is the first write.
 Runs in the driver only.
 """
 
 import base64
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +28,7 @@ from llava_batch.errors import OutputConflict, first_line
 from llava_batch.patience import BRIEF, Patience
 from llava_batch.storage import TEMPORARY, Location, delete_file, list_files, write_whole
 from llava_batch.unit import Stamp, Unit
+from llava_batch.write.adopt import record_of_table
 from llava_batch.write.before import Before
 from llava_batch.write.manifest import Manifest, Vanished
 from llava_batch.write.membership import Membership
@@ -100,7 +100,7 @@ class Ledger:
             )
         if overwrite:
             self._counts_since = self._overwriting or _NEVER  # 0: a store that tells no times
-        self._limited = self._limited_tables()
+        self._take_in_open_tables()
 
     def _load_files(self) -> None:
         names, tables = [], []
@@ -202,7 +202,7 @@ class Ledger:
         self._limited = self._ours_but({record.table for record in self.records.values()})
         self._retired += self.records.values()
         self._leftovers += self.parts
-        self.manifest.records, self.parts = {}, []
+        self.manifest.records, self.parts, self._adopted = {}, [], {}
 
     def has_table(self, record: Record) -> bool:
         """Whether the table that the record tells of stands."""
@@ -215,7 +215,7 @@ class Ledger:
     @property
     def is_tidy(self) -> bool:
         """Whether there is nothing for `begin` to remove or to write down that cannot wait."""
-        left = (self._leftovers, self._retired, self._limited, self._adopted, self.parts)
+        left = (self._leftovers, self._retired, self._limited, self._to_record(), self.parts)
         return not (any(left) or self._is_given_up or self.is_moving) and self.manifest.is_tidy
 
     @property
@@ -255,11 +255,13 @@ class Ledger:
         for path in (*self._leftovers, *(() if units else self.parts)):
             self._delete(path)
         for record in self._retired:
+            self._adopted.pop(record.unit, None)
             self._remove(record)
         for name in self._limited:
             self.tables.drop(name)
-        for record in self._adopted.values():
+        for record in self._to_record():
             self.commit(record)
+        self._adopted = {}
         opened = (u for u in units if (u.members or u.numbers) and self.answered(u.name) is None)
         self.remember_all([*opened, *self._noted])
         self.manifest.gather()
@@ -367,6 +369,7 @@ class Ledger:
         """What a table's schema metadata says of its origin."""
         return {
             "llava_batch.fingerprint": self.fingerprint,
+            "llava_batch.input": unit.input,
             "llava_batch.source": unit.source,
             "llava_batch.complete": str(complete).lower(),
             "llava_batch.rules": str(unit.rules),
@@ -419,19 +422,18 @@ class Ledger:
             return None
         found = origin(table.schema)
         before = self.answered(unit.name)
-        fits = found.get("fingerprint") == self.fingerprint and found.get("complete") == "true"
-        if unit.row_groups is not None and "rules" not in found:
-            fits = False  # it may hold another run of the file's rows
-        if not fits or (before is not None and before.source == found["source"]):
+        if found.get("fingerprint") != self.fingerprint:
             return None
-        record = self.record_of(
-            replace(unit, source=found["source"]), rows=table.num_rows, images=int(found["images"]),
-            errors=Counter(code for code in table["error_code"].to_pylist() if code is not None),
-            size=self.tables.size(unit.name), hashed=self.tables.hash(unit.name),
+        if unit.row_groups is not None and "rules" not in found:
+            return None  # it may hold another run of the file's rows
+        if before is not None and before.source == found["source"]:
+            return None
+        record = record_of_table(
+            table, unit=unit.name, name=name, size=self.tables.size(unit.name),
+            hashed=self.tables.hash(unit.name), input=unit.input if before is None else before.input,
         )  # fmt: skip
-        record = replace(record, deleted=found.get("deleted", ""))
-        if before is not None:
-            record = replace(record, input=before.input)
+        if record is None:
+            return None
         held = self.records.get(unit.name)
         if held is None or held.table == record.table:
             self.records[unit.name] = record
@@ -444,11 +446,34 @@ class Ledger:
         known = unit.numbers is not None or membership.source == unit.source
         return not known or self.manifest.members.get(unit.name) == membership
 
-    def _limited_tables(self) -> list[str]:
-        """Tables that an earlier `--limit` run left: they have no record, so no run would replace one
-        whose unit it does not answer."""
-        open_tables = self.tables.but(r.table for r in self.records.values() if self.has_table(r))
-        return [n for n in open_tables if self.tables.origin(n).get("complete") == "false"]
+    def _take_in_open_tables(self) -> None:
+        """Tables without a record that stands: those that an earlier `--limit` run left are to go, for no run
+        would replace one whose unit it does not answer; whole ones are taken for committed, whatever
+        becomes of their input, for a reader sees their rows."""
+        self._limited = []
+        for name in self.tables.but(r.table for r in self.records.values() if self.has_table(r)):
+            found = self.tables.origin(name)
+            if found.get("complete") == "false":
+                self._limited.append(name)
+            elif found.get("complete") == "true" and "input" in found:
+                self._adopt_table(name, found["input"])
+
+    def _to_record(self) -> list[Record]:
+        """What was adopted and is of this run: what is not counts here and is written down nowhere."""
+        return [*filter(self.is_of_this_run, self._adopted.values())]
+
+    def _adopt_table(self, name: str, input: str) -> None:
+        unit = name.rpartition(".")[0]
+        held = self.records.get(unit)
+        table = None if held is not None and self.has_table(held) else self.tables.read_file(name)
+        if table is None:
+            return
+        record = record_of_table(
+            table, unit=unit, name=name, size=self.tables.sizes[name],
+            hashed=self.tables.hash_of(name), input=input if held is None else held.input,
+        )  # fmt: skip
+        if record is not None:
+            self.records[unit] = self._adopted[unit] = record
 
     def _remove(self, record: Record) -> None:
         """Take a unit out of the folder; its record last, so that a kill in between is found again."""

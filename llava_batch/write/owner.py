@@ -2,8 +2,9 @@
 
 A heartbeat file, so it works on every filesystem, object stores too. There is no lock there that
 could not be lost, so both sides look: a run that starts refuses while another lives, and one that
-finds another's name in the file while it writes stops before its next commit. Answers are the same
-whoever writes them, so the moment between costs work and never rows.
+finds another's name in the file while it writes stops before its next commit; so does one that was asleep for
+longer than others wait for it, and finds none. Answers are the same whoever writes them, so the moment between
+costs work and never rows.
 """
 
 import json
@@ -41,6 +42,8 @@ class Ownership:
         self._me = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(),
                     "token": secrets.token_hex(8), "started": time.time()}  # fmt: skip
         self._lost_to: dict[str, Any] | None = None
+        """The run that has taken the folder; nothing of it where it has given it back."""
+        self._beaten = time.time()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
@@ -67,6 +70,9 @@ class Ownership:
 
     def check(self) -> None:
         """Raise OutputConflict if another run has taken the folder meanwhile."""
+        if self._lost_to is None and self._is_late:
+            with suppress(OSError):  # what is written next finds the storage away too
+                self._look()
         if self._lost_to is not None:
             raise self._conflict(self._lost_to)
 
@@ -76,7 +82,16 @@ class Ownership:
             for folder in self._made:
                 os.rmdir(folder)
 
+    @property
+    def _is_late(self) -> bool:
+        """Whether others may have taken this run for dead."""
+        return time.time() - self._beaten >= STALE_S
+
     def _conflict(self, other: dict[str, Any]) -> OutputConflict:
+        if not other:
+            return OutputConflict(
+                f"--output {self._shown}: this run was asleep, and another had the folder meanwhile; run this again"
+            )
         return OutputConflict(
             f"--output {self._shown}: a run is writing there (process {other['pid']} on "
             f"{other['host']}); wait for it, or give another --output; if it was killed, the folder "
@@ -95,9 +110,11 @@ class Ownership:
         return now is not None and now["beat"] != other["beat"]
 
     def _look(self) -> None:
-        """Note it if the file has become another's."""
+        """Note it if the file has become another's, or has been."""
         there = self._read()
-        if there is not None and there["token"] != self._me["token"]:
+        if there is None and self._is_late:
+            self._lost_to = {}
+        elif there is not None and there["token"] != self._me["token"]:
             self._lost_to = there
 
     def _beat(self) -> None:
@@ -120,6 +137,7 @@ class Ownership:
     def _write(self) -> None:
         said = json.dumps(self._me | {"beat": time.time()})
         write_whole(self._fs, self._path, said.encode(), _ONCE)
+        self._beaten = time.time()
 
 
 def _missing_folders(out: Location) -> list[str]:

@@ -47,7 +47,11 @@ class UnitTables:
 
     def hash(self, unit: str) -> str:
         """sha256 of the unit's table, as last read or written."""
-        return self._hashes[self.name(unit)]
+        return self.hash_of(self.name(unit))
+
+    def hash_of(self, name: str) -> str:
+        """`hash` by the table's name."""
+        return self._hashes[name]
 
     def written_ns(self, name: str) -> int:
         """When a table was written; 0 where it was not there, or the store tells no times."""
@@ -55,13 +59,16 @@ class UnitTables:
 
     def read(self, unit: str) -> pa.Table | None:
         """The unit's table, or None where there is none that reads."""
+        return self.read_file(self.name(unit))
+
+    def read_file(self, name: str) -> pa.Table | None:
+        """The table of this name, in whatever format."""
         # All bytes first: what the storage does not give is raised, what does not parse is not there.
-        path = self._path(self.name(unit))
-        data = self._patience.keep_trying(lambda: read_bytes(self._out.fs, path))
+        data = self._patience.keep_trying(lambda: read_bytes(self._out.fs, self._path(name)))
         if data is None:
             return None
-        self._hashes[self.name(unit)] = sha256(data).hexdigest()
-        return decoded(data, self._format)
+        self._hashes[name] = sha256(data).hexdigest()
+        return decoded(data, name.rpartition(".")[2])
 
     def write(self, unit: str, table: pa.Table) -> None:
         """Put `table` in the place of the unit's at once."""

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from llava_batch.cli.estimate import estimate_and_tell
+from llava_batch.driver.estimate import Estimate, nothing_left
+from llava_batch.job import Job
 from llava_batch.prompts.presets import PRESETS
 from llava_batch.score.annotations import BENCHMARKS
 from tests.answer_folder import bad, good, write_folder
+from tests.shards import picture, put
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "torchvision", "transformers", "tokenizers", "huggingface_hub", "ray", "pandas",
@@ -69,6 +73,28 @@ def test_score_loads_arrow_alone(tmp_path: Path) -> None:
     answers.write_text(json.dumps({"question_id": "1", "text": "yes"}) + "\n")
     arguments = ["--answers", str(answers), "--benchmark", "gqa", "--export", f"{tmp_path}/x.json"]
     assert not by_command("score", *arguments) & (HEAVY | PAGES)
+
+
+def test_estimate_loads_no_ray_before_ray_is_told_what_to_keep_to_itself(tmp_path: Path) -> None:
+    put(tmp_path / "in" / "a.png", picture(1))
+    stop = "import sys\nfrom llava_batch.driver import cluster\ncluster.connected = sys.exit\n"
+    command = ["estimate", "caption", "--input", str(tmp_path / "in")]
+    run = f"{stop}from llava_batch.cli import main\nmain()"
+    assert "ray" not in loaded(run, *command)
+
+
+def test_the_json_of_an_estimate_has_stdout_to_itself(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def estimated(*_: object, **__: object) -> Estimate:
+        print("(raylet) what Ray says of its actors")
+        return nothing_left(3, None)
+
+    monkeypatch.setattr("llava_batch.cli.estimate.estimate", estimated)
+    estimate_and_tell(Job(), pilot=1, pilot_seed=0, price_per_hour=None, as_json=True)
+    said = capsys.readouterr()
+    assert json.loads(said.out)["images_answered"] == 3
+    assert "what Ray says" in said.err
 
 
 def test_the_package_is_run_as_the_console_script_is() -> None:

@@ -164,12 +164,22 @@ def test_pictures_and_the_page_go_with_the_rows(tmp_path):
 
 def test_a_folder_that_a_run_left_open_is_refused(tmp_path):
     out, photos = tmp_path / "out", lay(tmp_path / "photos", a="1", b="2")
-    night(out, photos)
-    (out / "_manifest" / "photos-00000.json").unlink()
+    night(out, photos, limit=1)
     with pytest.raises(UsageError, match=r"photos-00000\.parquet first: a run was stopped"):
         lost(opened(out), [str(photos)])
     with pytest.raises(UsageError, match="no run answered into this folder"):
         opened(tmp_path)
+
+
+def test_a_table_that_a_kill_left_without_its_record_is_forgotten_like_any_other(tmp_path):
+    # It was refused until a run had adopted it, which none does whose input has vanished.
+    out, shards = tmp_path / "out", [shard(tmp_path / f"in/{n}.tar", x=n) for n in "ab"]
+    night(out, tmp_path / "in")
+    (out / "_manifest" / "a.json").unlink()
+    shards[0].unlink()
+    assert forget(out, tmp_path / "in") == 1
+    assert answers(out) == {"b/x": text_of(b"b")}
+    assert forget(out, tmp_path / "in") == 0 and night(out, tmp_path / "in").todo == []
 
 
 def test_rows_of_an_open_unit_whose_input_changed_go_and_others_stay(tmp_path):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from llava_batch.read import sample, tar_look
 from llava_batch.read.find import find_units
 from llava_batch.read.kinds import KINDS, read_rows
-from llava_batch.read.sample import RETRIED, RUN_ROWS, by_kind, draw, look_at, read_runs
+from llava_batch.read.sample import RETRIED, RUN_ROWS, by_kind, draw, look_at
+from llava_batch.read.sample_source import read_runs
 from llava_batch.unit import Unit
 from tests.shards import picture, put, put_parquet, reading, tar_bytes
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from llava_batch.errors import OutputConflict, UsageError
 from llava_batch.read import loose_units as finding
 from llava_batch.read import parquet
+from llava_batch.write import manifest
 from tests.nights import BAD, answers, night, read_again, text_of
-from tests.outputs import tables
+from tests.outputs import ledger_of, tables
 from tests.shards import put, put_parquet, tar_bytes
 
 TIMES = count(1_700_000_000_000_000_000, 1_000_000_000)
@@ -401,6 +402,63 @@ def test_a_kill_while_changed_files_are_answered_loses_nothing(tmp_path, step):
     assert after["photos-00000/i3.png"] == before["photos-00000/i3.png"]
     assert after["photos-00000/i5.png"] == before["photos-00000/i5.png"]
     assert night(out, photos).todo == []
+
+
+def without_record(out: Path, *units: str) -> None:
+    """As a kill between a table and its record leaves it."""
+    for name in units:
+        (out / f"_manifest/{name}.json").unlink()
+
+
+def test_a_table_whose_record_a_kill_prevented_goes_where_its_shard_makes_other_units(
+    tmp_path, monkeypatch
+):
+    # Nobody asked for a unit of its name any more, and a reader saw its rows beside those of now.
+    out, path = tmp_path / "out", grown(tmp_path / "a.parquet", 12)
+    with monkeypatch.context() as patch:
+        by_rows(patch)
+        night(out, path)
+    assert len(tables(out)) == 3
+    without_record(out, "a-00001")
+    grown(path, 2)
+    night(out, path, on_change="answer")
+    assert tables(out) == ["a.parquet"] and len(answers(out)) == 2
+
+
+def test_a_table_whose_record_a_kill_prevented_keeps_its_answers_when_its_shard_vanishes(tmp_path):
+    out, paths = tmp_path / "out", [shard(tmp_path / f"{n}.tar", n) for n in "ab"]
+    night(out, *paths)
+    without_record(out, "a")
+    paths[0].unlink()
+    night(out, paths[1])
+    assert sorted(ledger_of(out).records) == ["a", "b"] and len(answers(out)) == 2
+    assert ledger_of(out).tables_without_record() == []
+
+
+def test_an_index_that_is_deleted_as_its_message_says_doubles_no_row(tmp_path, monkeypatch):
+    # What each unit is made of went with it: the same files make other units then.
+    monkeypatch.setattr(manifest, "KEEP_FILES", 1)
+    out, photos = tmp_path / "out", lay(tmp_path / "photos", b="1", c="2")
+    night(out, photos)
+    night(out, lay(photos, a="3", d="4"))
+    assert tables(out) == ["photos-00000.parquet", "photos-00001.parquet"]
+    indexes = [*(out / "_manifest/_index").iterdir()]
+    assert indexes and not [*(out / "_manifest").glob("photos*")]
+    for path in indexes:
+        path.unlink()
+    with pytest.raises(UsageError, match="4 of 4 answered rows"):
+        night(out, photos)
+    night(out, photos, on_change="answer")
+    assert tables(out) == ["photos-00000.parquet"] and len(answers(out)) == 4
+
+
+def test_overwriting_leaves_no_table_to_another_prompt_though_it_has_no_record(tmp_path):
+    out, paths = tmp_path / "out", [shard(tmp_path / f"{n}.tar", n) for n in "ab"]
+    night(out, *paths)
+    without_record(out, "a")
+    paths[0].unlink()
+    night(out, paths[1], prompt="y", overwrite=True)
+    assert tables(out) == ["b.parquet"]
 
 
 NAMES = st.sampled_from([f"{n}.png" for n in range(8)])

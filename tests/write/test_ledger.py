@@ -360,6 +360,28 @@ def test_a_run_that_finds_another_owner_stops_and_leaves_the_file_to_it(tmp_path
     assert path.exists()
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_run_that_slept_while_another_had_the_folder_stops_before_its_next_write(
+    tmp_path, monkeypatch, is_there
+):
+    # A process that was stopped, or a machine put to sleep, went on as if nothing had been: until its next
+    # heartbeat, and where the other had ended and taken its file away, for ever.
+    path = manifest(tmp_path, "_owner.json")
+    with Ownership(locate(str(tmp_path))) as mine:
+        mine.check()
+        other = json.dumps(json.loads(path.read_bytes()) | {"token": "other"})
+        woken = time.time() + 2 * ownership.STALE_S
+        monkeypatch.setattr(time, "time", lambda: woken)
+        mine.check()
+        if is_there:
+            path.write_text(other)
+        else:
+            path.unlink()
+        with pytest.raises(OutputConflict, match="writing there" if is_there else "run this again"):
+            mine.check()
+    assert path.exists() == is_there
+
+
 SECRET = "s3://AKIAKEY:abc123secret@bucket/lake?endpoint_override=localhost:9&scheme=http"
 
 

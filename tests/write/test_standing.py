@@ -248,6 +248,20 @@ def test_a_move_is_ended_by_a_run_that_has_nothing_else_to_do(tmp_path, monkeypa
     assert answers(lake.out) == lake.keys(1, 2)
 
 
+def test_a_compacted_table_leaves_each_id_once_though_a_kill_kept_one_unit_from_its_record(
+    tmp_path,
+):
+    # A first night moves nothing, so no `_moving.json` told of the table that it left.
+    lake = Lake(tmp_path)
+    lake.log.commit(lake.put("a", 1, 2), lake.put("b", 3))
+    lake.night()
+    (lake.out / "_manifest/t/a.json").unlink()
+    lake.log.commit(*map(lake.log.remove, ("a.parquet", "b.parquet")), lake.put("ab", 3, 2, 1))
+    lake.night()
+    assert answers(lake.out) == lake.keys(1, 2, 3)
+    assert (lake.bought, lake.copied) == (0, 3)
+
+
 def test_overwriting_leaves_no_answers_of_files_that_vanished_beside_new_ones_of_the_same_ids(
     tmp_path,
 ):
