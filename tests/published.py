@@ -153,9 +153,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "image_processor": {"image_processor_type": "CLIPImageProcessor", **CROPPED},
         "processor": {"processor_class": "LlavaProcessor", "num_additional_image_tokens": 1},
     },
-    "llava siglip": {
+    "llava siglip": {  # as llava-interleave: tied embeddings, a tower without a head, its last layer
         "config": LlavaConfig, "text": Qwen2Config, "tower": SiglipVisionConfig, "template": CHATML,
-        "specials": TURNS, "settings": {"vision_feature_select_strategy": "full"},
+        "text_more": {"tie_word_embeddings": True}, "tower_more": {"vision_use_head": False},
+        "specials": TURNS,
+        "settings": {"vision_feature_select_strategy": "full", "vision_feature_layer": -1},
         "image_processor": {"image_processor_type": "SiglipImageProcessor", "size": SQUARE,
                             "do_resize": True, "do_rescale": True, "do_normalize": True, "resample": 3,
                             "rescale_factor": 1 / 255, **HALF},
@@ -185,8 +187,8 @@ def publish(name: str, folder: Path, *, seed: int = 0, template_as: str = "json"
     """
     said = FAMILIES[name]
     words = tokenizer(*said["specials"])
-    text = text_config(said["text"], len(words))
-    vision = tower(said["tower"])
+    text = text_config(said["text"], len(words), **said.get("text_more", {}))
+    vision = tower(said["tower"], **said.get("tower_more", {}))
     image_token = words.convert_tokens_to_ids(said.get("image_token", "<image>"))
     config = said["config"](
         vision_config=vision, text_config=text, image_token_index=image_token, **said["settings"]
@@ -223,6 +225,7 @@ def _save_model(config: Any, folder: Path, seed: int, image_token: int) -> None:
             "vision_tower.", f"vision_tower.{tower_inside}"
         ): weight.contiguous()
         for name, weight in model.state_dict().items()
+        if not (config.tie_word_embeddings and name.startswith("lm_head."))
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     config.architectures = [type(model).__name__]

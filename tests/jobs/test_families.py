@@ -57,7 +57,7 @@ def test_a_family_captions_images_of_any_size_with_a_bad_one_among_them(
 
 @pytest.mark.parametrize(
     "family", ["onevision", *(pytest.param(name, marks=SLOW) for name in
-               ("next vicuna", "vip", "pixtral", "llava siglip", "llava", "next llama 3"))]
+               ("next vicuna", "next siglip", "vip", "pixtral", "llava siglip", "llava", "next llama 3"))]
 )  # fmt: skip
 def test_a_family_answers_dialogues_with_a_bad_image_among_them(
     family: str, images: Path, tmp_path: Path
