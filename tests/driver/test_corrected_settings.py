@@ -191,7 +191,7 @@ def test_questions_of_none_of_the_loose_files_are_refused(tmp_path: Path) -> Non
     # Exit status 0, and `104 images had no question`.
     for n in range(3):
         put(tmp_path / "in" / f"{n}.png", picture(n))
-    with pytest.raises(UsageError, match="none of the file's questions joins any of the 3 image"):
+    with pytest.raises(UsageError, match="none of the file's questions joins any of 3 images"):
         plan_of(tmp_path, questions=questions(tmp_path, "nine.png"))
     plan_of(tmp_path, questions=questions(tmp_path, "nine.png", "2.png"))
     plan_of(tmp_path, questions=questions(tmp_path, "sha256:" + "0" * 64))
