@@ -85,6 +85,10 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.clock == "cpu" and any(getattr(options, f"{name}_python") for name in RIVALS):
         parser.error("--clock cpu counts this process's seconds only: no rival beside it")
+    if options.shape in bench_model.TILED and any(
+        getattr(options, f"{name}_python") for name in RIVALS
+    ):
+        parser.error(f"--shape {options.shape}: the rivals' work is of one size of image")
     for name, quick, full, cuda in (
         ("images", 24, 48, 256),
         ("repeats", 1, 3, 1),
@@ -168,33 +172,42 @@ def answer_all(made: Engine, requests: list[Request]) -> None:
         raise RuntimeError(f"{len(wrong)} requests ended in error, the first with {wrong[0].error}")
 
 
-def captions(options, dtype: torch.dtype, clock, rivals: dict[str, Any]) -> dict[str, Any]:
-    """Captions of uneven length: the engine, transformers' static batches and the rivals in turn."""
-    made, plain = make_engine(options, dtype), build(options, dtype)
-    static(plain, captions_of(options, 2, num_tokens=3), 2, options.shape)
+def caption_turns(options, made: Engine, plain: PreTrainedModel, clock) -> dict[str, Callable]:
+    """How each contestant of this process answers a repeat's captions, in seconds."""
 
-    def asked(repeat: int) -> list[Request]:
-        return captions_of(
-            options, options.images, first=repeat * options.images, num_tokens=options.tokens
-        )
+    def asked(repeat: int, first: int = 0) -> list[Request]:
+        first += repeat * options.images
+        return captions_of(options, options.images, first=first, num_tokens=options.tokens)
 
     def in_batches(size: int, repeat: int) -> float:
         requests = asked(repeat)
         return timed(clock, lambda: static(plain, requests, size, options.shape))
 
-    def by_ours(temperature: float, repeat: int) -> float:
-        requests = [replace(one, temperature=temperature, seed=repeat) for one in asked(repeat)]
+    def by_ours(repeat: int) -> float:
+        requests = asked(repeat)
         return timed(clock, lambda: answer_all(made, requests))
 
-    turns: dict[str, Callable[[int], float]] = {"ours": partial(by_ours, 0.0)}
+    def drawn(repeat: int) -> float:
+        # Images of its own: of the same ones the engine would still hold features, keys and values.
+        requests = [
+            replace(one, temperature=options.temperature, seed=repeat)
+            for one in asked(repeat, first=5_000_000)
+        ]
+        return timed(clock, lambda: answer_all(made, requests))
+
+    turns: dict[str, Callable] = {"ours": by_ours}
     if options.temperature:
-        turns[f"ours, drawn at temperature {options.temperature:g}"] = partial(
-            by_ours, options.temperature
-        )
-    turns |= {
-        f"transformers, static batches of {size}": partial(in_batches, size)
-        for size in options.batches
-    }
+        turns[f"ours, drawn at temperature {options.temperature:g}"] = drawn
+    for size in options.batches:
+        turns[f"transformers, static batches of {size}"] = partial(in_batches, size)
+    return turns
+
+
+def captions(options, dtype: torch.dtype, clock, rivals: dict[str, Any]) -> dict[str, Any]:
+    """Captions of uneven length: the engine, transformers' static batches and the rivals in turn."""
+    made, plain = make_engine(options, dtype), build(options, dtype)
+    static(plain, captions_of(options, 2, num_tokens=3), 2, options.shape)
+    turns = caption_turns(options, made, plain, clock)
     turns |= {name: partial(rival.seconds, "captions") for name, rival in rivals.items()}
     seconds = rounds(options.repeats, turns)
     ours = seconds.pop("ours")

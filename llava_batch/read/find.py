@@ -79,8 +79,9 @@ def find(
     gathered.refuse_unfit()
     with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
         units: list[Unit] = []
-        for first in range(0, len(gathered.shards), _LOOKS_OF_A_TIME):  # 2 KB each while they wait
-            some = gathered.shards[first : first + _LOOKS_OF_A_TIME]
+        shards = gathered.shards  # made anew each time it is asked for
+        for first in range(0, len(shards), _LOOKS_OF_A_TIME):  # 2 KB each while they wait
+            some = shards[first : first + _LOOKS_OF_A_TIME]
             for made in pool.map(lambda shard: _shard_units(shard, before, rows, answered), some):
                 units += made
     for images in gathered.loose:

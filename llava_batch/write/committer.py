@@ -202,9 +202,8 @@ class Committer:
 
     def _commit(self, unit: Unit, opened: OpenUnit) -> None:
         if unit.retry is not None and not opened.nbytes and unit.name not in self._ledger.records:
-            self._ledger.took(
-                unit.name, None
-            )  # its last rows went to another unit's table (standing.py)
+            # Its last rows went to another unit's table (standing.py).
+            self._ledger.took(unit.name, None)
             self._news.append(unit.name)
             return
         num_copied = 0
