@@ -67,8 +67,8 @@ class Summary:
         if failed:
             name, what = next(iter(failed.items()))
             return (
-                f"{counted(len(failed), 'unit')} left open (storage or input failed), {name} first: {what}; "
-                "the rest is committed; run again to answer them"
+                f"{counted(len(failed), 'unit')} could not be read or written, {name} first: {what}; "
+                "left open, and the rest is committed; run again to answer what is missing"
             )
         images, unasked = self.run.get("images", 0), self.run.get("images_without_question", 0)
         if images and unasked == images and not (self.totals["rows"] or self.settings["limit"]):

@@ -240,7 +240,7 @@ def test_another_number_of_marks_than_images_is_a_bad_prompt_of_that_ask(
     prepare = preparer(question=(question, "Fine?"))
     (out,) = prepared(prepare, row(*[picture()] * num_images))
     bad, good = out["asks"]
-    assert bad["error_code"] == "bad_prompt" and "marks for" in bad["error_message"]
+    assert bad["error_code"] == "bad_prompt" and "<image> mark" in bad["error_message"]
     assert good["error_code"] is None and good["token_ids"]
     assert out["error_code"] is None and out["pixels"]
 

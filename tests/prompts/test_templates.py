@@ -204,7 +204,7 @@ def test_marks_that_a_question_has_stay_where_they_are() -> None:
     ("questions", "num_images", "said"),
     [
         (["<image> <image> Who?"], 1, "2 <image> marks for 1 image"),
-        (["<image> Who?"], 2, "1 <image> marks for 2 image"),
+        (["<image> Who?"], 2, "1 <image> mark for 2 images"),
         (["Who?", "And <image>?"], 1, "later turn"),
     ],
 )
