@@ -27,7 +27,7 @@ TEMPORARY = "_tmp-"
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Location:
     """A path on a filesystem; `shown` is the path as a person may see it, without credentials."""
 
@@ -83,8 +83,9 @@ def list_files(location: Location) -> list[pafs.FileInfo]:
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's bytes, or None where there is no such file."""
     try:
-        with fs.open_input_stream(path) as stream:
-            data: bytes = stream.read()
+        # A stream does not know its size: it would be read 16 KiB a request.
+        with fs.open_input_file(path) as file:
+            data: bytes = file.read()
             return data
     except FileNotFoundError:
         return None

@@ -117,9 +117,9 @@ class TableFile:
     """What its kind reads it with; picklable."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Unit:
-    """One unit of work. Picklable; `fs` carries the credentials to the worker that reads it."""
+    """One unit of work; there may be a hundred thousand. Picklable; `fs` carries the credentials to the worker that reads it."""
 
     name: str
     kind: str

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from llava_batch.storage import storage_options, whole_file, write_whole
+from llava_batch.storage import read_bytes, storage_options, whole_file, write_whole
 from tests.away import Clock, Store
 
 LOCAL = pafs.LocalFileSystem()
@@ -93,3 +93,10 @@ def test_a_tables_library_gets_the_usual_variables_where_the_uri_says_nothing(
     assert storage_options("s3://lake/t") == {
         "AWS_ACCESS_KEY_ID": "AKIA", "AWS_SECRET_ACCESS_KEY": "s", "AWS_ENDPOINT_URL": "https://store",
     }  # fmt: skip
+
+
+def test_a_large_object_is_read_in_one_request() -> None:
+    store = Store()
+    store.objects["lake/x"] = bytes(1_000_000)
+    assert read_bytes(store.fs, "lake/x") == bytes(1_000_000)
+    assert store.calls.count("read") == 1

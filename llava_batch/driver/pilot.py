@@ -4,6 +4,7 @@ The rows were drawn in runs (`read.sample`); figures are by their variance from 
 nor Ray: whoever runs the pilot says when a batch came.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +13,13 @@ import pyarrow as pa
 from llava_batch.driver.remaining import Interval, Pace, total
 from llava_batch.read.sample import RUN_ROWS
 
+SETTLED_S = 3.0
+"""From the first answers on: meanwhile processes of the other stages still start on the same machine, and an image
+takes up to twice as long (benchmarks/LOG.md). What these seconds cost more counts as start-up."""
 STEADY_S = 8.0
 STEADY_ARRIVALS = 8
 STEADY_RATIO = 1.8
-"""A pilot is over once its images are in and they have come for so long, in so many batches, and the upper
+"""A pilot is over once its images are in and they have come for so long after that, in so many batches, and the upper
 bound of what an image takes is at most so many times the lower …"""
 MOST_S = 60.0
 """… or so long after the first have come."""
@@ -49,7 +53,9 @@ class Pilot:
         self._runs = [_Run() for _ in range(num_runs)]
         self._wanted = images
         self._num_images = 0
-        self.pace = Pace(window_s=2 * MOST_S)
+        self._all = Pace(window_s=2 * MOST_S)
+        self._settled = Pace(window_s=2 * MOST_S)
+        self._begun_at = math.inf
         self.problem = ""
         """Why a run could not be read, if one could not."""
 
@@ -63,7 +69,16 @@ class Pilot:
                 self.problem = row["error_message"] or self.problem
             else:
                 self._count(row)
-        self.pace.note(at, self._num_images)
+        self._all.note(at, self._num_images)
+        if self._all.num_arrivals == 0:
+            self._begun_at = self._all.first[0] or math.inf
+        if at - self._begun_at >= SETTLED_S:
+            self._settled.note(at, self._num_images)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast images come, once all has started; of a pilot that was over before, in all."""
+        return self._settled if self._settled.num_arrivals > 1 else self._all
 
     def _count(self, row: dict[str, Any]) -> None:
         run, ordinal = self._runs[row["ordinal"] // RUN_ROWS], row["ordinal"]
@@ -97,14 +112,14 @@ class Pilot:
     def is_enough(self, now: float) -> bool:
         """Whether nothing more need be answered: all images that were asked for are in, and have come
         for long enough to tell the pace."""
-        if self.images < self._wanted or not self.pace.num_arrivals:
+        if self.images < self._wanted or not self._all.num_arrivals:
             return False
-        return self._is_steady() or now - self.pace.first[0] >= MOST_S
+        return self._is_steady() or now - self._begun_at >= MOST_S
 
     def _is_steady(self) -> bool:
-        if self.pace.seconds < STEADY_S or self.pace.num_arrivals < STEADY_ARRIVALS:
+        if self._settled.seconds < STEADY_S or self._settled.num_arrivals < STEADY_ARRIVALS:
             return False
-        each = self.pace.seconds_per_image()
+        each = self._settled.seconds_per_image()
         return each is not None and each.high <= STEADY_RATIO * each.low
 
     def of(self, name: str, images: Interval) -> Interval:

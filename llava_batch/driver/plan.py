@@ -6,6 +6,7 @@ Ray nor torch is loaded for it. Only where something is left to do are the machi
 """
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -28,7 +29,8 @@ from llava_batch.prepare.image_processor import load_image_processor
 from llava_batch.prompts.asks import Lookup
 from llava_batch.prompts.questions import Questions, read_questions
 from llava_batch.read.columns import keep_schema, kept_names, require_columns
-from llava_batch.read.find import Inputs, find
+from llava_batch.read.find import Inputs, gather, units_of
+from llava_batch.read.gather import Gathered
 from llava_batch.read.kinds import first_row, refuse_keys_of_tables, refuse_without_images
 from llava_batch.read.lake.table import AsOf
 from llava_batch.read.reading import Reading
@@ -120,11 +122,12 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     checkpoint = Checkpoint.find(job)
     settled = settled.but(revision=checkpoint.commit or job.revision)  # the same on every node
     ledger = Ledger(locate(job.output), job.format, patience)
-    ledger.load(overwrite=job.overwrite)
+    gathered = _gathered_while_loading(settled, ledger)
     if job.dtype == "auto" and ledger.held is not None:
         settled = settled.but(dtype=ledger.held.settings["dtype"])
     _answer_under(ledger, settled, checkpoint)
-    inputs = inputs_of(settled, ledger)
+    inputs = _units_of(settled, ledger, gathered)
+    del gathered  # as many names again as the units have
     work = compare(
         ledger,
         inputs.units,
@@ -162,15 +165,31 @@ def inputs_of(settled: Settled, ledger: Ledger) -> Inputs:
     Raises:
         UsageError: as `read.find` says.
     """
+    return _units_of(settled, ledger, _gathered(settled, ledger))
+
+
+def _gathered_while_loading(settled: Settled, ledger: Ledger) -> Gathered:
+    """The input's files, listed while the output folder is: a hundred thousand names are a hundred requests
+    one after the other, for either."""
+    with ThreadPoolExecutor(1) as pool:
+        gathering = pool.submit(_gathered, settled, ledger)
+        ledger.load(overwrite=settled.job.overwrite)
+        return gathering.result()
+
+
+def _gathered(settled: Settled, ledger: Ledger) -> Gathered:
     job = settled.job
-    return find(
-        job.input,
+    return gather(job.input, partitions=job.partition, output=ledger.out)
+
+
+def _units_of(settled: Settled, ledger: Ledger, gathered: Gathered) -> Inputs:
+    job = settled.job
+    return units_of(
+        gathered,
         ledger.before.members,
         ledger.before.split,
         rows=ledger.before.rows,
         answered=ledger.before.units_of,
-        partitions=job.partition,
-        output=ledger.out,
         as_of=AsOf(
             snapshot=job.snapshot,
             image_column=job.image_column,

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from llava_batch.errors import UsageError
 from llava_batch.read.found import Found
@@ -70,20 +71,46 @@ def find(
     alone, where any are named.
 
     Raises:
-        UsageError: as `gather` says; two units of one name; a table that cannot be read; no partition
+        UsageError: as `Gathered` says; two units of one name; a table that cannot be read; no partition
             that fits.
+    """
+    return units_of(
+        gather(inputs, partitions=partitions, output=output),
+        remembered,
+        before,
+        rows=rows,
+        answered=answered,
+        as_of=as_of,
+    )
+
+
+def gather(
+    inputs: Iterable[str], *, partitions: Sequence[str] = (), output: Location | None = None
+) -> Gathered:
+    """The files alone: it asks nothing of what is in them, and nothing of earlier runs.
+
+    Raises:
+        UsageError: as `Gathered` says; no partition that fits.
     """
     gathered = Gathered(output, partitions)
     for text in inputs:
         gathered.take(text)
     gathered.refuse_unfit()
-    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
-        units: list[Unit] = []
-        shards = gathered.shards  # made anew each time it is asked for
-        for first in range(0, len(shards), _LOOKS_OF_A_TIME):  # 2 KB each while they wait
-            some = shards[first : first + _LOOKS_OF_A_TIME]
-            for made in pool.map(lambda shard: _shard_units(shard, before, rows, answered), some):
-                units += made
+    return gathered
+
+
+def units_of(
+    gathered: Gathered,
+    remembered: Members = lambda base: {},
+    before: Before = lambda whole: None,
+    *,
+    rows: Rows = lambda base: {},
+    answered: Answered = lambda input: (),
+    as_of: AsOf = _NEWEST,
+) -> Inputs:
+    """The units that gathered files make, as `find` says it."""
+    left_out, skipped = gathered.left_out + gathered.strays(), gathered.skipped
+    units = _units_of_shards(gathered.hand_over(), before, rows, answered)
     for images in gathered.loose:
         found = loose_units(images, remembered, answered, unit_name)
         units.extend(with_metadata(unit, gathered.metadata) for unit in found)
@@ -91,10 +118,29 @@ def find(
     units.extend(unit for table in tables for unit in table.units)
     return Inputs(
         units=_refuse_double_names(units),
-        left_out=dict((gathered.left_out + gathered.strays()).most_common()),
-        skipped=dict(gathered.skipped),
+        left_out=dict(left_out.most_common()),
+        skipped=dict(skipped),
         tables=tables,
     )
+
+
+def _units_of_shards(
+    shards: list[Found], before: Before, rows: Rows, answered: Answered
+) -> list[Unit]:
+    """The units of all shards, in their order; several at once where files are looked into. The shards are
+    taken from the list as they become units: a hundred thousand of both are not held."""
+
+    def made(shard: Found) -> list[Unit]:
+        return _shard_units(shard, before, rows, answered)
+
+    look = any(KINDS[shard.what].looks_for_units for shard in shards)
+    units: list[Unit] = []
+    shards.reverse()
+    with ThreadPoolExecutor(_LOOKS_AT_ONCE) as pool:
+        while shards:  # 2 KB each while they wait
+            some = [shards.pop() for _ in range(min(len(shards), _LOOKS_OF_A_TIME))]
+            units += chain.from_iterable((pool.map if look else map)(made, some))
+    return units
 
 
 def _shard_units(found: Found, before: Before, rows: Rows, answered: Answered) -> list[Unit]:

@@ -38,7 +38,7 @@ class Way:
         return what not in KINDS, linked, depth, spelled, self.root.path
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Found:
     """One shard: where it is, what it is, and the way to it."""
 

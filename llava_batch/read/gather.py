@@ -34,10 +34,11 @@ class Gathered:
         self._shards: dict[Key, Found] = {}
         self._bunches: dict[Key, list[Bunch]] = {}
 
-    @property
-    def shards(self) -> list[Found]:
-        """Tars and Parquet files, in the order given and by path within each input."""
-        return [found for found in self._shards.values() if self._fits(found)]
+    def hand_over(self) -> list[Found]:
+        """Tars and Parquet files, in the order given and by path within each input. They are known here no more:
+        whoever has made units of them lets them go."""
+        held, self._shards = self._shards, {}
+        return [found for found in held.values() if self._fits(found)]
 
     @property
     def loose(self) -> list[list[Bunch]]:

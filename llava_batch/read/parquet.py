@@ -37,6 +37,7 @@ class Parquet(Kind):
     """One file, one unit; a large one makes several, each a run of row groups."""
 
     extensions = frozenset({".parquet", ".parq", ".pq"})
+    looks_for_units = True
 
     def units(self, whole: Unit, size: int, fixed: Fixed) -> list[Unit]:
         by_rows = whole.rules >= 3

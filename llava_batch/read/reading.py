@@ -79,6 +79,9 @@ class Kind(Protocol):
     only_named: bool = False
     """Whether a folder's files of it are left out: it is read where it is named outright."""
 
+    looks_for_units: bool = False
+    """Whether `units` may read the file."""
+
     def units(self, whole: Unit, size: int, fixed: Fixed) -> list[Unit]:
         """The units that one input file of `size` bytes makes; `whole` is all of it as one. What stands
         in `fixed` stays as it is."""

@@ -46,6 +46,7 @@ class TextTable(Kind):
     """What CSV and JSON Lines share."""
 
     only_named = True
+    looks_for_units = True
 
     def grammar(self, path: str) -> Grammar:
         """Where the file's records end."""

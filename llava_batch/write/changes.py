@@ -143,6 +143,8 @@ def _compared(ledger: Ledger, unit: Unit) -> Compared | None:
 def _has_rows_again(record: Record, unit: Unit) -> bool:
     """Whether a lake table's file has rows that were deleted when it was answered (a table that was put
     back as it was); one that has fewer rows now keeps its answers."""
+    if not record.deleted:
+        return False
     before = unpack_rows(record.deleted_rows)
     return bool(len(np.setdiff1d(before, unpack_rows(unit.deleted), assume_unique=True)))
 

@@ -30,7 +30,7 @@ KEEP_FILES = 32
 INDEX_FILES = 16
 """Files of the index from which on they become one."""
 
-_READS_AT_ONCE = 32
+_READS_AT_ONCE = 64
 _READ_OF_A_TIME = 4096
 """Single files that are held as they were read."""
 _REST_S = 120.0

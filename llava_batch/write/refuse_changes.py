@@ -17,7 +17,7 @@ MOST_AGAIN = 0.1
 """The share of the answered rows over which they are not answered again unasked."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Compared:
     """One unit as it is to be answered; with a record, it was answered before."""
 

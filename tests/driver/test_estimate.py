@@ -108,12 +108,34 @@ def test_it_is_over_once_its_images_are_in_and_the_pace_was_watched() -> None:
         pilot.add(batch(*run, end(number, 8)), at=100 + number * 0.5)
         if pilot.is_enough(100 + number * 0.5):
             over.append(number)
-    assert over[0] == 2 * pilots.STEADY_S
+    assert over[0] == 2 * (pilots.SETTLED_S + pilots.STEADY_S)
     slow = Pilot(1000, 64)
     for number in range(8):
         run = [row(number * RUN_ROWS + i) for i in range(8)]
         slow.add(batch(*run, end(number, 8)), at=100 + number * 40)
         assert slow.is_enough(100 + number * 40) == (number == 7), "no more than were asked for"
+
+
+def test_the_first_seconds_are_start_up_and_no_pace() -> None:
+    pilot = Pilot(1000, 64)
+    at = 100.0
+    for number in range(40):
+        run = [row(number * RUN_ROWS + i) for i in range(8)]
+        pilot.add(batch(*run, end(number, 8)), at=at)
+        at += 0.4 if at < 100.0 + pilots.SETTLED_S else 0.2
+    each = pilot.pace.seconds_per_image()
+    assert each is not None and each.value == pytest.approx(0.2 / 8)
+    ended, images = pilot.pace.last
+    assert (ended, images) == (pytest.approx(at - 0.2), 320)
+
+
+def test_a_pilot_that_is_soon_over_tells_the_pace_that_it_had() -> None:
+    pilot = Pilot(3, 24)
+    for number in range(3):
+        run = [row(number * RUN_ROWS + i) for i in range(8)]
+        pilot.add(batch(*run, end(number, 8)), at=100 + 0.5 * number)
+    each = pilot.pace.seconds_per_image()
+    assert pilot.is_all and each is not None and each.value == pytest.approx(0.5 / 8)
 
 
 def test_it_goes_on_while_its_pace_is_uneven_but_not_for_ever() -> None:

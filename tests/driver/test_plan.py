@@ -2,11 +2,17 @@
 
 import os
 import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from llava_batch.driver import plan as plans
 from llava_batch.driver.plan import make_plan
 from llava_batch.driver.settle import settle
 from llava_batch.job import Job
+from llava_batch.write.ledger import Ledger
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "answers_0_1_0"
 TIME_NS = 1_700_000_000_000_000_000
@@ -26,3 +32,23 @@ def test_what_is_overwritten_has_not_changed_and_what_changed_has(tmp_path: Path
     plan = make_plan(settle(job.but(on_change="answer")))
     assert {unit.name for unit in plan.todo} == {"plain", "later"}
     assert plan.work.num_changed == 1
+
+
+def test_the_input_is_listed_while_the_output_folder_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of a hundred thousand units either takes seconds, and neither needs the other.
+    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+    both = threading.Barrier(2, timeout=30)
+
+    def meeting(whole: Any) -> Any:
+        def met(*args: Any, **options: Any) -> Any:
+            both.wait()
+            return whole(*args, **options)
+
+        return met
+
+    monkeypatch.setattr(plans, "gather", meeting(plans.gather))
+    monkeypatch.setattr(Ledger, "load", meeting(Ledger.load))
+    job = Job(input=(str(tmp_path / "input"),), output=str(tmp_path / "captions"), overwrite=True)
+    assert make_plan(settle(job)).todo

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 @pytest.fixture(autouse=True)
 def _not_watched_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pilot, "STEADY_S", 0.2)
+    monkeypatch.setattr(pilot, "SETTLED_S", 0.1)
 
 
 def said(capsys: Any, *arguments: Any, job: str = "caption") -> dict[str, Any]:

@@ -92,6 +92,7 @@ def test_an_estimate_of_the_whole_input_is_what_the_job_then_does(
     model: str, images: str, tmp_path: Path, job: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pilot, "STEADY_S", 0.2)
+    monkeypatch.setattr(pilot, "SETTLED_S", 0.1)
     recipe = tmp_path / "short.yaml"
     recipe.write_text(RECIPE)
     how = {"caption": ["--max-new-tokens", "6"], "instruct": ["--recipe", str(recipe)]}[job]

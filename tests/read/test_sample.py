@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -162,9 +163,7 @@ def test_of_a_tar_in_an_object_store_the_head_is_streamed(
     put(tmp_path / "a.tar", tar_bytes(PLAIN))
     local = pafs.LocalFileSystem()
     (unit,) = find_units([str(tmp_path)])
-    far = Unit(
-        **{**vars(unit), "fs": pafs.SubTreeFileSystem(str(tmp_path), local), "path": "a.tar"}
-    )
+    far = replace(unit, fs=pafs.SubTreeFileSystem(str(tmp_path), local), path="a.tar")
     look = KINDS["tar"].look(far, reading())
     assert not look.is_whole
     assert 2 <= look.images < 20 and 6000 <= look.num_bytes < 8000
@@ -176,7 +175,7 @@ def test_of_a_tar_in_an_object_store_the_head_is_streamed(
 
 def test_rows_that_are_answered_again_are_counted_and_drawn_by_their_names(tmp_path: Path) -> None:
     units = [
-        Unit(**{**vars(u), "retry": frozenset({"003", "011"})})
+        replace(u, retry=frozenset({"003", "011"}))
         for u in [tar(tmp_path / "a.tar", tar_bytes(PLAIN))]
     ]
     looks = look_at(units, reading(), random.Random(0))
