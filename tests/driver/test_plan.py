@@ -12,6 +12,7 @@ from llava_batch.driver import plan as plans
 from llava_batch.driver.plan import make_plan
 from llava_batch.driver.settle import settle
 from llava_batch.job import Job
+from llava_batch.read.find import gather
 from llava_batch.write.ledger import Ledger
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "answers_0_1_0"
@@ -48,7 +49,7 @@ def test_the_input_is_listed_while_the_output_folder_is_read(
 
         return met
 
-    monkeypatch.setattr(plans, "gather", meeting(plans.gather))
+    monkeypatch.setattr(plans, "gather", meeting(gather))
     monkeypatch.setattr(Ledger, "load", meeting(Ledger.load))
     job = Job(input=(str(tmp_path / "input"),), output=str(tmp_path / "captions"), overwrite=True)
     assert make_plan(settle(job)).todo
