@@ -11,7 +11,7 @@ from contextlib import suppress
 
 import pyarrow.fs as pafs
 
-_AT_ONCE = 16
+_AT_ONCE = 32
 _LAST_WORD_S = 30.0
 
 
