@@ -8,7 +8,7 @@ from typing import Any
 import bench_model
 import torch
 
-from llava_batch.engine.kernels.cpu_layers import PackedLinear
+from llava_batch.engine.kernels.cpu_linear import PackedLinear
 
 NUM_TEXT = 11
 """Words of a caption's prompt."""
@@ -69,8 +69,11 @@ def costs(shape: str, dtype: torch.dtype) -> tuple[float, float, float]:
     prefill = 2 * prefix * layer + 2 * prefix**2 * text.hidden_size
     projector = text.hidden_size * (vision.hidden_size + text.hidden_size) * 2 * (tokens - 1)
     tower, projector = tower * tiles, projector * tiles
-    # The last layer of the tower is not needed.
-    flops = (vision.num_hidden_layers - 1) * tower + text.num_hidden_layers * prefill + projector
+    # The last layer of the tower is not needed, and of the language model's but keys and values, and one place.
+    keys_values = 2 * text.hidden_size**2
+    last = 2 * prefix * keys_values + 2 * (layer - keys_values) + 4 * prefix * text.hidden_size
+    flops = (vision.num_hidden_layers - 1) * tower + projector
+    flops += (text.num_hidden_layers - 1) * prefill + last
     weights = text.num_hidden_layers * layer + text.hidden_size * text.vocab_size
     row = 2 * text.num_hidden_layers * text.hidden_size * (prefix + 15)
     return flops, weights * dtype.itemsize, row * dtype.itemsize

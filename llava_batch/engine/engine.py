@@ -107,7 +107,7 @@ class Engine:
             graphs=device_option("graphs", graphs, llava),
         )
         ends = end_tokens(model)
-        sampler = Sampler(ends, plan.num_slots, llava.device)
+        sampler = Sampler(ends, plan.num_slots, llava.device, llava.kernels.draw)
         self._picks = Picks(sampler, self._scheduler, self._runner.keep if self._lag else None)
         self._completions = Completions(self._scheduler, self.cache, self.stats, ends, decode)
         startup.end("cache")

@@ -24,12 +24,14 @@ class Rows:
 
     slots[b]: the row's first slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
     adds, the last `new[b]` of the row's Q; the ones before are padding. widths[b]: how many slots it has; left out, every row has one.
+    scored: how many of the Q are wanted behind the last layer, the last ones; None is all of them.
     """
 
     slots: tuple[int, ...]
     past: tuple[int, ...]
     new: tuple[int, ...]
     widths: tuple[int, ...] = ()
+    scored: int | None = None
     _sent: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -47,6 +49,16 @@ class Rows:
     def is_decode(self) -> bool:
         """Whether every row has one new token."""
         return self.length == 1
+
+    @cached_property
+    def last(self) -> "Rows":
+        """The rows as they are to whoever adds only the places that are scored."""
+        if self.scored is None:
+            return self
+        new = tuple(min(n, self.scored) for n in self.new)
+        every = zip(self.past, self.new, new, strict=True)
+        past = tuple(p + before - now for p, before, now in every)
+        return Rows(slots=self.slots, past=past, new=new, widths=self.widths)
 
     @cached_property
     def array(self) -> np.ndarray:

@@ -7,12 +7,23 @@ the model's vocabulary; nothing here knows a tokenizer or a tensor.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 LogitsProcessor = Callable[[list[int], Any], Any]
 """(token ids of the answer so far, float32 logits [V]) -> float32 logits [V]."""
+
+
+@runtime_checkable
+class Hiding(Protocol):
+    """A logits processor that does nothing but hide tokens: those of many rows cost a device one copy."""
+
+    def __call__(self, answer: list[int], logits: Any) -> Any: ...
+
+    def hidden(self, answer: list[int], size: int) -> np.ndarray:
+        """bool `[V]`: which of `size` tokens cannot follow the answer so far."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ import torch
 
 from llava_batch.engine.device import on_device
 from llava_batch.engine.draw import draw
+from llava_batch.engine.kernels.contract import Draw
+from llava_batch.engine.request import Hiding
 from llava_batch.engine.sequence import Sequence
 
 
@@ -34,7 +36,14 @@ class Scored:
 class Sampler:
     """The rules, and which tokens each slot's row has seen."""
 
-    def __init__(self, end_tokens: frozenset[int], num_slots: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        end_tokens: frozenset[int],
+        num_slots: int,
+        device: torch.device,
+        draw: Draw = draw,
+    ) -> None:
+        self._draw_each = draw
         self._ends = on_device(np.array(sorted(end_tokens), dtype=np.int64), device)
         self._device = device
         self._seen: torch.Tensor | None = None
@@ -62,36 +71,64 @@ class Sampler:
             return scored.best, scored.logprobs
         index = self._send([row for row, _ in special])
         plain = scored.logits.index_select(0, index).float()
-        chosen = self._choose(plain.clone(), [sequence for _, sequence in special])
+        chosen = self._choose(plain, [sequence for _, sequence in special])
         scores = torch.log_softmax(plain, dim=-1).gather(1, chosen[:, None])[:, 0]
         best = scored.best.index_copy(0, index, chosen)
         return best, scored.logprobs.index_copy(0, index, scores)
 
     def _choose(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
-        """Logits `[R, V]`, which are overwritten -> tokens `[R]`."""
+        """Logits `[R, V]` -> tokens `[R]`."""
         requests = [sequence.request for sequence in sequences]
         penalised = [n for n, request in enumerate(requests) if request.repetition_penalty != 1]
-        if penalised:
-            self._penalise(logits, sequences, penalised)
-        banned = [n for n, s in enumerate(sequences) if s.num_picked < s.request.min_new_tokens]
-        if banned and len(self._ends):
-            index = self._send(banned)
-            without = logits.index_select(0, index).index_fill_(1, self._ends, float("-inf"))
-            logits.index_copy_(0, index, without)
-        for row, sequence in enumerate(sequences):
-            if sequence.request.logits_processor is not None:
-                logits[row] = sequence.request.logits_processor(sequence.answer, logits[row])
-        chosen = logits.argmax(dim=-1)
+        logits = self._changed(logits, sequences, penalised)
         drawn = [n for n, request in enumerate(requests) if request.temperature > 0]
-        if drawn:
-            index = self._send(drawn)
-            picked = self._draw(logits.index_select(0, index), [sequences[n] for n in drawn])
-            chosen = chosen.index_copy(0, index, picked)
+        if len(drawn) == len(sequences):
+            chosen = self._draw(logits, sequences)
+        else:
+            chosen = logits.argmax(dim=-1)
+            if drawn:
+                index = self._send(drawn)
+                picked = self._draw(logits.index_select(0, index), [sequences[n] for n in drawn])
+                chosen = chosen.index_copy(0, index, picked)
         if penalised and self._seen is not None:
             places = self._send([sequences[n].slot * logits.shape[-1] for n in penalised])
             places += chosen.index_select(0, self._send(penalised))
             self._seen.view(-1).index_fill_(0, places, True)
         return chosen
+
+    def _changed(
+        self, logits: torch.Tensor, sequences: list[Sequence], penalised: list[int]
+    ) -> torch.Tensor:
+        """Logits `[R, V]` by the rows' penalties, least lengths and processors; a copy where any has one."""
+        banned = [n for n, s in enumerate(sequences) if s.num_picked < s.request.min_new_tokens]
+        own = [n for n, s in enumerate(sequences) if s.request.logits_processor is not None]
+        if not (penalised or banned or own):
+            return logits
+        logits = logits.clone()
+        if penalised:
+            self._penalise(logits, sequences, penalised)
+        if banned and len(self._ends):
+            index = self._send(banned)
+            without = logits.index_select(0, index).index_fill_(1, self._ends, float("-inf"))
+            logits.index_copy_(0, index, without)
+        self._process(logits, sequences, own)
+        return logits
+
+    def _process(self, logits: torch.Tensor, sequences: list[Sequence], rows: list[int]) -> None:
+        """Have each row's own processor change it in place; what is only hidden is sent in one copy for all."""
+        hidden = {}
+        for row in rows:
+            sequence = sequences[row]
+            processor = sequence.request.logits_processor
+            if isinstance(processor, Hiding):
+                hidden[row] = processor.hidden(sequence.answer, logits.shape[-1])
+            elif processor is not None:
+                logits[row] = processor(sequence.answer, logits[row])
+        if hidden:
+            index = self._send([*hidden])
+            masks = on_device(np.stack([*hidden.values()]), self._device)
+            left = logits.index_select(0, index).masked_fill_(masks, float("-inf"))
+            logits.index_copy_(0, index, left)
 
     def _draw(self, logits: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
         rules = np.array(
@@ -101,7 +138,7 @@ class Sampler:
             ],
             dtype=np.float64,
         )
-        return draw(logits, *on_device(np.ascontiguousarray(rules.T), self._device))
+        return self._draw_each(logits, *on_device(np.ascontiguousarray(rules.T), self._device))
 
     def _penalise(self, logits: torch.Tensor, sequences: list[Sequence], rows: list[int]) -> None:
         """Make what `rows` have seen less likely, in place."""

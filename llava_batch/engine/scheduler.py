@@ -206,7 +206,7 @@ class Scheduler:
         """The slot that holds most of the prompt, and how much; at least one token is left over."""
         if not self.reuse:
             return 0, 0
-        shared = [common_prefix(held, sequence.prefix) for held in self._held]
+        shared = [shared_prefix(held, sequence.prefix) for held in self._held]
         donor = max(range(len(shared)), key=shared.__getitem__)
         num_shared = min(shared[donor], len(sequence.prefix) - sequence.num_scores)
         return (donor, num_shared) if num_shared >= MIN_SHARED_TOKENS else (0, 0)
@@ -217,14 +217,25 @@ class Scheduler:
             return False
         promised = max(
             (
-                common_prefix(other.prefix, sequence.prefix)
+                shared_prefix(other.prefix, sequence.prefix)
                 for other in self.active.values()
                 if len(self._held[other.slot]) < len(other.prefix) and other.needs_prefill
             ),
             default=0,
         )
         promised = min(promised, len(sequence.prefix) - sequence.num_scores)
+        if promised < MIN_SHARED_TOKENS:
+            return False
         return promised >= self._best_donor(sequence)[1] + MIN_SHARED_TOKENS
+
+
+def shared_prefix(left: np.ndarray, right: np.ndarray) -> int:
+    """`common_prefix`, or 0 where that is less than MIN_SHARED_TOKENS: one comparison mostly tells."""
+    last = MIN_SHARED_TOKENS - 1
+    if min(len(left), len(right)) <= last or left[last] != right[last]:
+        return 0
+    size = common_prefix(left, right)
+    return size if size > last else 0
 
 
 def common_prefix(left: np.ndarray, right: np.ndarray) -> int:

@@ -99,10 +99,12 @@ class Walk:
         """Logits `[V]` with minus infinity for every token that cannot follow `answer`."""
         import torch
 
-        hidden = torch.from_numpy(~self._allowed(answer, len(logits)))
-        if logits.is_cuda:  # from pinned memory, so that the host does not wait for the copy
-            hidden = hidden.pin_memory().to(logits.device, non_blocking=True)
-        return logits.masked_fill(hidden, float("-inf"))
+        hidden = torch.from_numpy(self.hidden(answer, len(logits)))
+        return logits.masked_fill(hidden.to(logits.device), float("-inf"))
+
+    def hidden(self, answer: list[int], size: int) -> np.ndarray:
+        """bool `[V]`: which of `size` tokens cannot follow `answer`."""
+        return ~self._allowed(answer, size)
 
     def _allowed(self, answer: Sequence[int], size: int) -> np.ndarray:
         """bool `[V]`: which tokens may follow."""

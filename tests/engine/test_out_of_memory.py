@@ -8,9 +8,9 @@ from test_lag import alone, answers, mixture
 from tiny_llava import PATHS, by_key, engine, reference, requests
 
 from llava_batch.engine import picks, sampling
-from llava_batch.engine.draw import draw
 from llava_batch.engine.forward.runner import Runner
 from llava_batch.engine.readback import Flight
+from llava_batch.engine.sampling import Sampler
 
 pytestmark = pytest.mark.usefixtures("path")
 
@@ -35,7 +35,12 @@ def for_few(work, most: int, size=lambda given: len(given)):
 
 
 def test_a_draw_that_finds_no_memory_is_made_by_fewer_rows(monkeypatch):
-    monkeypatch.setattr(sampling, "draw", for_few(draw, 2))
+    whole = Sampler._draw
+    monkeypatch.setattr(
+        Sampler,
+        "_draw",
+        lambda self, logits, rows: for_few(whole, 2, lambda _: len(rows))(self, logits, rows),
+    )
     assert answers(mixture(), slots=8) == alone("multi-head")
 
 
@@ -70,7 +75,7 @@ def test_memory_that_is_short_now_and_then_changes_no_answer(monkeypatch, seed):
 
         return tight
 
-    monkeypatch.setattr(sampling, "draw", at_times(draw, 0))
+    monkeypatch.setattr(Sampler, "_draw", at_times(Sampler._draw, 1))
     monkeypatch.setattr(picks, "choice_scores", at_times(sampling.choice_scores, 0))
     monkeypatch.setattr(Flight, "depart", staticmethod(at_times(Flight.depart, 0)))
     monkeypatch.setattr(Runner, "score", at_times(Runner.score, 1, MOST_SCORES))
@@ -84,16 +89,16 @@ def test_memory_that_is_short_now_and_then_changes_no_answer(monkeypatch, seed):
 
 @pytest.mark.parametrize("step", ["first", "later"])
 def test_a_row_that_alone_finds_no_memory_to_be_drawn_is_an_error_of_its_own(monkeypatch, step):
-    whole, seen = draw, []
+    whole, seen = Sampler._draw, []
 
-    def tight(logits, temperature, *rules):
-        if 0.75 in temperature.tolist():
+    def tight(sampler, logits, rows):
+        if any(row.request.temperature == 0.75 for row in rows):
             seen.append(len(logits))
             if step == "first" or len(seen) > 2:
                 no_memory()
-        return whole(logits, temperature, *rules)
+        return whole(sampler, logits, rows)
 
-    monkeypatch.setattr(sampling, "draw", tight)
+    monkeypatch.setattr(Sampler, "_draw", tight)
     given = requests(4, max_new_tokens=8, ignore_eos=True)
     greedy, drawn = given[:3], requests(6, temperature=0.5, max_new_tokens=8)[4:]
     bad = requests(7, temperature=0.75, max_new_tokens=8, ignore_eos=True)[6]

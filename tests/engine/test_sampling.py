@@ -15,12 +15,25 @@ from torch import is_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from llava_batch.engine import Request
+from llava_batch.engine import Request, sampling
 from llava_batch.engine import draw as drawing
 from llava_batch.engine.draw import draw
+from llava_batch.engine.kernels import cpu
 from llava_batch.engine.model import memory
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.sequence import sequences
+
+HOW = pytest.mark.parametrize("how", ["plain", "native"])
+
+
+def drawing_by(how: str):
+    """torch's own way, which a card has too, or the kernel of the CPU."""
+    if how == "plain":
+        return draw
+    if missing := cpu.why_not(torch.float32) or cpu.why_not_built(torch.float32):
+        pytest.skip(missing)
+    return cpu.draw
+
 
 RULES = st.tuples(
     st.floats(0.05, 3.0),
@@ -50,9 +63,11 @@ def one_by_one(logits: list[float], temperature, top_k, top_p, point) -> int:
     return kept[-1][0]
 
 
+@HOW
 @settings(max_examples=200, deadline=None)
 @given(rules=st.lists(RULES, min_size=1, max_size=5), seed=st.integers(0, 10_000))
-def test_each_row_is_drawn_by_its_own_rules(rules, seed):
+def test_each_row_is_drawn_by_its_own_rules(how, rules, seed):
+    draw = drawing_by(how)
     logits = torch.from_numpy(np.random.default_rng(seed).normal(0, 3, (len(rules), 12))).float()
     columns = torch.tensor(rules, dtype=torch.float64).T
     found = draw(logits, *columns).tolist()
@@ -82,6 +97,7 @@ def in_order(logits, temperature, top_k, top_p, point):
     return order.gather(1, torch.minimum(place, last))[:, 0]
 
 
+@HOW
 @settings(max_examples=400, deadline=None)
 @given(
     rules=st.lists(
@@ -95,12 +111,13 @@ def in_order(logits, temperature, top_k, top_p, point):
         max_size=6,
     ),
     size=st.integers(17, 90),
-    spread=st.sampled_from([0.0, 0.1, 3.0, 30.0]),
+    spread=st.sampled_from([0.0, 1e-30, 0.1, 3.0, 30.0, 3000.0]),
     banned=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 10_000),
 )
-def test_a_seed_draws_what_it_always_drew(rules, size, spread, banned, dtype, seed):
+def test_a_seed_draws_what_it_always_drew(how, rules, size, spread, banned, dtype, seed):
+    draw = drawing_by(how)
     rng = np.random.default_rng(seed)
     logits = torch.from_numpy(rng.normal(0, spread, (len(rules), size))).to(dtype).float()
     logits[torch.from_numpy(rng.random(logits.shape) < banned)] = float("-inf")
@@ -200,7 +217,27 @@ def test_a_pick_takes_no_more_memory_than_is_planned_for_it(monkeypatch, head, d
     assert alive.most / logits.numel() <= planned_bytes()
 
 
-def test_a_row_that_is_not_finite_still_names_a_token():
+@pytest.mark.parametrize("spread", [0.02, 1.0, 8.0])
+def test_the_kernel_puts_hardly_a_row_in_order_however_even_its_tokens_are(monkeypatch, spread):
+    native, rows, whole = drawing_by("native"), [], drawing.from_all
+
+    def counted(scaled, *rules):
+        rows.append(len(scaled))
+        return whole(scaled, *rules)
+
+    rng = np.random.default_rng(1)
+    logits = torch.from_numpy(rng.normal(0, spread, (100, 32_000))).float()
+    rules = [rng.uniform(0.3, 2, 100), np.zeros(100), rng.choice([0.5, 0.9, 1.0], 100)]
+    columns = [torch.from_numpy(rule) for rule in (*rules, rng.random(100))]
+    expected = in_order(logits, *columns).tolist()
+    monkeypatch.setattr(drawing, "from_all", counted)
+    assert native(logits, *columns).tolist() == expected
+    assert sum(rows) <= 2
+
+
+@HOW
+def test_a_row_that_is_not_finite_still_names_a_token(how):
+    draw = drawing_by(how)
     for size in (9, 3 * drawing.HEAD):
         logits = torch.randn(4, size)
         logits[0] = float("nan")
@@ -250,3 +287,42 @@ def test_a_row_that_comes_back_to_a_slot_is_penalised_for_what_it_said_elsewhere
         said.append(int(sampler.pick(scored, [row], [0])[0]))
         row.append(said[-1], 0.0)
     assert said == [2, 3, 4]
+
+
+class Below:
+    """Hides the tokens from `end` on."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+
+    def __call__(self, answer, logits):
+        raise AssertionError("row by row")
+
+    def hidden(self, answer, size):
+        return np.arange(size) >= self.end
+
+
+def test_what_several_rows_hide_is_sent_in_one_copy(monkeypatch):
+    ends, size = (7, 30, 3), 40
+    rules: list[dict[str, Any]] = [{"logits_processor": Below(end)} for end in ends]
+    asked: list[dict[str, Any]] = [{}, *rules[:2], {"temperature": 1.0}, rules[2]]
+    rows = [
+        sequences(Request(id=str(n), prompt_ids=[1], **rule), [], -1, [])[0]
+        for n, rule in enumerate(asked)
+    ]
+    sent = []
+
+    def counted(array, device):
+        sent.append(array)
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(sampling, "on_device", counted)
+    logits = torch.randn(len(rows), size, generator=torch.Generator().manual_seed(3))
+    scored = Scored(
+        logits=logits, best=logits.argmax(-1), logprobs=torch.zeros(5), rows=[*range(5)]
+    )
+    tokens, _ = Sampler(frozenset({2}), 5, torch.device("cpu")).pick(scored, rows, scored.rows)
+    assert [array.shape for array in sent if array.dtype == bool] == [(3, size)]
+    for row, end in zip((1, 2, 4), ends, strict=True):
+        assert tokens[row] == logits[row, :end].argmax()
+    assert tokens[0] == logits[0].argmax()

@@ -8,6 +8,7 @@ the slots; else a prefill is left-padded `[B, Q]` and a decode step takes the ro
 import logging
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -107,7 +108,7 @@ class Runner:
     def _prefill_group(self, group: list[Sequence]) -> torch.Tensor:
         """One pass over a group's pending tokens -> logits `[sum K, V]`."""
         features = self.encoder.features(group)
-        rows = rows_of(group)
+        rows = replace(rows_of(group), scored=max(s.num_scores for s in group))
         shape, ids, positions, places, last = (
             in_a_row(group, rows) if self.llava.kernels.packed else left_padded(group, rows)
         )
@@ -200,7 +201,8 @@ Fed = tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def left_padded(group: list[Sequence], rows: Rows) -> Fed:
-    """A pass of `[B, Q]`: padding stands on the left, with id 0 and position 0.
+    """A pass of `[B, Q]`: padding stands on the left, with id 0 and position 0; what is scored stands in `[B, K]`,
+    the last K = `rows.scored` places of each row.
 
     Image tokens have id 0 too, their embedding is replaced anyway.
     """
@@ -215,7 +217,7 @@ def left_padded(group: list[Sequence], rows: Rows) -> Fed:
         found = pending_images(sequence) + begin
         ids[row, found] = 0
         places.append(found + row * rows.length)
-        end = (row + 1) * rows.length
+        end = (row + 1) * (rows.scored or rows.length)
         last.append(np.arange(end - sequence.num_scores, end))
     return shape, ids.ravel(), positions.ravel(), np.concatenate(places), np.concatenate(last)
 

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from llava_batch.engine.draw import draw
+
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Any, float, int | None], torch.Tensor]
 """query, keys, values, the pass, scaling, window (None: all keys before it are seen)."""
 
@@ -19,6 +21,12 @@ def best_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.float()
     value, best = logits.max(dim=-1)
     return best, value - torch.logsumexp(logits, dim=-1)
+
+
+Draw = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
+]
+"""As `draw.draw`."""
 
 
 def as_it_is(model: Any) -> None:
@@ -37,6 +45,7 @@ class Kernels:
     gathers: prefill copies all that a pass's rows hold, keys and values, where one of them has a past.
     tower: what transformers calls the attention of the vision tower on a card.
     best_token: logits `[B, V]` -> each row's first highest entry and its log-probability.
+    draw: float32 logits `[R, V]` and each row's rules -> its token; see `draw.draw`.
     prepare: fits a model on its device to the kernels, once.
     """
 
@@ -48,6 +57,7 @@ class Kernels:
     gathers: bool = False
     tower: str = "sdpa"
     best_token: Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]] = best_token
+    draw: Draw = draw
     prepare: Callable[[Any], None] = as_it_is
 
 

@@ -1,4 +1,4 @@
-"""Compiles and calls the fused CPU kernels of `cpu.cpp`.
+"""Compiles and calls the fused CPU kernels of `cpu.cpp` and `cpu_draw.cpp`.
 
 The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
 folder. Where there is no AVX-512 `why_not` says so, where there is no compiler or an old one
@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
+from llava_batch.engine import draw as drawing
 from llava_batch.engine.kernels import plain
 from llava_batch.engine.passes import Rows
 
-SOURCE = Path(__file__).with_name("cpu.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "cpu_draw.cpp"))
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 COMPILE_TIMEOUT_S = 300
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -83,7 +84,7 @@ def library() -> ctypes.CDLL:
     where there is no compiler, what one has built for such a processor is taken. Needs torch to be
     loaded first: both then share one OpenMP runtime.
     """
-    name = f"native-{digest(SOURCE.read_text(), *FLAGS, *sorted(cpu_flags()))}"
+    name = f"native-{digest(*(s.read_text() for s in SOURCES), *FLAGS, *sorted(cpu_flags()))}"
     path = compiler()
     if path is None:
         built = sorted(cache_folder().glob(f"{name}-*.so"), key=os.path.getmtime)
@@ -124,7 +125,7 @@ def build(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
-    command = [compiler, *FLAGS, str(SOURCE), "-o", temporary]
+    command = [compiler, *FLAGS, *map(str, SOURCES), "-o", temporary]
     try:
         subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
@@ -203,7 +204,10 @@ def rope_store(
     rows: Rows,
     num_heads: int,
 ) -> None:
-    """Rotate the queries of `[B, Q, (Hq + 2 H) D]` in place; write its K/V to slots `[S, H, L, D]`."""
+    """Rotate the queries of `[B, Q, (Hq + 2 H) D]` in place; write its K/V to slots `[S, H, L, D]`.
+
+    num_heads: Hq, which may be 0.
+    """
     if cosine.shape[-1] != key.shape[3]:
         raise ValueError(
             f"a rotation of {cosine.shape[-1]} entries is not a head's, {key.shape[3]}"
@@ -212,6 +216,16 @@ def rope_store(
     shape = _Shape(batch, num_heads, key.shape[1], key.shape[3], length, 0, 0, 0, *key.stride()[:3])
     tensors = (qkv, cosine, sine, key, value)
     _call("rope_store", qkv, ctypes.byref(shape), *map(_pointer, tensors), *_row_pointers(rows))
+
+
+def rotate(query: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: Rows) -> None:
+    """Rotate `[B, Q, Hq D]` in place by `[B, Q, D]`."""
+    batch, length, width = query.shape
+    dim = cosine.shape[-1]
+    shape = _Shape(batch, width // dim, 0, dim, length)
+    nowhere = ctypes.c_void_p()
+    pointers = (_pointer(query), _pointer(cosine), _pointer(sine), nowhere, nowhere)
+    _call("rope_store", query, ctypes.byref(shape), *pointers, *_row_pointers(rows))
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
@@ -238,3 +252,24 @@ def best_token(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     outs = (_pointer(best), _pointer(value), _pointer(log_sum))
     _call("best_token", logits, _pointer(logits), *sizes, *outs)
     return best, value - log_sum
+
+
+def draw(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    point: torch.Tensor,
+) -> torch.Tensor:
+    """`drawing.draw` of float32 `[R, V]`: the same tokens, and the row in order only where they are not decided
+    without."""
+    rows, size = logits.shape
+    tokens = torch.empty(rows, dtype=torch.int64)
+    sizes = (ctypes.c_int64(rows), ctypes.c_int64(size))
+    given = [x.contiguous() for x in (logits, temperature, top_p, point)]
+    library().draw(_pointer(given[0]), *sizes, *map(_pointer, given[1:]), _pointer(tokens))
+    (left,) = torch.nonzero((tokens < 0) | (top_k > 0), as_tuple=True)
+    if len(left):
+        rest = (rule[left] for rule in (temperature, top_k, top_p, point))
+        tokens[left] = drawing.draw(logits[left], *rest)
+    return tokens

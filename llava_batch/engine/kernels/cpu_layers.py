@@ -15,6 +15,15 @@ from torch import nn
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.kernels.cpu_last_layer import (
+    DECODERS,
+    KNOWN,
+    LastAttention,
+    LastLayer,
+    is_last,
+    window_of,
+)
+from llava_batch.engine.kernels.cpu_linear import PackedLinear
 from llava_batch.engine.kernels.interface import HARMLESS, narrowed, refuse_unknown
 from llava_batch.engine.passes import Rows
 
@@ -26,57 +35,6 @@ ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 GELUS = {"GELUActivation": "none", "GELUTanh": "tanh"}
 """oneDNN's names of those activations. Within a product each entry is computed alike; torch's own takes
 one way for whole vectors and another for what is left of a thread's share."""
-
-KNOWN = {"slot_rows", "slot_kernels", "slot_tokens"}
-"""What the engine passes to every layer, and these have from the cache."""
-
-
-class PackedLinear(nn.Module):  # type: ignore[misc]
-    """A linear layer whose weight lies as oneDNN wants it; several side by side become one."""
-
-    def __init__(self, *parts: nn.Linear) -> None:
-        super().__init__()
-        weights = [part.weight.detach() for part in parts]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        biases = [part.bias for part in parts]
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            sizes = [part.out_features for part in parts]
-            zeros = [weight.new_zeros(size) for size in sizes]
-            given: list[torch.Tensor] = [
-                zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)
-            ]
-            self.bias = torch.cat(given).detach()
-
-    def forward(self, x: torch.Tensor, then: str = "none", form: str = "") -> torch.Tensor:
-        """`[..., C]` -> `[..., out]`; `then` is done in the same pass: `none`, `swish` for SiLU, or `gelu`.
-
-        form: which gelu, one of the values of GELUS.
-        """
-        if x.numel() == x.shape[-1]:
-            both = torch.ops.mkldnn._linear_pointwise(
-                twice(x), self.packed, self.bias, then, [], form
-            )
-            return both[:1].view(*x.shape[:-1], -1)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], form)
-
-    def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., out]`, each multiplied by `factor` `[..., out]` in the same pass."""
-        multiplied = torch.ops.mkldnn._linear_pointwise.binary
-        if x.numel() == x.shape[-1]:
-            both = multiplied(twice(x), twice(factor), self.packed, self.bias, "mul")
-            return both[:1].view_as(factor)
-        return multiplied(x, factor, self.packed, self.bias, "mul")
-
-
-def twice(x: torch.Tensor) -> torch.Tensor:
-    """A single row `[..., C]` -> `[2, C]`.
-
-    oneDNN adds a row's products in one order for any number of rows from two on, and in another for one
-    alone where C is more than 1,024; the bits of a row must not tell how many others there were.
-    """
-    return x.reshape(1, -1).expand(2, -1).contiguous()
 
 
 class FusedNorm(nn.Module):  # type: ignore[misc]
@@ -114,9 +72,7 @@ class FusedAttention(nn.Module):  # type: ignore[misc]
         self.layer_idx, self.head_dim = attention.layer_idx, attention.head_dim
         self.scaling = attention.scaling
         self.num_heads = attention.q_proj.out_features // attention.head_dim
-        # Qwen2 has it per layer, Mistral in its config, Llama not at all.
-        default = getattr(attention.config, "sliding_window", None)
-        self.window: int | None = getattr(attention, "sliding_window", default)
+        self.window = window_of(attention)
 
     def forward(
         self,
@@ -224,6 +180,8 @@ def _fused(module: nn.Module) -> nn.Module | None:
         return FusedMLP(part)
     if kind in ATTENTIONS and part.head_dim % 16 == 0:
         return FusedAttention(part)
+    if kind in DECODERS and is_last(part) and part.self_attn.head_dim % 16 == 0:
+        return _last_layer(part)
     if kind == "CLIPAttention" and part.head_dim % 16 == 0:
         return FusedClipAttention(part)
     if kind == "CLIPMLP" and part.config.hidden_act == "quick_gelu":
@@ -237,11 +195,19 @@ def _fused(module: nn.Module) -> nn.Module | None:
     return None
 
 
+def _last_layer(layer: Any) -> LastLayer:
+    attention = LastAttention(layer.self_attn)
+    layer.self_attn = None  # its weights are packed, and needed no more
+    fuse(layer)
+    return LastLayer(layer, attention)
+
+
 KERNELS = Kernels(
     name="native",
     packed=False,
     prefill=cpu.unfused,
     decode=cpu.unfused,
     best_token=cpu.best_token,
+    draw=cpu.draw,
     prepare=fuse,
 )

@@ -18,7 +18,7 @@ from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.model import families, supported
 from llava_batch.engine.model.quantize import is_quantized
 from llava_batch.engine.model.vision import Normalisation
-from llava_batch.engine.passes import Pass
+from llava_batch.engine.passes import Pass, Rows
 
 log = logging.getLogger(__name__)
 
@@ -88,9 +88,12 @@ class Llava:
         cache: SlotCache,
         rows: Pass,
     ) -> torch.Tensor:
-        """Embeddings `[B, Q, C]`, positions `[B, Q]` -> hidden states `[B, Q, C]`; K/V go to `cache`."""
+        """Embeddings `[B, Q, C]`, positions `[B, Q]` -> hidden states `[B, Q, C]`; K/V go to `cache`.
+
+        Where `Rows` have places that are scored, the hidden states are theirs alone.
+        """
         cache.select(rows)
-        return self.language_model(
+        hidden: torch.Tensor = self.language_model(
             inputs_embeds=embeds,
             position_ids=positions,
             past_key_values=cache,
@@ -99,6 +102,8 @@ class Llava:
             slot_kernels=self.kernels,
             slot_tokens=cache.slot_tokens,
         ).last_hidden_state
+        scored = rows.scored if isinstance(rows, Rows) else None
+        return hidden if scored is None else hidden[:, hidden.shape[1] - scored :]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states `[..., C]` -> logits `[..., V]` in the model's dtype."""

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import LlamaConfig
 
 from llava_batch.engine.kernels import cpu_layers
-from llava_batch.engine.kernels.cpu_layers import FusedMLP, PackedLinear
+from llava_batch.engine.kernels.cpu_layers import FusedMLP
+from llava_batch.engine.kernels.cpu_linear import PackedLinear
 
 
 @pytest.fixture

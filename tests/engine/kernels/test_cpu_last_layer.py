@@ -1,0 +1,108 @@
+"""A prefill's last layer makes keys and values of every token, and of nothing else more than is scored."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cpu import kernels
+from tiny_llava import SHAPES, by_key, engine, reference, requests, tiny
+
+from llava_batch.engine import Engine, Request
+from llava_batch.engine.kernels import cpu_layers
+from llava_batch.engine.kernels.cpu_last_layer import LastLayer
+from llava_batch.engine.passes import Rows
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+def made(dtype, shape: str, **options) -> Engine:
+    kernels(dtype)
+    return Engine(copy.deepcopy(tiny(shape)).to(dtype), attention="native", **options)
+
+
+def expected(shape: str, asked: list[Request]) -> dict[tuple[str, int, int], tuple[int, ...]]:
+    return {(r.id, 0, 0): reference(shape, r)[0] for r in asked}
+
+
+def last_layer(made: Engine) -> LastLayer:
+    layers = made.llava.language_model.layers
+    assert [type(layer) is LastLayer for layer in layers] == [False] * (len(layers) - 1) + [True]
+    return layers[-1]
+
+
+def fed(part: torch.nn.Module) -> list[int]:
+    """Filled with how many places a module is called for, call by call."""
+    found: list[int] = []
+    part.register_forward_pre_hook(lambda _, args: found.append(args[0].shape[:-1].numel()))
+    return found
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_only_scored_places_go_through_the_last_layer(shape):
+    one = made(torch.float32, shape, slots=4)
+    layer = last_layer(one)
+    through, keys, queries = (
+        fed(part) for part in (layer.mlp, layer.attention.keys_values, layer.attention.query)
+    )
+    asked = [
+        Request(id=str(n), prompt_ids=[1, *range(5, 25 + n)], max_new_tokens=1) for n in range(3)
+    ]
+    assert len(list(one.generate(asked))) == 3
+    assert (through, queries) == ([3], [3])
+    assert keys == [3 * 23]
+
+
+def test_of_a_choice_as_many_places_as_are_scored_go_through_it():
+    one = made(torch.float32, "multi-head", slots=4, reuse=False)
+    through = fed(last_layer(one).mlp)
+    choices = ((7, 8, 9), (10,))
+    asked = Request(id="0", prompt_ids=[1, *range(5, 25)], max_new_tokens=1, choices=choices)
+    list(one.generate([asked]))
+    assert through == [2 * 3]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_its_answers_are_those_of_transformers(shape):
+    kernels(torch.float32)
+    asked = requests(8)
+    found = by_key([*engine(shape, attention="native").generate(asked)])
+    assert {key: c.token_ids for key, c in found.items()} == expected(shape, asked)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_its_places_have_the_bits_that_all_of_them_together_have(dtype, data):
+    """Whatever is scored of a pass, and whoever is beside it."""
+    shape = data.draw(st.sampled_from(SHAPES))
+    one = made(dtype, shape, slots=4, slot_tokens=64, max_tokens=64)
+    count = data.draw(st.integers(1, 4))
+    new = tuple(data.draw(st.integers(1, 20)) for _ in range(count))
+    past = tuple(data.draw(st.sampled_from([0, 0, 7])) for _ in range(count))
+    rows = Rows(slots=tuple(range(count)), past=past, new=new)
+    scored = data.draw(st.integers(1, rows.length))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    embeds = torch.randn(count, rows.length, 64).to(dtype)
+    positions = torch.stack(
+        [torch.arange(rows.length) + p + n - rows.length for p, n in zip(past, new, strict=True)]
+    )
+    positions = positions.clamp(min=0)
+    with torch.inference_mode():
+        whole = one.llava.forward(embeds, positions, one.cache, rows)
+        few = Rows(slots=rows.slots, past=past, new=new, scored=scored)
+        found = one.llava.forward(embeds, positions, one.cache, few)
+    assert found.shape == (count, scored, 64)
+    for row, n in enumerate(new):
+        kept = min(n, scored)
+        assert torch.equal(found[row, -kept:], whole[row, -kept:])
+
+
+def test_a_layer_of_another_kind_is_cut_behind_the_model(monkeypatch):
+    monkeypatch.setattr(cpu_layers, "DECODERS", set())
+    one = made(torch.float32, "multi-head", slots=3)
+    assert not any(isinstance(part, LastLayer) for part in one.llava.model.modules())
+    asked = requests(5)
+    found = by_key([*one.generate(asked)])
+    assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
