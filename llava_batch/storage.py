@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 from urllib.parse import parse_qsl, quote, unquote, urlsplit, urlunsplit
 
@@ -23,6 +24,8 @@ from llava_batch.patience import BRIEF, Patience, is_passing
 
 TEMPORARY = "_tmp-"
 """How the names of half-written files begin; they have no extension, so no reader's pattern fits."""
+
+_READ_BYTES = 16 * 2**20
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
@@ -83,10 +86,9 @@ def list_files(location: Location) -> list[pafs.FileInfo]:
 def read_bytes(fs: pafs.FileSystem, path: str) -> bytes | None:
     """A small file's bytes, or None where there is no such file."""
     try:
-        # A stream does not know its size: it would be read 16 KiB a request.
-        with fs.open_input_file(path) as file:
-            data: bytes = file.read()
-            return data
+        with fs.open_input_stream(path) as stream:
+            # Without a number it would be read 16 KiB a request.
+            return b"".join(iter(partial(stream.read, _READ_BYTES), b""))
     except FileNotFoundError:
         return None
 

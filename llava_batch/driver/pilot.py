@@ -77,8 +77,9 @@ class Pilot:
 
     @property
     def pace(self) -> Pace:
-        """How fast images come, once all has started; of a pilot that was over before, in all."""
-        return self._settled if self._settled.num_arrivals > 1 else self._all
+        """How fast images come, once all has started; of a pilot that was over soon after, in all."""
+        is_long = self._settled.seconds >= self._all.seconds / 2 > 0
+        return self._settled if is_long else self._all
 
     def _count(self, row: dict[str, Any]) -> None:
         run, ordinal = self._runs[row["ordinal"] // RUN_ROWS], row["ordinal"]

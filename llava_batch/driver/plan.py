@@ -6,7 +6,9 @@ Ray nor torch is loaded for it. Only where something is left to do are the machi
 """
 
 from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -122,12 +124,13 @@ def make_plan(settled: Settled, patience: Patience = BRIEF) -> Plan:
     checkpoint = Checkpoint.find(job)
     settled = settled.but(revision=checkpoint.commit or job.revision)  # the same on every node
     ledger = Ledger(locate(job.output), job.format, patience)
-    gathered = _gathered_while_loading(settled, ledger)
-    if job.dtype == "auto" and ledger.held is not None:
-        settled = settled.but(dtype=ledger.held.settings["dtype"])
-    _answer_under(ledger, settled, checkpoint)
-    inputs = _units_of(settled, ledger, gathered)
-    del gathered  # as many names again as the units have
+    with _meanwhile(partial(_gathered, settled, ledger)) as gathered:
+        ledger.load(overwrite=job.overwrite)
+        if job.dtype == "auto" and ledger.held is not None:
+            settled = settled.but(dtype=ledger.held.settings["dtype"])
+        _answer_under(ledger, settled, checkpoint)
+        inputs = _units_of(settled, ledger, gathered())
+    del gathered  # it holds as many names again as the units have
     work = compare(
         ledger,
         inputs.units,
@@ -168,13 +171,15 @@ def inputs_of(settled: Settled, ledger: Ledger) -> Inputs:
     return _units_of(settled, ledger, _gathered(settled, ledger))
 
 
-def _gathered_while_loading(settled: Settled, ledger: Ledger) -> Gathered:
-    """The input's files, listed while the output folder is: a hundred thousand names are a hundred requests
-    one after the other, for either."""
-    with ThreadPoolExecutor(1) as pool:
-        gathering = pool.submit(_gathered, settled, ledger)
-        ledger.load(overwrite=settled.job.overwrite)
-        return gathering.result()
+@contextmanager
+def _meanwhile(work: Callable[[], Gathered]) -> Iterator[Callable[[], Gathered]]:
+    """The input's files, listed while the output folder is read: a hundred thousand names are a hundred requests
+    one after the other, for either. Where the block fails its error does not wait for the listing."""
+    pool = ThreadPoolExecutor(1)
+    try:
+        yield pool.submit(work).result
+    finally:
+        pool.shutdown(wait=False)
 
 
 def _gathered(settled: Settled, ledger: Ledger) -> Gathered:

@@ -17,11 +17,12 @@ LogitsProcessor = Callable[[list[int], Any], Any]
 
 @runtime_checkable
 class Hiding(Protocol):
-    """A logits processor that does nothing but hide tokens: those of many rows cost a device one copy."""
+    """A logits processor that does nothing but hide tokens: those of many rows cost a device one copy, and it
+    itself is not called."""
 
     def __call__(self, answer: list[int], logits: Any) -> Any: ...
 
-    def hidden(self, answer: list[int], size: int) -> np.ndarray:
+    def hidden_tokens(self, answer: list[int], size: int) -> np.ndarray:
         """bool `[V]`: which of `size` tokens cannot follow the answer so far."""
         ...
 

@@ -121,7 +121,7 @@ class Sampler:
             sequence = sequences[row]
             processor = sequence.request.logits_processor
             if isinstance(processor, Hiding):
-                hidden[row] = processor.hidden(sequence.answer, logits.shape[-1])
+                hidden[row] = processor.hidden_tokens(sequence.answer, logits.shape[-1])
             elif processor is not None:
                 logits[row] = processor(sequence.answer, logits[row])
         if hidden:

@@ -99,10 +99,10 @@ class Walk:
         """Logits `[V]` with minus infinity for every token that cannot follow `answer`."""
         import torch
 
-        hidden = torch.from_numpy(self.hidden(answer, len(logits)))
+        hidden = torch.from_numpy(self.hidden_tokens(answer, len(logits)))
         return logits.masked_fill(hidden.to(logits.device), float("-inf"))
 
-    def hidden(self, answer: list[int], size: int) -> np.ndarray:
+    def hidden_tokens(self, answer: list[int], size: int) -> np.ndarray:
         """bool `[V]`: which of `size` tokens cannot follow `answer`."""
         return ~self._allowed(answer, size)
 

@@ -109,11 +109,13 @@ def units_of(
     as_of: AsOf = _NEWEST,
 ) -> Inputs:
     """The units that gathered files make, as `find` says it."""
+    # While the shards are known: what is one of them is no metadata of images.
     left_out, skipped = gathered.left_out + gathered.strays(), gathered.skipped
+    metadata = gathered.metadata
     units = _units_of_shards(gathered.hand_over(), before, rows, answered)
     for images in gathered.loose:
         found = loose_units(images, remembered, answered, unit_name)
-        units.extend(with_metadata(unit, gathered.metadata) for unit in found)
+        units.extend(with_metadata(unit, metadata) for unit in found)
     tables = open_tables(gathered.tables, as_of)
     units.extend(unit for table in tables for unit in table.units)
     return Inputs(

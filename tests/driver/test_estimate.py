@@ -138,6 +138,16 @@ def test_a_pilot_that_is_soon_over_tells_the_pace_that_it_had() -> None:
     assert pilot.is_all and each is not None and each.value == pytest.approx(0.5 / 8)
 
 
+def test_a_burst_at_the_end_is_no_pace() -> None:
+    pilot = Pilot(8, 64)
+    times = [100 + 0.5 * n for n in range(6)] + [103.0, 103.001]
+    for number, at in enumerate(times):
+        run = [row(number * RUN_ROWS + i) for i in range(8)]
+        pilot.add(batch(*run, end(number, 8)), at=at)
+    each = pilot.pace.seconds_per_image()
+    assert each is not None and each.value == pytest.approx(3.001 / 56)
+
+
 def test_it_goes_on_while_its_pace_is_uneven_but_not_for_ever() -> None:
     pilot = Pilot(1000, 8)
     at, over = 100.0, []

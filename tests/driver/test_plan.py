@@ -11,6 +11,7 @@ import pytest
 from llava_batch.driver import plan as plans
 from llava_batch.driver.plan import make_plan
 from llava_batch.driver.settle import settle
+from llava_batch.errors import OutputConflict
 from llava_batch.job import Job
 from llava_batch.read.find import gather
 from llava_batch.write.ledger import Ledger
@@ -53,3 +54,23 @@ def test_the_input_is_listed_while_the_output_folder_is_read(
     monkeypatch.setattr(Ledger, "load", meeting(Ledger.load))
     job = Job(input=(str(tmp_path / "input"),), output=str(tmp_path / "captions"), overwrite=True)
     assert make_plan(settle(job)).todo
+
+
+def test_what_the_output_refuses_does_not_wait_for_the_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(FIXTURE, tmp_path, dirs_exist_ok=True)
+    listed = threading.Event()
+
+    def slow(*args: Any, **options: Any) -> Any:
+        assert listed.wait(30)
+        return gather(*args, **options)
+
+    monkeypatch.setattr(plans, "gather", slow)
+    job = Job(input=(str(tmp_path / "input"),), output=str(tmp_path / "captions"), prompt="Why?")
+    try:
+        with pytest.raises(OutputConflict, match="--prompt"):
+            make_plan(settle(job))
+        assert not listed.is_set()
+    finally:
+        listed.set()

@@ -298,7 +298,7 @@ class Below:
     def __call__(self, answer, logits):
         raise AssertionError("row by row")
 
-    def hidden(self, answer, size):
+    def hidden_tokens(self, answer, size):
         return np.arange(size) >= self.end
 
 

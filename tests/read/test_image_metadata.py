@@ -129,6 +129,14 @@ def test_a_file_of_that_name_without_file_names_is_what_it_would_be(
     assert found.left_out == {".csv": 1, ".jsonl": 1}
 
 
+def test_metadata_that_is_an_input_itself_is_that_and_nothing_else(tmp_path: Path) -> None:
+    folder = images(tmp_path / "in", "a.png")
+    as_csv(folder, [{"file_name": "a.png", "text": "x"}])
+    found = find([str(folder), str(folder / "metadata.csv")])
+    assert {(u.kind, u.metadata) for u in found.units} == {("files", ()), ("csv", ())}
+    assert not found.left_out
+
+
 def test_metadata_without_images_around_is_a_table_like_any(tmp_path: Path) -> None:
     images(tmp_path / "in", "images/a.png")
     (tmp_path / "in" / "text").mkdir()

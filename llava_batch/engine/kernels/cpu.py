@@ -263,13 +263,26 @@ def draw(
 ) -> torch.Tensor:
     """`drawing.draw` of float32 `[R, V]`: the same tokens, and the row in order only where they are not decided
     without."""
+    rules = (temperature, top_k, top_p, point)
+    if logits.dtype != torch.float32 or any(rule.dtype != torch.float64 for rule in rules):
+        raise ValueError(f"logits are {logits.dtype}, must be float32, and the rules float64")
+    tokens = torch.full((len(logits),), -1, dtype=torch.int64)
+    (few,) = torch.nonzero(top_k == 0, as_tuple=True)
+    if len(few) == len(logits):
+        tokens = _drawn(logits, temperature, top_p, point)
+    elif len(few):
+        tokens[few] = _drawn(logits[few], temperature[few], top_p[few], point[few])
+    (left,) = torch.nonzero(tokens < 0, as_tuple=True)
+    if len(left):
+        tokens[left] = drawing.draw(logits[left], *(rule[left] for rule in rules))
+    return tokens
+
+
+def _drawn(logits: torch.Tensor, *rules: torch.Tensor) -> torch.Tensor:
+    """The tokens `[R]` by temperature, top_p and point; -1 where they are not decided."""
     rows, size = logits.shape
     tokens = torch.empty(rows, dtype=torch.int64)
     sizes = (ctypes.c_int64(rows), ctypes.c_int64(size))
-    given = [x.contiguous() for x in (logits, temperature, top_p, point)]
-    library().draw(_pointer(given[0]), *sizes, *map(_pointer, given[1:]), _pointer(tokens))
-    (left,) = torch.nonzero((tokens < 0) | (top_k > 0), as_tuple=True)
-    if len(left):
-        rest = (rule[left] for rule in (temperature, top_k, top_p, point))
-        tokens[left] = drawing.draw(logits[left], *rest)
+    logits, *rest = (x.contiguous() for x in (logits, *rules))
+    library().draw(_pointer(logits), *sizes, *map(_pointer, rest), _pointer(tokens))
     return tokens

@@ -1,8 +1,8 @@
 """The last decoder layer on CPU: keys and values of every token, all else of those that are scored alone.
 
 Of a prompt only the last place is scored, or the few of a choice; nothing reads what the last layer makes of
-the others but its keys and values. It runs on such places as a decode step does, in the same kernels, so that
-their bits are the same.
+the others but its keys and values. One place a row takes the decode step's kernels, several the prefill's: a
+query's bits are the same in both.
 Legend: B rows, Q left-padded length, K the most places that a row has scored, C hidden size, Hq and H query and
 K/V heads, D head size.
 """
