@@ -25,7 +25,8 @@ from llava_batch.patience import BRIEF, Patience, is_passing
 TEMPORARY = "_tmp-"
 """How the names of half-written files begin; they have no extension, so no reader's pattern fits."""
 
-_READ_BYTES = 16 * 2**20
+_READ_BYTES = 4 * 2**20
+"""Of a request. Larger ones, let go, have glibc keep as much of all that is let go from then on."""
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 
