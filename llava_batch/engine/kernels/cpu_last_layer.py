@@ -15,11 +15,9 @@ from torch import nn
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.cpu_linear import PackedLinear
-from llava_batch.engine.kernels.interface import HARMLESS, narrowed, refuse_unknown
+from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 
 DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
-KNOWN = {"slot_rows", "slot_kernels", "slot_tokens"}
-"""What the engine passes to every layer, and these have from the cache."""
 
 
 class LastAttention(nn.Module):  # type: ignore[misc]

@@ -17,14 +17,13 @@ from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.kernels.cpu_last_layer import (
     DECODERS,
-    KNOWN,
     LastAttention,
     LastLayer,
     is_last,
     window_of,
 )
 from llava_batch.engine.kernels.cpu_linear import PackedLinear
-from llava_batch.engine.kernels.interface import HARMLESS, narrowed, refuse_unknown
+from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}

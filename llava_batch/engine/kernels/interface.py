@@ -22,6 +22,9 @@ HARMLESS = frozenset(
 """What transformers passes to attentions and changes no number: there is no dropout outside of training,
 the pass knows its positions, and what a layer is to hand out beside its answer is not the kernels'."""
 
+KNOWN = frozenset({"slot_rows", "slot_kernels", "slot_tokens"})
+"""What the engine passes to every layer, and the fused ones have from the cache."""
+
 
 def slot_attention(
     module: torch.nn.Module,
