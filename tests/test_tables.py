@@ -149,7 +149,11 @@ def test_a_wheel_built_from_the_sources_holds_what_the_package_reads(tmp_path: P
         for name in ("config.json", "model.safetensors", "tokenizer.json", "processor_config.json")
     }
     assert needed <= names
-    data = {p for p in (ROOT / "llava_batch").rglob("*") if p.suffix in (".jinja", ".yaml", ".cpp")}
+    data = {
+        p
+        for p in (ROOT / "llava_batch").rglob("*")
+        if p.suffix in (".jinja", ".yaml", ".cpp", ".h")
+    }
     data.add(ROOT / "llava_batch" / "py.typed")
     assert {str(p.relative_to(ROOT)) for p in data} <= names
     answers = zipfile.ZipFile(built).read("llava_batch/schemas/answers.json")

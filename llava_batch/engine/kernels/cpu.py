@@ -1,4 +1,4 @@
-"""Compiles and calls the fused CPU kernels of `cpu.cpp` and `cpu_draw.cpp`.
+"""Compiles and calls the fused CPU kernels of `cpu.cpp`, `cpu_matmul.cpp` and `cpu_draw.cpp`.
 
 The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
 folder. Where there is no AVX-512 `why_not` says so, where there is no compiler or an old one
@@ -21,7 +21,10 @@ from llava_batch.engine import draw as drawing
 from llava_batch.engine.kernels import plain
 from llava_batch.engine.passes import Rows
 
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("cpu.cpp", "cpu_draw.cpp"))
+SOURCES = tuple(
+    Path(__file__).with_name(name)
+    for name in ("cpu_vectors.h", "cpu.cpp", "cpu_matmul.cpp", "cpu_draw.cpp")
+)
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
 COMPILE_TIMEOUT_S = 300
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -44,6 +47,16 @@ class _Shape(ctypes.Structure):
             *("causal", "window"),
         )
     ] + [("scaling", ctypes.c_double)]
+
+
+class _Product(ctypes.Structure):
+    """`Product` of `cpu_matmul.cpp`."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("rows", "inner", "columns", "form")]
+
+
+FORMS = {"none": 0, "quick_gelu": 1, "gated": 2}
+"""What `matmul` does with the sums: nothing, x * sigmoid(1.702 x), or SiLU of the one half times the other."""
 
 
 def why_not(dtype: torch.dtype) -> str | None:
@@ -125,7 +138,8 @@ def build(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
-    command = [compiler, *FLAGS, *map(str, SOURCES), "-o", temporary]
+    files = [str(source) for source in SOURCES if source.suffix == ".cpp"]
+    command = [compiler, *FLAGS, *files, "-o", temporary]
     try:
         subprocess.run(
             command, check=True, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S
@@ -226,6 +240,34 @@ def rotate(query: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: 
     nowhere = ctypes.c_void_p()
     pointers = (_pointer(query), _pointer(cosine), _pointer(sine), nowhere, nowhere)
     _call("rope_store", query, ctypes.byref(shape), *pointers, *_row_pointers(rows))
+
+
+def matmul(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    columns: int,
+    form: str = "none",
+    residual: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`[..., C]` by a weight of `columns` in panels (see `cpu_matmul.cpp`) -> `[..., columns]`.
+
+    All contiguous. bias: in the panels' order, with zeros behind its end. form: one of FORMS. residual: `[..., columns]`,
+    added last.
+    """
+    inner = x.shape[-1]
+    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
+    if residual is not None and residual.shape != out.shape:
+        raise ValueError(f"a residual of {tuple(residual.shape)} beside {tuple(out.shape)}")
+    shape = _Product(x.numel() // inner, inner, columns, FORMS[form])
+    tensors = (x.contiguous(), weight, bias, residual, out)
+    _call(
+        "product",
+        x,
+        ctypes.byref(shape),
+        *(_pointer(t) if t is not None else None for t in tensors),
+    )
+    return out
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:

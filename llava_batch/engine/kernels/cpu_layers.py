@@ -12,89 +12,28 @@ from typing import Any
 import torch
 from torch import nn
 
-from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
-from llava_batch.engine.kernels.cpu_last_layer import (
+from llava_batch.engine.kernels.cpu_decoder import (
     DECODERS,
+    FusedAttention,
+    FusedLayer,
+    FusedMLP,
+    FusedNorm,
     LastAttention,
-    LastLayer,
     is_last,
-    window_of,
 )
-from llava_batch.engine.kernels.cpu_linear import PackedLinear
-from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
+from llava_batch.engine.kernels.cpu_linear import PackedLinear, linear
+from llava_batch.engine.kernels.interface import HARMLESS, refuse_unknown
 from llava_batch.engine.passes import Rows
 
 NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 GELU_MLPS = {"CLIPMLP", "SiglipMLP"}
-ATTENTIONS = {"LlamaAttention", "MistralAttention", "Qwen2Attention"}
 
 GELUS = {"GELUActivation": "none", "GELUTanh": "tanh"}
 """oneDNN's names of those activations. Within a product each entry is computed alike; torch's own takes
 one way for whole vectors and another for what is left of a thread's share."""
-
-
-class FusedNorm(nn.Module):  # type: ignore[misc]
-    """RMSNorm in one pass."""
-
-    def __init__(self, norm: Any) -> None:
-        super().__init__()
-        self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., C]`."""
-        return cpu.rms_norm(x, self.weight, self.epsilon)
-
-
-class FusedMLP(nn.Module):  # type: ignore[misc]
-    """SiLU and the product of gate and up within the products that make them."""
-
-    def __init__(self, mlp: Any) -> None:
-        super().__init__()
-        self.gate, self.up = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
-        self.down = PackedLinear(mlp.down_proj)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., C]`."""
-        return self.down(self.up.times(x, self.gate(x, "swish")))
-
-
-class FusedAttention(nn.Module):  # type: ignore[misc]
-    """Attention over slots: one product for q, k and v, rotation and cache write in one pass."""
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = PackedLinear(attention.o_proj)
-        self.layer_idx, self.head_dim = attention.layer_idx, attention.head_dim
-        self.scaling = attention.scaling
-        self.num_heads = attention.q_proj.out_features // attention.head_dim
-        self.window = window_of(attention)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor],
-        past_key_values: SlotCache,
-        attention_mask: torch.Tensor | None = None,
-        **more: object,
-    ) -> tuple[torch.Tensor, None]:
-        """`[B, Q, C]` -> `[B, Q, C]`; K/V of the pass are in their slots afterwards."""
-        refuse_unknown(self, attention_mask, more.keys() - HARMLESS - KNOWN)
-        batch, length, _width = hidden_states.shape
-        layer = past_key_values.slot_layers[self.layer_idx]
-        rows = past_key_values.rows
-        qkv = self.qkv(hidden_states)
-        cosine, sine = position_embeddings
-        cpu.rope_store(qkv, cosine, sine, layer.keys, layer.values, rows, self.num_heads)
-        query = qkv.view(batch, length, -1, self.head_dim)[:, :, : self.num_heads]
-        window = narrowed(self.window, rows.room(past_key_values.slot_tokens))
-        mixed = cpu.attend(
-            query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
-        )
-        return self.out(mixed.view(batch, length, -1)), None
 
 
 class FusedClipAttention(nn.Module):  # type: ignore[misc]
@@ -102,8 +41,8 @@ class FusedClipAttention(nn.Module):  # type: ignore[misc]
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
-        self.qkv = PackedLinear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = PackedLinear(attention.out_proj)
+        self.qkv = linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = linear(attention.out_proj)
         self.scaling, self.head_dim = attention.scale, attention.head_dim
 
     def forward(
@@ -130,15 +69,15 @@ class FusedClipAttention(nn.Module):  # type: ignore[misc]
 
 
 class FusedClipMLP(nn.Module):  # type: ignore[misc]
-    """The tower's feed-forward with quick-GELU in place."""
+    """The tower's feed-forward with quick-GELU within its first product."""
 
     def __init__(self, mlp: Any) -> None:
         super().__init__()
-        self.fc1, self.fc2 = PackedLinear(mlp.fc1), PackedLinear(mlp.fc2)
+        self.fc1, self.fc2 = linear(mlp.fc1), linear(mlp.fc2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return self.fc2(cpu.quick_gelu_(self.fc1(x)))
+        return self.fc2(self.fc1(x, "quick_gelu"))
 
 
 class FusedGelu(nn.Module):  # type: ignore[misc]
@@ -146,12 +85,12 @@ class FusedGelu(nn.Module):  # type: ignore[misc]
 
     def __init__(self, first: nn.Linear, gelu: nn.Module, second: nn.Linear) -> None:
         super().__init__()
-        self.first, self.second = PackedLinear(first), PackedLinear(second)
+        self.first, self.second = PackedLinear(first), linear(second)
         self.form = GELUS[type(gelu).__name__]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return self.second(self.first(x, "gelu", self.form))
+        return self.second(self.first.product(x, "gelu", self.form))
 
 
 def fuse(module: Any) -> None:
@@ -177,10 +116,8 @@ def _fused(module: nn.Module) -> nn.Module | None:
         return FusedNorm(part)
     if kind in MLPS and part.config.hidden_act == "silu":
         return FusedMLP(part)
-    if kind in ATTENTIONS and part.head_dim % 16 == 0:
-        return FusedAttention(part)
-    if kind in DECODERS and is_last(part) and part.self_attn.head_dim % 16 == 0:
-        return _last_layer(part)
+    if kind in DECODERS and part.self_attn.head_dim % 16 == 0:
+        return _decoder_layer(part)
     if kind == "CLIPAttention" and part.head_dim % 16 == 0:
         return FusedClipAttention(part)
     if kind == "CLIPMLP" and part.config.hidden_act == "quick_gelu":
@@ -190,15 +127,15 @@ def _fused(module: nn.Module) -> nn.Module | None:
     if kind in GELU_MLPS and type(part.activation_fn).__name__ in GELUS:
         return FusedGelu(part.fc1, part.activation_fn, part.fc2)
     if type(module) is nn.Linear:
-        return PackedLinear(module)
+        return linear(module)
     return None
 
 
-def _last_layer(layer: Any) -> LastLayer:
-    attention = LastAttention(layer.self_attn)
+def _decoder_layer(layer: Any) -> FusedLayer:
+    attention = (LastAttention if is_last(layer) else FusedAttention)(layer.self_attn)
     layer.self_attn = None  # its weights are packed, and needed no more
     fuse(layer)
-    return LastLayer(layer, attention)
+    return FusedLayer(layer, attention)
 
 
 KERNELS = Kernels(

@@ -1,49 +1,163 @@
-"""A linear layer of the fast CPU form: its weight as oneDNN wants it, the same bits for a row whoever is beside it.
+"""Linear layers of the fast CPU form: the same bits for a row whoever is beside it.
 
-Legend: C inner size.
+`linear` and `gated` make them: on panels of our own (`cpu_matmul.cpp`), or, where the processor multiplies
+matrices of bfloat16 by itself (AMX), as oneDNN wants them, which uses that.
+Legend: C inner size, N columns.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
+from llava_batch.engine.kernels import cpu
 
-class PackedLinear(nn.Module):  # type: ignore[misc]
-    """A linear layer whose weight lies as oneDNN wants it; several side by side become one."""
+COLUMNS = 64
+"""Of a panel; as `kColumns` in `cpu_matmul.cpp`."""
+
+
+def linear(*parts: nn.Linear) -> "PackedLinear | PanelLinear":
+    """One layer, or several side by side as one."""
+    return PanelLinear(*parts) if panels_are_best(parts[0].weight) else PackedLinear(*parts)
+
+
+def gated(gate: nn.Linear, up: nn.Linear) -> "PackedGated | PanelGated":
+    """SiLU of the one layer times the other."""
+    return PanelGated(gate, up) if panels_are_best(gate.weight) else PackedGated(gate, up)
+
+
+def panels_are_best(weight: torch.Tensor) -> bool:
+    """Whether a weight `[N, C]` is to lie in panels rather than as oneDNN wants it."""
+    if weight.dtype == torch.float32:
+        return True
+    return weight.shape[1] % 2 == 0 and "amx_bf16" not in cpu.cpu_flags()
+
+
+class PanelLinear(nn.Module):  # type: ignore[misc]
+    """A linear layer whose weight lies in panels; several side by side are one."""
 
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        weights = [part.weight.detach() for part in parts]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
-        biases = [part.bias for part in parts]
-        self.bias = None
-        if any(bias is not None for bias in biases):
-            sizes = [part.out_features for part in parts]
-            zeros = [weight.new_zeros(size) for size in sizes]
-            given: list[torch.Tensor] = [
-                zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)
-            ]
-            self.bias = torch.cat(given).detach()
+        weight = beside([part.weight.detach() for part in parts])
+        self.columns = int(weight.shape[0])
+        self.panels = in_panels(weight)
+        bias = biases(parts)
+        self.bias = None if bias is None else bias_in_panels(bias)
 
-    def forward(self, x: torch.Tensor, then: str = "none", form: str = "") -> torch.Tensor:
-        """`[..., C]` -> `[..., out]`; `then` is done in the same pass: `none`, `swish` for SiLU, or `gelu`.
+    def forward(
+        self, x: torch.Tensor, form: str = "none", residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`[..., C]` -> `[..., N]`; form: `none` or `quick_gelu`. residual `[..., N]` is added last."""
+        return cpu.matmul(x, self.panels, self.bias, self.columns, form, residual)
 
-        form: which gelu, one of the values of GELUS.
+
+class PanelGated(nn.Module):  # type: ignore[misc]
+    """Two linear layers whose columns lie beside each other in panels, so that one pass has both."""
+
+    def __init__(self, gate: nn.Linear, up: nn.Linear) -> None:
+        super().__init__()
+        self.columns = gate.out_features
+        self.panels = in_panels(gate.weight.detach(), up.weight.detach())
+        bias = biases((gate, up))
+        self.bias = None if bias is None else bias_in_panels(*bias.split(self.columns))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., N]`."""
+        return cpu.matmul(x, self.panels, self.bias, self.columns, "gated")
+
+
+class PackedLinear(nn.Module):  # type: ignore[misc]
+    """A linear layer whose weight lies as oneDNN wants it; several side by side are one."""
+
+    def __init__(self, *parts: nn.Linear) -> None:
+        super().__init__()
+        weight = beside([part.weight.detach() for part in parts])
+        self.panels = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.bias = biases(parts)
+
+    def forward(
+        self, x: torch.Tensor, form: str = "none", residual: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """As of `PanelLinear`."""
+        made = self.product(x)
+        if form == "quick_gelu":
+            made = cpu.quick_gelu_(made)
+        return made if residual is None else residual + made
+
+    def product(self, x: torch.Tensor, then: str = "none", kind: str = "") -> torch.Tensor:
+        """`[..., C]` -> `[..., N]`; `then` is done in the same pass: `none`, `swish` for SiLU, or `gelu`.
+
+        kind: which gelu, by oneDNN's names.
         """
+        pointwise = torch.ops.mkldnn._linear_pointwise
         if x.numel() == x.shape[-1]:
-            both = torch.ops.mkldnn._linear_pointwise(
-                twice(x), self.packed, self.bias, then, [], form
-            )
+            both = pointwise(twice(x), self.panels, self.bias, then, [], kind)
             return both[:1].view(*x.shape[:-1], -1)
-        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, then, [], form)
+        return pointwise(x, self.panels, self.bias, then, [], kind)
 
     def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., out]`, each multiplied by `factor` `[..., out]` in the same pass."""
+        """`[..., C]` -> `[..., N]`, each multiplied by `factor` `[..., N]` in the same pass."""
         multiplied = torch.ops.mkldnn._linear_pointwise.binary
         if x.numel() == x.shape[-1]:
-            both = multiplied(twice(x), twice(factor), self.packed, self.bias, "mul")
+            both = multiplied(twice(x), twice(factor), self.panels, self.bias, "mul")
             return both[:1].view_as(factor)
-        return multiplied(x, factor, self.packed, self.bias, "mul")
+        return multiplied(x, factor, self.panels, self.bias, "mul")
+
+
+class PackedGated(nn.Module):  # type: ignore[misc]
+    """SiLU and the factor within the products that make them."""
+
+    def __init__(self, gate: nn.Linear, up: nn.Linear) -> None:
+        super().__init__()
+        self.gate, self.up = PackedLinear(gate), PackedLinear(up)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., N]`."""
+        return self.up.times(x, self.gate.product(x, "swish"))
+
+
+def beside(weights: list[torch.Tensor]) -> torch.Tensor:
+    """Weights `[N, C]` as one, without a copy of a single one."""
+    return weights[0] if len(weights) == 1 else torch.cat(weights)
+
+
+def biases(parts: tuple[nn.Linear, ...]) -> torch.Tensor | None:
+    """The layers' biases side by side, zeros where one has none; None where none has any."""
+    if all(part.bias is None for part in parts):
+        return None
+    found = [
+        part.weight.new_zeros(part.out_features) if part.bias is None else part.bias
+        for part in parts
+    ]
+    return torch.cat(found).detach()
+
+
+def in_panels(*weights: torch.Tensor) -> torch.Tensor:
+    """`[N, C]` each -> `[panels, words, 64, entries of a word]`, see `cpu_matmul.cpp`.
+
+    Of two weights each has half the columns of every panel. Nothing is copied but to where it stays.
+    """
+    return _in_panels(weights, per_word=4 // weights[0].element_size())
+
+
+def bias_in_panels(*given: torch.Tensor) -> torch.Tensor:
+    """`[N]` each -> `[panels, 64]`, as the columns of their weights lie."""
+    return _in_panels([bias[:, None] for bias in given], per_word=1).flatten(1)
+
+
+def _in_panels(weights: Sequence[torch.Tensor], *, per_word: int) -> torch.Tensor:
+    size, inner = weights[0].shape
+    share, words = COLUMNS // len(weights), inner // per_word
+    whole, rest = divmod(size, share)
+    made = weights[0].new_zeros(whole + (rest > 0), words, COLUMNS, per_word)
+    for number, weight in enumerate(weights):
+        columns = made[:, :, number * share : (number + 1) * share]
+        full = weight[: whole * share].reshape(whole, share, words, per_word)
+        columns[:whole] = full.transpose(1, 2)
+        if rest:
+            last = weight[whole * share :].reshape(rest, words, per_word)
+            columns[whole, :, :rest] = last.transpose(0, 1)
+    return made
 
 
 def twice(x: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.engine.kernels import choose, cpu, plain
 from llava_batch.engine.kernels.contract import Place
-from llava_batch.engine.kernels.cpu_layers import FusedMLP
+from llava_batch.engine.kernels.cpu_decoder import FusedMLP
 from llava_batch.engine.passes import Rows
 from llava_batch.errors import UsageError
 from llava_batch.job import Job

@@ -11,7 +11,7 @@ from tiny_llava import SHAPES, by_key, engine, reference, requests, tiny
 
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.kernels import cpu_layers
-from llava_batch.engine.kernels.cpu_last_layer import LastLayer
+from llava_batch.engine.kernels.cpu_decoder import FusedAttention, FusedLayer, LastAttention
 from llava_batch.engine.passes import Rows
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -26,9 +26,10 @@ def expected(shape: str, asked: list[Request]) -> dict[tuple[str, int, int], tup
     return {(r.id, 0, 0): reference(shape, r)[0] for r in asked}
 
 
-def last_layer(made: Engine) -> LastLayer:
+def last_layer(made: Engine) -> FusedLayer:
     layers = made.llava.language_model.layers
-    assert [type(layer) is LastLayer for layer in layers] == [False] * (len(layers) - 1) + [True]
+    kinds = [FusedAttention] * (len(layers) - 1) + [LastAttention]
+    assert [type(layer.attention) for layer in layers] == kinds
     return layers[-1]
 
 
@@ -102,7 +103,7 @@ def test_its_places_have_the_bits_that_all_of_them_together_have(dtype, data):
 def test_a_layer_of_another_kind_is_cut_behind_the_model(monkeypatch):
     monkeypatch.setattr(cpu_layers, "DECODERS", set())
     one = made(torch.float32, "multi-head", slots=3)
-    assert not any(isinstance(part, LastLayer) for part in one.llava.model.modules())
+    assert not any(isinstance(part, LastAttention) for part in one.llava.model.modules())
     asked = requests(5)
     found = by_key([*one.generate(asked)])
     assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)

@@ -40,7 +40,7 @@ from llava_batch.driver.refusals import refuse_what_does_not_fit
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.kernels import choose, cpu, interface, plain
 from llava_batch.engine.kernels.contract import Place
-from llava_batch.engine.kernels.cpu_layers import FusedAttention
+from llava_batch.engine.kernels.cpu_decoder import FusedAttention, FusedLayer
 from llava_batch.engine.model import load, supported
 from llava_batch.engine.model.families import VISIONS
 from llava_batch.engine.passes import Rows
@@ -215,12 +215,13 @@ def test_an_attention_argument_that_is_not_implemented_raises_by_name(argument, 
         interface.slot_attention(layer, query, slots, slots, torch.zeros(1), **known)
 
 
-def test_the_fused_attention_refuses_what_it_does_not_implement() -> None:
-    fused = FusedAttention(copy.deepcopy(tiny().model.language_model.layers[0].self_attn))
+def test_the_fused_layer_refuses_what_it_does_not_implement() -> None:
+    layer = copy.deepcopy(tiny().model.language_model.layers[0])
+    fused = FusedLayer(layer, FusedAttention(layer.self_attn))
     hidden, nothing = torch.zeros(1, 1, 64), (torch.zeros(1), torch.zeros(1))
-    with pytest.raises(ValueError, match="FusedAttention asks its attention for softcap"):
+    with pytest.raises(ValueError, match="FusedLayer asks its attention for softcap"):
         fused(hidden, nothing, None, softcap=50.0)
-    with pytest.raises(ValueError, match="FusedAttention asks its attention for attention_mask"):
+    with pytest.raises(ValueError, match="FusedLayer asks its attention for attention_mask"):
         fused(hidden, nothing, None, attention_mask=torch.zeros(1))
 
 

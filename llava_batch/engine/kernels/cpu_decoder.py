@@ -1,0 +1,154 @@
+"""A decoder layer of the fast CPU form: each product with what follows it, attention over slots.
+
+Of a prompt only the last place is scored, or the few of a choice; nothing reads what the last layer makes of
+the others but its keys and values, so that it computes no more (`LastAttention`, and all behind it). One place
+a row takes the decode step's kernels, several the prefill's: a query's bits are the same in both.
+Legend: B rows, Q left-padded length, K the most places that a row has scored, C hidden size, Hq and H query and
+K/V heads, D head size.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from llava_batch.engine.cache import SlotCache
+from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels.cpu_linear import gated, linear
+from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
+
+DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+
+Turns = tuple[torch.Tensor, torch.Tensor]
+"""Cosine and sine of the rotation, `[B, Q, D]` each."""
+
+
+class FusedNorm(nn.Module):  # type: ignore[misc]
+    """RMSNorm in one pass."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]`."""
+        return cpu.rms_norm(x, self.weight, self.epsilon)
+
+
+class FusedMLP(nn.Module):  # type: ignore[misc]
+    """SiLU and the product of gate and up within the products that make them."""
+
+    def __init__(self, mlp: Any) -> None:
+        super().__init__()
+        self.gated, self.down = gated(mlp.gate_proj, mlp.up_proj), linear(mlp.down_proj)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """`[..., C]` -> `[..., C]`, the residual `[..., C]` added."""
+        return self.down(self.gated(x), residual=residual)
+
+
+class FusedAttention(nn.Module):  # type: ignore[misc]
+    """Attention over slots: one product for q, k and v, rotation and cache write in one pass."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.qkv = linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out = linear(attention.o_proj)
+        self.shape = Shape(attention)
+
+    def forward(
+        self, x: torch.Tensor, turns: Turns, cache: SlotCache, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """`[B, Q, C]` -> `[B, Q, C]`, the residual added; K/V of the pass are in their slots afterwards."""
+        layer, rows, shape = cache.slot_layers[self.shape.layer], cache.rows, self.shape
+        qkv = self.qkv(x)
+        cpu.rope_store(qkv, *turns, layer.keys, layer.values, rows, shape.num_heads)
+        query = qkv.unflatten(-1, (-1, shape.head_dim))[:, :, : shape.num_heads]
+        return self.out(shape.attend(query, cache, rows), residual=residual)
+
+
+class LastAttention(nn.Module):  # type: ignore[misc]
+    """Attention over slots of the places that are scored; keys and values of all."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.query = linear(attention.q_proj)
+        self.keys_values = linear(attention.k_proj, attention.v_proj)
+        self.out = linear(attention.o_proj)
+        self.shape = Shape(attention)
+
+    def forward(
+        self, x: torch.Tensor, turns: Turns, cache: SlotCache, residual: torch.Tensor
+    ) -> torch.Tensor:
+        """`[B, Q, C]` -> `[B, K, C]`, the residual's last K added; the K/V of all Q are in their slots afterwards."""
+        layer, rows, shape = cache.slot_layers[self.shape.layer], cache.rows.last, self.shape
+        cpu.rope_store(self.keys_values(x), *turns, layer.keys, layer.values, cache.rows, 0)
+        query = self.query(last(x, rows.length))
+        cosine, sine = (last(turn, rows.length) for turn in turns)
+        cpu.rotate(query, cosine, sine, rows)
+        query = query.unflatten(-1, (shape.num_heads, shape.head_dim))
+        return self.out(shape.attend(query, cache, rows), residual=last(residual, rows.length))
+
+
+class Shape:
+    """What an attention layer is beside its weights."""
+
+    def __init__(self, attention: Any) -> None:
+        self.layer, self.head_dim = attention.layer_idx, attention.head_dim
+        self.scaling = attention.scaling
+        self.num_heads = attention.q_proj.out_features // attention.head_dim
+        self.window = window_of(attention)
+
+    def attend(self, query: torch.Tensor, cache: SlotCache, rows: Any) -> torch.Tensor:
+        """`[B, Q, Hq, D]` -> `[B, Q, Hq D]` over the layer's slots."""
+        layer = cache.slot_layers[self.layer]
+        window = narrowed(self.window, rows.room(cache.slot_tokens))
+        return cpu.attend(
+            query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
+        ).flatten(2)
+
+
+class FusedLayer(nn.Module):  # type: ignore[misc]
+    """A decoder layer of those in DECODERS, whose norms, and feed-forward where it is known, are fused already."""
+
+    def __init__(self, layer: Any, attention: FusedAttention | LastAttention) -> None:
+        super().__init__()
+        self.attention = attention
+        self.input_layernorm = layer.input_layernorm
+        self.post_attention_layernorm = layer.post_attention_layernorm
+        self.mlp = layer.mlp
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: Turns,
+        past_key_values: SlotCache,
+        attention_mask: torch.Tensor | None = None,
+        **more: object,
+    ) -> torch.Tensor:
+        """`[B, Q, C]` -> `[B, Q, C]`, of the last layer `[B, K, C]`."""
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS - KNOWN)
+        normed = self.input_layernorm(hidden_states)
+        hidden = self.attention(normed, position_embeddings, past_key_values, hidden_states)
+        normed = self.post_attention_layernorm(hidden)
+        if isinstance(self.mlp, FusedMLP):
+            return self.mlp(normed, hidden)
+        return hidden + self.mlp(normed)
+
+
+def is_last(layer: Any) -> bool:
+    """Whether a decoder layer is its model's last."""
+    attention = layer.self_attn
+    return bool(attention.layer_idx + 1 == attention.config.num_hidden_layers)
+
+
+def window_of(attention: Any) -> int | None:
+    """The layer's sliding window. Qwen2 has it per layer, Mistral in its config, Llama not at all."""
+    default = getattr(attention.config, "sliding_window", None)
+    found: int | None = getattr(attention, "sliding_window", default)
+    return found
+
+
+def last(x: torch.Tensor, count: int) -> torch.Tensor:
+    """The last `count` places of `[B, Q, ...]`, contiguous."""
+    return x[:, x.shape[1] - count :].contiguous()

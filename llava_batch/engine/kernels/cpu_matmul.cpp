@@ -1,0 +1,209 @@
+// Products of a linear layer on packed weights, with what follows done while the sums are in registers.
+//
+// Every entry is the sum of its products in the order of the inner dimension, whatever the number of rows,
+// of threads and the row's place: the bits of a row do not tell who was beside it. (oneDNN's do for some shapes.)
+//
+// A weight [N, C] lies in panels of 64 columns: panel p, word w, column c is
+// w * 64 + c behind panel p's first word; a word is a float32 or a pair of bfloat16 of neighbouring C. What is
+// behind N is zero. A gated weight has 32 columns of the gate and the same 32 of the factor in each panel.
+//
+// The bound for many rows is the multiply-adds: 6 x 64 sums in registers, a panel in the second-level cache used by
+// all rows of a chunk. For few rows it is reading the weight, so the next panel is asked for while this one
+// is computed. Panels are given out one by one: a thread that loses its core to others holds up one of them.
+// Legend: M rows, C inner size, N columns. Needs AVX-512; C even in bfloat16.
+
+#include <omp.h>
+
+#include <atomic>
+
+#include "cpu_vectors.h"
+
+namespace {
+
+constexpr int kRows = 6;        // rows of one register block: 6 x 4 sums
+constexpr int kColumns = 64;    // columns of a panel
+constexpr int kLines = 4;       // cache lines of a panel's word
+constexpr int64_t kChunkBytes = 512 * 1024;  // of a chunk of rows: half of a second-level cache of today
+
+enum Form : int64_t { kPlain = 0, kQuickGelu = 1, kGated = 2 };
+
+struct Product {
+  int64_t rows, inner, columns;  // columns of the result
+  int64_t form;
+};
+
+// What the register blocks of one panel have in common.
+template <typename T>
+struct Panel {
+  const uint32_t* weight;
+  const T* bias;       // of this panel's 64 columns, or null
+  int64_t words;       // C as words
+  int64_t first, left; // the result's first column here, and how many there are from it on
+};
+
+// The next panel's lines that a block asks for: `count` for each of its words.
+struct Ahead {
+  const char* from;
+  int count;
+};
+
+inline __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid512(x)); }
+
+// 16 finished sums: the form, then the residual, rounded in between as transformers does.
+template <typename T>
+inline void finish(__m512 v, int64_t form, const T* residual, T* out, __mmask16 m) {
+  if (form == kQuickGelu) {
+    v = round_as(out, v);
+    v = _mm512_mul_ps(v, sigmoid512(_mm512_mul_ps(v, _mm512_set1_ps(1.702f))));
+  }
+  if (residual) v = _mm512_add_ps(round_as(out, v), load16(residual, m));
+  store16(out, v, m);
+}
+
+// N rows from `row` on by one panel.
+template <typename T, int N>
+void block(const Product& p, const Panel<T>& panel, const T* x, const T* residual, T* out, int64_t row,
+           Ahead ahead) {
+  const uint32_t* in[N];
+  for (int i = 0; i < N; i++) in[i] = reinterpret_cast<const uint32_t*>(x + (row + i) * p.inner);
+  __m512 sum[N][4];
+  for (auto& of_row : sum)
+    for (auto& part : of_row) part = _mm512_setzero_ps();
+  const char* next = ahead.from;
+  for (int64_t w = 0; w < panel.words; w++) {
+    const uint32_t* at = panel.weight + w * kColumns;
+    const __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + 16);
+    const __m512i b2 = _mm512_loadu_si512(at + 32), b3 = _mm512_loadu_si512(at + 48);
+    if (ahead.count) {
+      _mm_prefetch(next, _MM_HINT_T1);
+      if (ahead.count > 1) _mm_prefetch(next + 64, _MM_HINT_T1);
+      if (ahead.count > 2) {
+        _mm_prefetch(next + 128, _MM_HINT_T1);
+        _mm_prefetch(next + 192, _MM_HINT_T1);
+      }
+      next += 64 * ahead.count;
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < N; i++) {
+      sum[i][0] = Word<T>::fma(sum[i][0], in[i] + w, b0);
+      sum[i][1] = Word<T>::fma(sum[i][1], in[i] + w, b1);
+      sum[i][2] = Word<T>::fma(sum[i][2], in[i] + w, b2);
+      sum[i][3] = Word<T>::fma(sum[i][3], in[i] + w, b3);
+    }
+  }
+  if (panel.bias)
+    for (int part = 0; part < 4; part++) {
+      const __m512 bias = load16(panel.bias + 16 * part);
+      for (int i = 0; i < N; i++) sum[i][part] = _mm512_add_ps(sum[i][part], bias);
+    }
+  if (p.form == kGated)
+    for (int i = 0; i < N; i++)
+      for (int part = 0; part < 2; part++)
+        sum[i][part] = _mm512_mul_ps(silu(sum[i][part]), sum[i][part + 2]);
+  const int parts = p.form == kGated ? 2 : 4;
+  for (int i = 0; i < N; i++) {
+    const int64_t place = (row + i) * p.columns + panel.first;
+    for (int part = 0; part < parts; part++) {
+      const __mmask16 m = head_mask(panel.left - 16 * part);
+      finish(sum[i][part], p.form, residual ? residual + place + 16 * part : nullptr,
+             out + place + 16 * part, m);
+    }
+  }
+}
+
+template <typename T>
+void block_of(int64_t rows, const Product& p, const Panel<T>& panel, const T* x, const T* residual,
+              T* out, int64_t row, Ahead ahead) {
+  switch (rows) {
+    case 1: return block<T, 1>(p, panel, x, residual, out, row, ahead);
+    case 2: return block<T, 2>(p, panel, x, residual, out, row, ahead);
+    case 3: return block<T, 3>(p, panel, x, residual, out, row, ahead);
+    case 4: return block<T, 4>(p, panel, x, residual, out, row, ahead);
+    case 5: return block<T, 5>(p, panel, x, residual, out, row, ahead);
+    default: return block<T, kRows>(p, panel, x, residual, out, row, ahead);
+  }
+}
+
+// Rows [from, to) by one panel; the next panel's quarters are asked for by the first blocks.
+template <typename T>
+void by_panel(const Product& p, const Panel<T>& panel, const uint32_t* next, const T* x,
+              const T* residual, T* out, int64_t from, int64_t to) {
+  const int64_t askers = std::min<int64_t>((to - from + kRows - 1) / kRows, kLines);
+  for (int64_t row = from, number = 0; row < to; row += kRows, number++) {
+    Ahead ahead{nullptr, 0};
+    if (next && number < askers) {
+      const int64_t begin = number * kLines / askers, end = (number + 1) * kLines / askers;
+      ahead.from = reinterpret_cast<const char*>(next) + begin * 64 * panel.words;
+      ahead.count = static_cast<int>(end - begin);
+    }
+    block_of(std::min<int64_t>(kRows, to - row), p, panel, x, residual, out, row, ahead);
+  }
+}
+
+// Tasks [0, count) given out one by one: to each thread its own share in order, then what is left of the others'.
+class Tasks {
+ public:
+  explicit Tasks(int64_t count) : count_(count), shares_(std::min<int64_t>(omp_get_max_threads(), kMost)) {
+    for (int64_t n = 0; n < shares_; n++) next_[n].at = begin(n);
+  }
+  // `count` where none is left.
+  int64_t take(int64_t thread) {
+    for (int64_t n = 0; n < shares_; n++) {
+      const int64_t share = (thread + n) % shares_;
+      if (next_[share].at >= begin(share + 1)) continue;
+      const int64_t task = next_[share].at++;
+      if (task < begin(share + 1)) return task;
+    }
+    return count_;
+  }
+
+ private:
+  static constexpr int64_t kMost = 64;
+  struct alignas(64) Next {
+    std::atomic<int64_t> at;
+  };
+  int64_t begin(int64_t share) const { return count_ * share / shares_; }
+  const int64_t count_, shares_;
+  Next next_[kMost];
+};
+
+template <typename T>
+void product(const Product& p, const T* x, const uint32_t* weight, const T* bias, const T* residual,
+             T* out) {
+  const int64_t words = p.inner / Word<T>::kPer, width = p.form == kGated ? kColumns / 2 : kColumns;
+  const int64_t panels = (p.columns + width - 1) / width, size = words * kColumns;
+  const int64_t most = std::max<int64_t>(8 * kRows, kChunkBytes / (p.inner * sizeof(T)));
+  const int64_t chunks = std::max<int64_t>((p.rows + most - 1) / most,
+                                           std::min<int64_t>(omp_get_max_threads(), p.rows / (8 * kRows)));
+  const int64_t step = ((p.rows + chunks - 1) / std::max<int64_t>(chunks, 1) + kRows - 1) / kRows * kRows;
+  const int64_t tasks = chunks * panels;
+  Tasks given(tasks);
+#pragma omp parallel
+  {
+  const int64_t own = omp_get_thread_num();
+  for (int64_t task = given.take(own); task < tasks;) {
+    const int64_t next = given.take(own);  // known before this one is computed, to be asked for meanwhile
+    const int64_t number = task % panels, from = task / panels * step;
+    const Panel<T> panel{weight + number * size, bias ? bias + number * kColumns : nullptr, words,
+                         number * width, p.columns - number * width};
+    by_panel(p, panel, next < tasks ? weight + next % panels * size : nullptr, x, residual, out, from,
+             std::min(p.rows, from + step));
+    task = next;
+  }
+  }
+}
+
+}  // namespace
+
+extern "C" {
+void product_float32(const Product* p, const float* x, const uint32_t* weight, const float* bias,
+                     const float* residual, float* out) {
+  product(*p, x, weight, bias, residual, out);
+}
+#ifdef __AVX512BF16__
+void product_bfloat16(const Product* p, const bf16* x, const uint32_t* weight, const bf16* bias,
+                      const bf16* residual, bf16* out) {
+  product(*p, x, weight, bias, residual, out);
+}
+#endif
+}
