@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kRows = 6;    // queries of one register block: 6 x 4 accumulators
 constexpr int kKeys = 64;   // keys of one register block
+constexpr int kAhead = 128; // keys ahead of which a decode step asks for others
 
 // Scratch of one thread; it grows to the largest call and is kept.
 struct Scratch {
@@ -72,10 +73,11 @@ inline void transpose_any(const uint32_t* in, int64_t in_stride, int rows, int w
     for (int i = 0; i < 16; i++) out[w * out_stride + i] = i < rows ? in[i * in_stride + w] : 0;
 }
 
-// Keys [first, last) of one head, [T, D], as words [D / kPer][padded]; what is behind them is zero.
+// Keys [first, last) of one head, [T, D], as words [D / kPer][padded]; what is behind them is zero. Rows at `ahead`
+// are asked for meanwhile.
 template <typename T>
-void pack_keys(const T* key, int64_t stride, int64_t count, int64_t padded, int dim,
-               uint32_t* out) {
+void pack_keys(const T* key, int64_t stride, int64_t count, int64_t padded, int dim, uint32_t* out,
+               const T* ahead = nullptr) {
   const int words = dim / Word<T>::kPer;
   const int64_t word_stride = stride / Word<T>::kPer;
   const auto* in = reinterpret_cast<const uint32_t*>(key);
@@ -83,8 +85,12 @@ void pack_keys(const T* key, int64_t stride, int64_t count, int64_t padded, int 
     const int rows = static_cast<int>(std::clamp<int64_t>(count - j, 0, 16));
     const uint32_t* from = in + j * word_stride;
     int w = 0;
-    for (; w + 16 <= words; w += 16)
+    for (; w + 16 <= words; w += 16) {
+      if (ahead)
+        for (int i = 0; i < 16; i++)
+          _mm_prefetch(reinterpret_cast<const char*>(ahead + (j + i) * stride) + 4 * w, _MM_HINT_T1);
       transpose16(from + w, word_stride, rows, out + w * padded + j, padded);
+    }
     if (w < words)
       transpose_any(from + w, word_stride, rows, words - w, out + w * padded + j, padded);
   }
@@ -158,7 +164,7 @@ float softmax_row(float* scores, T* weights, int64_t begin, int64_t end, int64_t
   __m512 sum = _mm512_setzero_ps();
   for (int64_t j = begin; j < end; j += 16) {
     const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(scaling), shift);
-    const __m512 p = _mm512_maskz_mov_ps(seen(j), exp512(x));
+    const __m512 p = _mm512_maskz_mov_ps(seen(j), exp_as(weights, x));
     sum = _mm512_add_ps(sum, p);
     store16(weights + j, p);
   }
@@ -353,14 +359,13 @@ void decode_task(const Attention& a, const T* query, const T* key, const T* valu
   value += begin * a.k_token;
   low -= begin;
   high -= begin;
-  for (int64_t j = 0; j < end - begin; j += kKeys) {
+  const int64_t whole = end - begin;
+  for (int64_t j = 0; j < whole; j += kKeys) {
     const int64_t count = std::min<int64_t>(kKeys, high - j);
-    // The next block's keys, or the first values, come while this one is computed.
-    const T* next = j + kKeys < high ? key + (j + kKeys) * a.k_token : value;
-    for (int64_t i = 0; i < kKeys; i++)
-      for (int d = 0; d < dim; d += 64 / sizeof(T))
-        _mm_prefetch(reinterpret_cast<const char*>(next + i * a.k_token + d), _MM_HINT_T0);
-    pack_keys(key + j * a.k_token, a.k_token, count, kKeys, dim, keys);
+    // All keys and values come from memory once: what is asked for now is there two blocks later.
+    const int64_t later = j + kAhead;
+    const T* ahead = later < high ? key + later * a.k_token : value + (later - whole) * a.k_token;
+    pack_keys(key + j * a.k_token, a.k_token, count, kKeys, dim, keys, ahead);
     for (int64_t g = 0; g < group; g++) {
       const auto* q = reinterpret_cast<const uint32_t*>(query + g * a.q_head);
       score_block<T, 1>(&q, keys, kKeys, words, 0, kKeys, scores + g * stride + j, 0);
@@ -463,7 +468,7 @@ void quick_gelu(T* x, int64_t count) {
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 m = head_mask(count - i);
     const __m512 v = load16(x + i, m);
-    const __m512 gate = sigmoid512(_mm512_mul_ps(v, _mm512_set1_ps(1.702f)));
+    const __m512 gate = sigmoid<T>(_mm512_mul_ps(v, _mm512_set1_ps(1.702f)));
     store16(x + i, _mm512_mul_ps(v, gate), m);
   }
 }

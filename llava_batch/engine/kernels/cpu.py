@@ -179,7 +179,7 @@ def attend(
     """
     batch, length, heads, dim = query.shape
     decode = length == 1 and causal
-    make = torch.empty if decode else torch.zeros
+    make = torch.empty if min(rows.new) == length else torch.zeros
     out = make(query.shape, dtype=query.dtype)
     shape = _Shape(
         *(batch, heads, key.shape[1], dim, length),

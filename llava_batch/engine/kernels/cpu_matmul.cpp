@@ -25,6 +25,11 @@ constexpr int kColumns = 64;    // columns of a panel
 constexpr int kLines = 4;       // cache lines of a panel's word
 constexpr int64_t kChunkBytes = 512 * 1024;  // of a chunk of rows: half of a second-level cache of today
 
+// Unrolled, so that no sum leaves its register.
+#define EACH_SUM(ROWS, PARTS)                                  \
+  _Pragma("GCC unroll 6") for (int i = 0; i < (ROWS); i++)     \
+  _Pragma("GCC unroll 4") for (int part = 0; part < (PARTS); part++)
+
 enum Form : int64_t { kPlain = 0, kQuickGelu = 1, kGated = 2 };
 
 struct Product {
@@ -47,17 +52,31 @@ struct Ahead {
   int count;
 };
 
-inline __m512 silu(__m512 x) { return _mm512_mul_ps(x, sigmoid512(x)); }
-
-// 16 finished sums: the form, then the residual, rounded in between as transformers does.
-template <typename T>
-inline void finish(__m512 v, int64_t form, const T* residual, T* out, __mmask16 m) {
-  if (form == kQuickGelu) {
-    v = round_as(out, v);
-    v = _mm512_mul_ps(v, sigmoid512(_mm512_mul_ps(v, _mm512_set1_ps(1.702f))));
-  }
-  if (residual) v = _mm512_add_ps(round_as(out, v), load16(residual, m));
-  store16(out, v, m);
+// N rows' finished sums: bias, form and residual while they are in registers, rounded in between as transformers does.
+template <typename T, int N>
+inline __attribute__((always_inline)) void finish(const Product& p, const Panel<T>& panel,
+                                                  __m512 (&sum)[N][4], const T* residual, T* out,
+                                                  int64_t row) {
+  if (panel.bias)
+    EACH_SUM(N, 4) sum[i][part] = _mm512_add_ps(sum[i][part], load16(panel.bias + 16 * part));
+  if (p.form == kGated)
+    EACH_SUM(N, 2)
+      sum[i][part] = _mm512_mul_ps(_mm512_mul_ps(sum[i][part], sigmoid<T>(sum[i][part])), sum[i][part + 2]);
+  if (p.form == kQuickGelu)
+    EACH_SUM(N, 4) {
+      const __m512 v = round_as(out, sum[i][part]);
+      sum[i][part] = _mm512_mul_ps(v, sigmoid<T>(_mm512_mul_ps(v, _mm512_set1_ps(1.702f))));
+    }
+  const int64_t place = row * p.columns + panel.first;
+  __mmask16 mask[4];
+  for (int part = 0; part < 4; part++)
+    mask[part] = p.form == kGated && part > 1 ? 0 : head_mask(panel.left - 16 * part);
+  if (residual)
+    EACH_SUM(N, 4) {
+      const __m512 other = load16(residual + place + i * p.columns + 16 * part, mask[part]);
+      sum[i][part] = _mm512_add_ps(round_as(out, sum[i][part]), other);
+    }
+  EACH_SUM(N, 4) store16(out + place + i * p.columns + 16 * part, sum[i][part], mask[part]);
 }
 
 // N rows from `row` on by one panel.
@@ -91,24 +110,7 @@ void block(const Product& p, const Panel<T>& panel, const T* x, const T* residua
       sum[i][3] = Word<T>::fma(sum[i][3], in[i] + w, b3);
     }
   }
-  if (panel.bias)
-    for (int part = 0; part < 4; part++) {
-      const __m512 bias = load16(panel.bias + 16 * part);
-      for (int i = 0; i < N; i++) sum[i][part] = _mm512_add_ps(sum[i][part], bias);
-    }
-  if (p.form == kGated)
-    for (int i = 0; i < N; i++)
-      for (int part = 0; part < 2; part++)
-        sum[i][part] = _mm512_mul_ps(silu(sum[i][part]), sum[i][part + 2]);
-  const int parts = p.form == kGated ? 2 : 4;
-  for (int i = 0; i < N; i++) {
-    const int64_t place = (row + i) * p.columns + panel.first;
-    for (int part = 0; part < parts; part++) {
-      const __mmask16 m = head_mask(panel.left - 16 * part);
-      finish(sum[i][part], p.form, residual ? residual + place + 16 * part : nullptr,
-             out + place + 16 * part, m);
-    }
-  }
+  finish<T, N>(p, panel, sum, residual, out, row);
 }
 
 template <typename T>
