@@ -8,6 +8,7 @@ from typing import Any
 import bench_model
 import torch
 
+from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.cpu_linear import PackedLinear, PanelLinear
 
 NUM_TEXT = 11
@@ -34,7 +35,9 @@ def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
     # No one of them is the best on every processor and in every dtype.
     ways = [linear]
     if options.device == "cpu":
-        ways += [PackedLinear(linear), PanelLinear(linear)]
+        ways.append(PackedLinear(linear))
+        if not cpu.why_not(dtype) and not cpu.why_not_built(dtype):
+            ways.append(PanelLinear(linear))
     seconds = min(timed(clock, partial(way, left)) for way in ways for _ in range(5))
     flops_per_s = 2 * size**3 / seconds
     big = torch.ones(2**27, dtype=torch.float32, device=options.device)

@@ -22,20 +22,6 @@ constexpr int kRows = 6;    // queries of one register block: 6 x 4 accumulators
 constexpr int kKeys = 64;   // keys of one register block
 constexpr int kAhead = 128; // keys ahead of which a decode step asks for others
 
-// Scratch of one thread; it grows to the largest call and is kept.
-struct Scratch {
-  void* data = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(data); }
-  char* get(size_t wanted) {
-    if (wanted > size) {
-      std::free(data);
-      size = (wanted + 4095) & ~size_t{4095};
-      data = std::aligned_alloc(4096, size);
-    }
-    return static_cast<char*>(data);
-  }
-};
 thread_local Scratch scratch;
 
 // 16 x 16 words: row i of `in` (stride words apart) becomes column i of `out`.
@@ -195,15 +181,6 @@ void value_block(const T* weights, int64_t stride, const uint32_t* values, int d
       store16(out[i] + 16 * v, _mm512_div_ps(acc[i][v], _mm512_set1_ps(sum[i])));
 }
 
-struct Attention {
-  int64_t batch, heads, kv_heads, dim, length;
-  int64_t q_batch, q_head, q_token;      // strides of the queries
-  int64_t k_slot, k_head, k_token;       // strides of keys and values, in a row of one slot
-  int64_t o_batch, o_head, o_token;      // strides of the output
-  int64_t causal, window;                // window 0: none
-  double scaling;
-};
-
 // Queries [from, to) of one row and one K/V head, all its query heads.
 template <typename T>
 void prefill_task(const Attention& a, const T* query, const T* key, const T* value, T* out,
@@ -268,8 +245,8 @@ void prefill_task(const Attention& a, const T* query, const T* key, const T* val
 
 template <typename T>
 void prefill(const Attention& a, const T* query, const T* key, const T* value, T* out,
-             const int64_t* slots, const int64_t* past, const int64_t* count,
-             const int64_t* widths) {
+             const Rows& rows) {
+  const auto [slots, past, count, widths] = rows;
   const int64_t threads = omp_get_max_threads();
   const int64_t pairs = a.batch * a.kv_heads;
   // Few heads and many threads: cut the queries as well, at the price of packing keys again.
@@ -362,9 +339,10 @@ void decode_task(const Attention& a, const T* query, const T* key, const T* valu
   const int64_t whole = end - begin;
   for (int64_t j = 0; j < whole; j += kKeys) {
     const int64_t count = std::min<int64_t>(kKeys, high - j);
-    // All keys and values come from memory once: what is asked for now is there two blocks later.
+    // What lies two blocks ahead is asked for now: the keys, and behind them the first values.
     const int64_t later = j + kAhead;
-    const T* ahead = later < high ? key + later * a.k_token : value + (later - whole) * a.k_token;
+    const T* ahead = later < high ? key + later * a.k_token
+                                  : value + std::max<int64_t>(0, later - whole) * a.k_token;
     pack_keys(key + j * a.k_token, a.k_token, count, kKeys, dim, keys, ahead);
     for (int64_t g = 0; g < group; g++) {
       const auto* q = reinterpret_cast<const uint32_t*>(query + g * a.q_head);
@@ -383,7 +361,8 @@ void decode_task(const Attention& a, const T* query, const T* key, const T* valu
 
 template <typename T>
 void decode(const Attention& a, const T* query, const T* key, const T* value, T* out,
-            const int64_t* slots, const int64_t* past, const int64_t* widths) {
+            const Rows& rows) {
+  const auto [slots, past, count, widths] = rows;
   const int64_t group = a.heads / a.kv_heads;
 #pragma omp parallel for collapse(2) schedule(dynamic, 4)
   for (int64_t row = 0; row < a.batch; row++) {
@@ -416,8 +395,8 @@ inline void rotate(const T* in, const T* cosine, const T* sine, T* out, int dim)
 // qkv [B * Q, (Hq + 2 H) D]: queries are rotated in place, keys and values go to their slots.
 template <typename T>
 void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const Attention& a,
-                const int64_t* slots, const int64_t* past, const int64_t* count,
-                const int64_t* widths) {
+                const Rows& rows) {
+  const auto [slots, past, count, widths] = rows;
   const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
   const int dim = static_cast<int>(a.dim);
 #pragma omp parallel for
@@ -508,19 +487,16 @@ void best_token(const T* logits, int64_t rows, int64_t size, int64_t* best, floa
 
 #define KERNELS(NAME, T)                                                                          \
   void prefill_##NAME(const Attention* a, const T* q, const T* k, const T* v, T* o,               \
-                      const int64_t* slots, const int64_t* past, const int64_t* count,            \
-                      const int64_t* widths) {                                                    \
-    prefill(*a, q, k, v, o, slots, past, count, widths);                                          \
+                      const Rows* rows) {                                                         \
+    prefill(*a, q, k, v, o, *rows);                                                               \
   }                                                                                               \
   void decode_##NAME(const Attention* a, const T* q, const T* k, const T* v, T* o,                \
-                     const int64_t* slots, const int64_t* past, const int64_t*,                   \
-                     const int64_t* widths) {                                                     \
-    decode(*a, q, k, v, o, slots, past, widths);                                                  \
+                     const Rows* rows) {                                                          \
+    decode(*a, q, k, v, o, *rows);                                                                \
   }                                                                                               \
   void rope_store_##NAME(const Attention* a, T* qkv, const T* c, const T* s, T* k, T* v,          \
-                         const int64_t* slots, const int64_t* past, const int64_t* count,         \
-                         const int64_t* widths) {                                                 \
-    rope_store(qkv, c, s, k, v, *a, slots, past, count, widths);                                  \
+                         const Rows* rows) {                                                      \
+    rope_store(qkv, c, s, k, v, *a, *rows);                                                       \
   }                                                                                               \
   void rms_norm_##NAME(const T* x, const T* w, T* o, int64_t rows, int64_t dim, double epsilon) { \
     rms_norm(x, w, o, rows, dim, epsilon);                                                        \

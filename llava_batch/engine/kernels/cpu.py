@@ -1,4 +1,4 @@
-"""Compiles and calls the fused CPU kernels of `cpu.cpp`, `cpu_matmul.cpp` and `cpu_draw.cpp`.
+"""Compiles and calls the fused CPU kernels of `cpu.cpp`, `cpu_matmul.cpp`, `cpu_layer.cpp` and `cpu_draw.cpp`.
 
 The kernels are built once per machine with the system's C++ compiler and kept in the user's cache
 folder. Where there is no AVX-512 `why_not` says so, where there is no compiler or an old one
@@ -14,6 +14,7 @@ import subprocess
 import tempfile
 from functools import cache as remember
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 
@@ -23,9 +24,21 @@ from llava_batch.engine.passes import Rows
 
 SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("cpu_vectors.h", "cpu.cpp", "cpu_matmul.cpp", "cpu_draw.cpp")
+    for name in (
+        *("cpu_kernels.h", "cpu_vectors.h"),
+        *("cpu.cpp", "cpu_matmul.cpp", "cpu_layer.cpp", "cpu_draw.cpp"),
+    )
 )
-FLAGS = ("-O3", "-march=native", "-std=c++17", "-fopenmp", "-fPIC", "-shared", "-w")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-std=c++17",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    "-w",
+)
 COMPILE_TIMEOUT_S = 300
 NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 NEEDS = {
@@ -35,7 +48,7 @@ NEEDS = {
 
 
 class _Shape(ctypes.Structure):
-    """`Attention` of `cpu.cpp`."""
+    """`Attention` of `cpu_kernels.h`."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -49,10 +62,37 @@ class _Shape(ctypes.Structure):
     ] + [("scaling", ctypes.c_double)]
 
 
+class _Rows(ctypes.Structure):
+    """`Rows` of `cpu_kernels.h`."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("slots", "past", "count", "widths")]
+
+
 class _Product(ctypes.Structure):
-    """`Product` of `cpu_matmul.cpp`."""
+    """`Product` of `cpu_kernels.h`."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("rows", "inner", "columns", "form")]
+
+
+class _Linear(ctypes.Structure):
+    """`Linear` of `cpu_layer.cpp`."""
+
+    _fields_ = [
+        ("panels", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("columns", ctypes.c_int64),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of `cpu_layer.cpp`."""
+
+    _fields_ = [
+        ("hidden", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("norm_before", "norm_behind")),
+        *((name, ctypes.c_double) for name in ("epsilon_before", "epsilon_behind")),
+        *((name, _Linear) for name in ("qkv", "out", "gated", "down")),
+    ]
 
 
 FORMS = {"none": 0, "quick_gelu": 1, "gated": 2}
@@ -157,9 +197,14 @@ def _pointer(tensor: torch.Tensor) -> ctypes.c_void_p:
     return ctypes.c_void_p(tensor.data_ptr())
 
 
-def _row_pointers(rows: Rows) -> tuple[ctypes.c_void_p, ...]:
+def _pointer_or_null(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
+    return None if tensor is None else _pointer(tensor)
+
+
+def _rows(rows: Rows) -> Any:
+    """By reference; good as long as `rows` is."""
     address, stride = rows.array.ctypes.data, rows.array.strides[0]
-    return tuple(ctypes.c_void_p(address + row * stride) for row in range(4))
+    return ctypes.byref(_Rows(*(address + row * stride for row in range(4))))
 
 
 def attend(
@@ -190,7 +235,7 @@ def attend(
     )
     pointers = (_pointer(query), _pointer(key), _pointer(value), _pointer(out))
     name = "decode" if decode else "prefill"
-    _call(name, query, ctypes.byref(shape), *pointers, *_row_pointers(rows))
+    _call(name, query, ctypes.byref(shape), *pointers, _rows(rows))
     return out
 
 
@@ -222,14 +267,18 @@ def rope_store(
 
     num_heads: Hq, which may be 0.
     """
+    _refuse_other_turns(cosine, key)
+    batch, length, _ = qkv.shape
+    shape = _Shape(batch, num_heads, key.shape[1], key.shape[3], length, 0, 0, 0, *key.stride()[:3])
+    tensors = (qkv, cosine, sine, key, value)
+    _call("rope_store", qkv, ctypes.byref(shape), *map(_pointer, tensors), _rows(rows))
+
+
+def _refuse_other_turns(cosine: torch.Tensor, key: torch.Tensor) -> None:
     if cosine.shape[-1] != key.shape[3]:
         raise ValueError(
             f"a rotation of {cosine.shape[-1]} entries is not a head's, {key.shape[3]}"
         )
-    batch, length, _ = qkv.shape
-    shape = _Shape(batch, num_heads, key.shape[1], key.shape[3], length, 0, 0, 0, *key.stride()[:3])
-    tensors = (qkv, cosine, sine, key, value)
-    _call("rope_store", qkv, ctypes.byref(shape), *map(_pointer, tensors), *_row_pointers(rows))
 
 
 def rotate(query: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: Rows) -> None:
@@ -239,34 +288,107 @@ def rotate(query: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor, rows: 
     shape = _Shape(batch, width // dim, 0, dim, length)
     nowhere = ctypes.c_void_p()
     pointers = (_pointer(query), _pointer(cosine), _pointer(sine), nowhere, nowhere)
-    _call("rope_store", query, ctypes.byref(shape), *pointers, *_row_pointers(rows))
+    _call("rope_store", query, ctypes.byref(shape), *pointers, _rows(rows))
 
 
 def matmul(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    columns: int,
-    form: str = "none",
-    residual: torch.Tensor | None = None,
+    x: torch.Tensor, weight: "Panels", form: str = "none", residual: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """`[..., C]` by a weight of `columns` in panels (see `cpu_matmul.cpp`) -> `[..., columns]`.
+    """`[..., C]` by a weight in panels -> `[..., columns]`.
 
-    All contiguous. bias: in the panels' order, with zeros behind its end. form: one of FORMS. residual: `[..., columns]`,
-    added last.
+    form: one of FORMS. residual: `[..., columns]`, added last.
     """
-    inner = x.shape[-1]
-    out = torch.empty((*x.shape[:-1], columns), dtype=x.dtype)
-    if residual is not None and residual.shape != out.shape:
-        raise ValueError(f"a residual of {tuple(residual.shape)} beside {tuple(out.shape)}")
-    shape = _Product(x.numel() // inner, inner, columns, FORMS[form])
-    tensors = (x.contiguous(), weight, bias, residual, out)
-    _call(
-        "product",
-        x,
-        ctypes.byref(shape),
-        *(_pointer(t) if t is not None else None for t in tensors),
+    weight.check(x)
+    out = torch.empty((*x.shape[:-1], weight.columns), dtype=x.dtype)
+    tensors = [x.contiguous(), weight.panels, weight.bias]
+    if residual is not None:
+        if residual.shape != out.shape or residual.dtype != x.dtype:
+            raise ValueError(f"a residual of {tuple(residual.shape)} beside {tuple(out.shape)}")
+        residual = residual.contiguous()
+    shape = _Product(x.numel() // x.shape[-1], x.shape[-1], weight.columns, FORMS[form])
+    pointers = (_pointer_or_null(tensor) for tensor in (*tensors, residual, out))
+    _call("product", x, ctypes.byref(shape), *pointers)
+    return out
+
+
+class Panels(NamedTuple):
+    """A linear layer's weight as `matmul` takes it.
+
+    panels: `[panels, words, 64, entries of a word]`, see `cpu_matmul.cpp`. bias: `[panels, 64]`, with zeros behind
+    its end, or None. columns: of the result.
+    """
+
+    panels: torch.Tensor
+    bias: torch.Tensor | None
+    columns: int
+
+    def check(self, x: torch.Tensor) -> None:
+        """Refuse what is not to be multiplied by it."""
+        inner = self.panels.shape[1] * self.panels.shape[3]
+        if x.dtype != self.panels.dtype or x.shape[-1] != inner:
+            raise ValueError(
+                f"{x.dtype} {tuple(x.shape)} by a weight of {self.panels.dtype} with {inner} inner entries"
+            )
+
+
+class Norm(NamedTuple):
+    """An RMSNorm's weight `[C]` and epsilon."""
+
+    weight: torch.Tensor
+    epsilon: float
+
+
+class Layer(NamedTuple):
+    """What a decoder layer is made of; `gated` holds the gate and the factor beside each other."""
+
+    before: Norm
+    qkv: Panels
+    out: Panels
+    behind: Norm
+    gated: Panels
+    down: Panels
+
+
+def decoder_layer(
+    layer: Layer,
+    x: torch.Tensor,
+    turns: tuple[torch.Tensor, torch.Tensor],
+    key: torch.Tensor,
+    value: torch.Tensor,
+    rows: Rows,
+    *,
+    num_heads: int,
+    scaling: float,
+    window: int | None,
+) -> torch.Tensor:
+    """`[B, Q, C]` -> `[B, Q, C]`; new keys and values are in slots `[S, H, L, D]` afterwards.
+
+    The same bits as of its parts called one by one. turns: cosine and sine, `[B, Q, D]` each.
+    """
+    layer.qkv.check(x)
+    x = x.contiguous()
+    cosine, sine = (turn.contiguous() for turn in turns)
+    _refuse_other_turns(cosine, key)
+    out = torch.empty_like(x)
+    batch, length, hidden = x.shape
+    shape = _Shape(
+        *(batch, num_heads, key.shape[1], key.shape[3], length),
+        *(0, 0, 0, *key.stride()[:3], 0, 0, 0),
+        *(1, window or 0, scaling),
     )
+    parts = (layer.qkv, layer.out, layer.gated, layer.down)
+    made = _Layer(
+        hidden,
+        *(norm.weight.data_ptr() for norm in (layer.before, layer.behind)),
+        *(norm.epsilon for norm in (layer.before, layer.behind)),
+        *(
+            _Linear(p.panels.data_ptr(), None if p.bias is None else p.bias.data_ptr(), p.columns)
+            for p in parts
+        ),
+    )
+    tensors = (x, cosine, sine, key, value, out)
+    pointers = map(_pointer, tensors)
+    _call("layer", x, ctypes.byref(made), ctypes.byref(shape), *pointers, _rows(rows))
     return out
 
 

@@ -1,4 +1,5 @@
-"""A decoder layer of the fast CPU form: each product with what follows it, attention over slots.
+"""A decoder layer of the fast CPU form: each product with what follows it, attention over slots; where all of it is
+known and on panels, in one call.
 
 Of a prompt only the last place is scored, or the few of a choice; nothing reads what the last layer makes of
 the others but its keys and values, so that it computes no more (`LastAttention`, and all behind it). One place
@@ -14,7 +15,7 @@ from torch import nn
 
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
-from llava_batch.engine.kernels.cpu_linear import gated, linear
+from llava_batch.engine.kernels.cpu_linear import PanelGated, PanelLinear, gated, linear
 from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 
 DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
@@ -28,11 +29,11 @@ class FusedNorm(nn.Module):  # type: ignore[misc]
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.epsilon = norm.weight.detach(), norm.variance_epsilon
+        self.norm = cpu.Norm(norm.weight.detach(), norm.variance_epsilon)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., C]`."""
-        return cpu.rms_norm(x, self.weight, self.epsilon)
+        return cpu.rms_norm(x, *self.norm)
 
 
 class FusedMLP(nn.Module):  # type: ignore[misc]
@@ -107,6 +108,23 @@ class Shape:
             query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
         ).flatten(2)
 
+    def through(
+        self, whole: cpu.Layer, x: torch.Tensor, turns: Turns, cache: SlotCache
+    ) -> torch.Tensor:
+        """`[B, Q, C]` -> `[B, Q, C]` through the whole layer that this is the attention of."""
+        layer, rows = cache.slot_layers[self.layer], cache.rows
+        return cpu.decoder_layer(
+            whole,
+            x,
+            turns,
+            layer.keys,
+            layer.values,
+            rows,
+            num_heads=self.num_heads,
+            scaling=self.scaling,
+            window=narrowed(self.window, rows.room(cache.slot_tokens)),
+        )
+
 
 class FusedLayer(nn.Module):  # type: ignore[misc]
     """A decoder layer of those in DECODERS, whose norms, and feed-forward where it is known, are fused already."""
@@ -117,6 +135,20 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         self.input_layernorm = layer.input_layernorm
         self.post_attention_layernorm = layer.post_attention_layernorm
         self.mlp = layer.mlp
+        self.whole = self._whole()
+        """What one call computes the layer from; None where it is computed part by part."""
+
+    def _whole(self) -> cpu.Layer | None:
+        attention, mlp = self.attention, self.mlp
+        before, behind = self.input_layernorm, self.post_attention_layernorm
+        norms = isinstance(before, FusedNorm) and isinstance(behind, FusedNorm)
+        if not (norms and isinstance(attention, FusedAttention) and isinstance(mlp, FusedMLP)):
+            return None
+        products = (attention.qkv, attention.out, mlp.gated, mlp.down)
+        if not all(isinstance(part, (PanelLinear, PanelGated)) for part in products):
+            return None
+        qkv, out, both, down = (part.weight for part in products)
+        return cpu.Layer(before.norm, qkv, out, behind.norm, both, down)
 
     def forward(
         self,
@@ -128,6 +160,10 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
     ) -> torch.Tensor:
         """`[B, Q, C]` -> `[B, Q, C]`, of the last layer `[B, K, C]`."""
         refuse_unknown(self, attention_mask, more.keys() - HARMLESS - KNOWN)
+        if self.whole is not None:
+            return self.attention.shape.through(
+                self.whole, hidden_states, position_embeddings, past_key_values
+            )
         normed = self.input_layernorm(hidden_states)
         hidden = self.attention(normed, position_embeddings, past_key_values, hidden_states)
         normed = self.post_attention_layernorm(hidden)

@@ -1,7 +1,7 @@
 """Linear layers of the fast CPU form: the same bits for a row whoever is beside it.
 
-`linear` and `gated` make them: on panels of our own (`cpu_matmul.cpp`), or, where the processor multiplies
-matrices of bfloat16 by itself (AMX), as oneDNN wants them, which uses that.
+`linear` and `gated` make them: on panels of our own (`cpu_matmul.cpp`), or as oneDNN wants them in bfloat16 where the
+processor multiplies matrices by itself (AMX), which oneDNN uses, and where an entry of C has no neighbour.
 Legend: C inner size, N columns.
 """
 
@@ -39,16 +39,16 @@ class PanelLinear(nn.Module):  # type: ignore[misc]
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
         weight = beside([part.weight.detach() for part in parts])
-        self.columns = int(weight.shape[0])
-        self.panels = in_panels(weight)
         bias = biases(parts)
-        self.bias = None if bias is None else bias_in_panels(bias)
+        self.weight = cpu.Panels(
+            in_panels(weight), None if bias is None else bias_in_panels(bias), len(weight)
+        )
 
     def forward(
         self, x: torch.Tensor, form: str = "none", residual: torch.Tensor | None = None
     ) -> torch.Tensor:
         """`[..., C]` -> `[..., N]`; form: `none` or `quick_gelu`. residual `[..., N]` is added last."""
-        return cpu.matmul(x, self.panels, self.bias, self.columns, form, residual)
+        return cpu.matmul(x, self.weight, form, residual)
 
 
 class PanelGated(nn.Module):  # type: ignore[misc]
@@ -56,14 +56,17 @@ class PanelGated(nn.Module):  # type: ignore[misc]
 
     def __init__(self, gate: nn.Linear, up: nn.Linear) -> None:
         super().__init__()
-        self.columns = gate.out_features
-        self.panels = in_panels(gate.weight.detach(), up.weight.detach())
+        columns = gate.out_features
         bias = biases((gate, up))
-        self.bias = None if bias is None else bias_in_panels(*bias.split(self.columns))
+        self.weight = cpu.Panels(
+            in_panels(gate.weight.detach(), up.weight.detach()),
+            None if bias is None else bias_in_panels(*bias.split(columns)),
+            columns,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., N]`."""
-        return cpu.matmul(x, self.panels, self.bias, self.columns, "gated")
+        return cpu.matmul(x, self.weight, "gated")
 
 
 class PackedLinear(nn.Module):  # type: ignore[misc]
@@ -72,7 +75,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
         weight = beside([part.weight.detach() for part in parts])
-        self.panels = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self.bias = biases(parts)
 
     def forward(
@@ -91,17 +94,17 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
         """
         pointwise = torch.ops.mkldnn._linear_pointwise
         if x.numel() == x.shape[-1]:
-            both = pointwise(twice(x), self.panels, self.bias, then, [], kind)
+            both = pointwise(twice(x), self.packed, self.bias, then, [], kind)
             return both[:1].view(*x.shape[:-1], -1)
-        return pointwise(x, self.panels, self.bias, then, [], kind)
+        return pointwise(x, self.packed, self.bias, then, [], kind)
 
     def times(self, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., N]`, each multiplied by `factor` `[..., N]` in the same pass."""
         multiplied = torch.ops.mkldnn._linear_pointwise.binary
         if x.numel() == x.shape[-1]:
-            both = multiplied(twice(x), twice(factor), self.panels, self.bias, "mul")
+            both = multiplied(twice(x), twice(factor), self.packed, self.bias, "mul")
             return both[:1].view_as(factor)
-        return multiplied(x, factor, self.panels, self.bias, "mul")
+        return multiplied(x, factor, self.packed, self.bias, "mul")
 
 
 class PackedGated(nn.Module):  # type: ignore[misc]
@@ -135,7 +138,7 @@ def biases(parts: tuple[nn.Linear, ...]) -> torch.Tensor | None:
 def in_panels(*weights: torch.Tensor) -> torch.Tensor:
     """`[N, C]` each -> `[panels, words, 64, entries of a word]`, see `cpu_matmul.cpp`.
 
-    Of two weights each has half the columns of every panel. Nothing is copied but to where it stays.
+    Of two weights each has half the columns of every panel.
     """
     return _in_panels(weights, per_word=4 // weights[0].element_size())
 

@@ -7,9 +7,10 @@
 // w * 64 + c behind panel p's first word; a word is a float32 or a pair of bfloat16 of neighbouring C. What is
 // behind N is zero. A gated weight has 32 columns of the gate and the same 32 of the factor in each panel.
 //
-// The bound for many rows is the multiply-adds: 6 x 64 sums in registers, a panel in the second-level cache used by
-// all rows of a chunk. For few rows it is reading the weight, so the next panel is asked for while this one
-// is computed. Panels are given out one by one: a thread that loses its core to others holds up one of them.
+// The bound for many rows is the multiply-adds: 6 x 64 sums in registers, a panel read by all rows of a chunk, both from
+// the second-level cache where C is a few thousand. For few rows it is reading the weight, so the next
+// panel is asked for while this one is computed. Panels are given out one by one: a thread that loses its core to
+// others holds up one of them.
 // Legend: M rows, C inner size, N columns. Needs AVX-512; C even in bfloat16.
 
 #include <omp.h>
@@ -23,19 +24,13 @@ namespace {
 constexpr int kRows = 6;        // rows of one register block: 6 x 4 sums
 constexpr int kColumns = 64;    // columns of a panel
 constexpr int kLines = 4;       // cache lines of a panel's word
-constexpr int64_t kChunkBytes = 512 * 1024;  // of a chunk of rows: half of a second-level cache of today
+constexpr int64_t kFewest = 8 * kRows;       // rows of a chunk at least
+constexpr int64_t kChunkBytes = 512 * 1024;  // of a longer one: half of a second-level cache of today
 
 // Unrolled, so that no sum leaves its register.
 #define EACH_SUM(ROWS, PARTS)                                  \
   _Pragma("GCC unroll 6") for (int i = 0; i < (ROWS); i++)     \
   _Pragma("GCC unroll 4") for (int part = 0; part < (PARTS); part++)
-
-enum Form : int64_t { kPlain = 0, kQuickGelu = 1, kGated = 2 };
-
-struct Product {
-  int64_t rows, inner, columns;  // columns of the result
-  int64_t form;
-};
 
 // What the register blocks of one panel have in common.
 template <typename T>
@@ -52,7 +47,8 @@ struct Ahead {
   int count;
 };
 
-// N rows' finished sums: bias, form and residual while they are in registers, rounded in between as transformers does.
+// N rows' finished sums: bias, form and residual while they are in registers. Rounded before the quick-GELU and before the
+// residual, as transformers does; what is gated is rounded once.
 template <typename T, int N>
 inline __attribute__((always_inline)) void finish(const Product& p, const Panel<T>& panel,
                                                   __m512 (&sum)[N][4], const T* residual, T* out,
@@ -145,7 +141,8 @@ void by_panel(const Product& p, const Panel<T>& panel, const uint32_t* next, con
 // Tasks [0, count) given out one by one: to each thread its own share in order, then what is left of the others'.
 class Tasks {
  public:
-  explicit Tasks(int64_t count) : count_(count), shares_(std::min<int64_t>(omp_get_max_threads(), kMost)) {
+  explicit Tasks(int64_t count)
+      : count_(count), shares_(std::min<int64_t>(omp_get_max_threads(), kMost)) {
     for (int64_t n = 0; n < shares_; n++) next_[n].at = begin(n);
   }
   // `count` where none is left.
@@ -157,6 +154,11 @@ class Tasks {
       if (task < begin(share + 1)) return task;
     }
     return count_;
+  }
+  // What a thread will probably take next, or `count`.
+  int64_t peek(int64_t thread) const {
+    const int64_t share = thread % shares_, task = next_[share].at;
+    return task < begin(share + 1) ? task : count_;
   }
 
  private:
@@ -174,24 +176,22 @@ void product(const Product& p, const T* x, const uint32_t* weight, const T* bias
              T* out) {
   const int64_t words = p.inner / Word<T>::kPer, width = p.form == kGated ? kColumns / 2 : kColumns;
   const int64_t panels = (p.columns + width - 1) / width, size = words * kColumns;
-  const int64_t most = std::max<int64_t>(8 * kRows, kChunkBytes / (p.inner * sizeof(T)));
-  const int64_t chunks = std::max<int64_t>((p.rows + most - 1) / most,
-                                           std::min<int64_t>(omp_get_max_threads(), p.rows / (8 * kRows)));
-  const int64_t step = ((p.rows + chunks - 1) / std::max<int64_t>(chunks, 1) + kRows - 1) / kRows * kRows;
-  const int64_t tasks = chunks * panels;
-  Tasks given(tasks);
+  const int64_t most = std::max<int64_t>(kFewest, kChunkBytes / (p.inner * sizeof(T)));
+  const int64_t chunks = std::max<int64_t>(
+      (p.rows + most - 1) / most, std::min<int64_t>(omp_get_max_threads(), p.rows / kFewest));
+  const int64_t share = chunks ? (p.rows + chunks - 1) / chunks : 0;
+  const int64_t step = (share + kRows - 1) / kRows * kRows;
+  Tasks given(chunks * panels);
 #pragma omp parallel
   {
-  const int64_t own = omp_get_thread_num();
-  for (int64_t task = given.take(own); task < tasks;) {
-    const int64_t next = given.take(own);  // known before this one is computed, to be asked for meanwhile
-    const int64_t number = task % panels, from = task / panels * step;
-    const Panel<T> panel{weight + number * size, bias ? bias + number * kColumns : nullptr, words,
-                         number * width, p.columns - number * width};
-    by_panel(p, panel, next < tasks ? weight + next % panels * size : nullptr, x, residual, out, from,
-             std::min(p.rows, from + step));
-    task = next;
-  }
+    const int64_t thread = omp_get_thread_num();
+    for (int64_t task; (task = given.take(thread)) < chunks * panels;) {
+      const int64_t number = task % panels, from = task / panels * step, next = given.peek(thread);
+      const Panel<T> panel{weight + number * size, bias ? bias + number * kColumns : nullptr, words,
+                           number * width, p.columns - number * width};
+      by_panel(p, panel, next < chunks * panels ? weight + next % panels * size : nullptr, x, residual,
+               out, from, std::min(p.rows, from + step));
+    }
   }
 }
 

@@ -69,7 +69,8 @@ def test_an_unpacked_weight_is_let_go_before_the_next_layer_is_packed(monkeypatc
     packed, peaks = [], []
 
     def look(layer: nn.Module) -> None:
-        packed.append((weakref.ref(layer), layer.panels.nbytes))
+        kept = layer.packed if isinstance(layer, PackedLinear) else layer.weight.panels
+        packed.append((weakref.ref(layer), kept.nbytes))
         alive = [size for part, size in [*unpacked, *packed] if part() is not None]
         peaks.append(sum(alive))
 
@@ -160,9 +161,12 @@ def forms(x: torch.Tensor, factor: torch.Tensor):
     dtype = x.dtype
     one, other = layers(64, 4096, dtype, bias=True, count=2)
     packed, in_panels = PackedLinear(one), PanelLinear(one)
+    wide = PanelLinear(*layers(100, 4096, dtype, bias=True, count=1))
     both = [PackedGated(one, other), PanelGated(one, other)]
     return (
         lambda rows: packed(x[rows]),
+        lambda rows: packed(x[rows], "quick_gelu", factor[rows]),
+        lambda rows: wide(x[rows]),
         lambda rows: packed.product(x[rows], "gelu", "none"),
         lambda rows: in_panels(x[rows]),
         lambda rows: in_panels(x[rows], "quick_gelu", factor[rows]),
@@ -176,6 +180,6 @@ def test_a_row_of_a_product_has_the_same_bits_alone_and_among_others(dtype):
     x, factor = torch.randn(170, 4096).to(dtype), torch.randn(170, 64).to(dtype)
     for form in forms(x, factor):
         every = form(slice(0, 170))
-        for size in (1, 2, 3, 16, 64, 100):
+        for size in (1, 2, 3, 4, 5, 16, 64, 65, 100):
             assert torch.equal(form(slice(0, size)), every[:size])
         assert torch.equal(form(slice(9, 10)), every[9:10])

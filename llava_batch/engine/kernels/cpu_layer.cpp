@@ -1,0 +1,86 @@
+// A whole decoder layer in one call: norm, attention over slots, norm, gated feed-forward, with both residuals.
+//
+// What each part computes, and with which bits, is what the part computes when it is called by itself; in between
+// nothing goes back to Python, and what is only passed on lies in memory that is kept.
+// Legend: B rows, Q their left-padded length, C hidden size, Hq and H query and K/V heads, D head size.
+
+#include <algorithm>
+#include <cstring>
+
+#include "cpu_vectors.h"
+
+struct Linear {
+  const void *panels, *bias;  // bias: null, or in the panels' order
+  int64_t columns;
+};
+
+struct Layer {
+  int64_t hidden;  // C
+  const void *norm_before, *norm_behind;
+  double epsilon_before, epsilon_behind;
+  Linear qkv, out, gated, down;
+};
+
+namespace {
+
+#define OF_TYPE(NAME, T)                                                                           \
+  inline void product(const Product& p, const T* x, const Linear& by, const T* residual, T* out) { \
+    product_##NAME(&p, x, static_cast<const uint32_t*>(by.panels), static_cast<const T*>(by.bias), \
+                   residual, out);                                                                 \
+  }                                                                                                \
+  inline void rms_norm(const T* x, const void* weight, T* out, int64_t rows, int64_t dim,          \
+                       double epsilon) {                                                           \
+    rms_norm_##NAME(x, static_cast<const T*>(weight), out, rows, dim, epsilon);                    \
+  }                                                                                                \
+  inline void attend(const Attention& a, T* qkv, const T* cosine, const T* sine, T* k, T* v,       \
+                     T* out, const Rows& rows) {                                                   \
+    rope_store_##NAME(&a, qkv, cosine, sine, k, v, &rows);                                         \
+    (a.length == 1 ? decode_##NAME : prefill_##NAME)(&a, qkv, k, v, out, &rows);                   \
+  }
+
+OF_TYPE(float32, float)
+#ifdef __AVX512BF16__
+OF_TYPE(bfloat16, bf16)
+#endif
+
+thread_local Scratch scratch;
+
+// x and out [B, Q, C]; a: the strides of keys and values, the others are set here.
+template <typename T>
+void layer(const Layer& l, Attention a, const T* x, const T* cosine, const T* sine, T* k, T* v,
+           T* out, const Rows& rows) {
+  const int64_t tokens = a.batch * a.length, mixed_width = a.heads * a.dim;
+  const int64_t qkv_width = l.qkv.columns;
+  const int64_t entries = l.hidden + mixed_width + std::max(qkv_width, l.gated.columns);
+  T* normed = reinterpret_cast<T*>(scratch.get(sizeof(T) * tokens * entries));
+  T* mixed = normed + tokens * l.hidden;
+  T* wide = mixed + tokens * mixed_width;
+  a.q_batch = a.length * qkv_width, a.q_head = a.dim, a.q_token = qkv_width;
+  a.o_batch = a.length * mixed_width, a.o_head = a.dim, a.o_token = mixed_width;
+
+  rms_norm(x, l.norm_before, normed, tokens, l.hidden, l.epsilon_before);
+  product({tokens, l.hidden, qkv_width, kPlain}, normed, l.qkv, static_cast<const T*>(nullptr), wide);
+  for (int64_t row = 0; row < a.batch; row++)  // padding is attended by nobody, and must be finite
+    std::memset(mixed + row * a.o_batch, 0, sizeof(T) * mixed_width * (a.length - rows.count[row]));
+  attend(a, wide, cosine, sine, k, v, mixed, rows);
+  product({tokens, mixed_width, l.hidden, kPlain}, mixed, l.out, x, out);
+  rms_norm(out, l.norm_behind, normed, tokens, l.hidden, l.epsilon_behind);
+  product({tokens, l.hidden, l.gated.columns, kGated}, normed, l.gated, static_cast<const T*>(nullptr), wide);
+  // Each entry of the residual is read before its place is written, by the same thread.
+  product({tokens, l.gated.columns, l.hidden, kPlain}, wide, l.down, out, out);
+}
+
+}  // namespace
+
+#define KERNELS(NAME, T)                                                                         \
+  void layer_##NAME(const Layer* l, const Attention* a, const T* x, const T* cosine,             \
+                    const T* sine, T* k, T* v, T* out, const Rows* rows) {                       \
+    layer(*l, *a, x, cosine, sine, k, v, out, *rows);                                            \
+  }
+
+extern "C" {
+KERNELS(float32, float)
+#ifdef __AVX512BF16__
+KERNELS(bfloat16, bf16)
+#endif
+}
