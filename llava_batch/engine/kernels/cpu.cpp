@@ -129,7 +129,10 @@ void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t pad
         acc[i][3] = Word<T>::fma(acc[i][3], query[i] + w, b3);
       }
     }
+    // Unrolled, so that no sum leaves its register before.
+#pragma GCC unroll 6
     for (int i = 0; i < N; i++)
+#pragma GCC unroll 4
       for (int part = 0; part < 4; part++)
         _mm512_storeu_ps(scores + i * stride + j + 16 * part, acc[i][part]);
   }
