@@ -27,7 +27,7 @@ from transformers import (
 
 from llava_batch.engine import Engine, Grid, Image, Request
 from llava_batch.engine.forward.cuda_graphs import Graphs
-from llava_batch.engine.kernels import cuda
+from llava_batch.engine.kernels import cuda, norms
 from llava_batch.engine.model import supported
 from llava_batch.engine.readback import Flight
 from llava_batch.generate.json_schema import Walk
@@ -165,6 +165,20 @@ def test_no_step_waits_for_the_device_whatever_is_asked(shared, kind) -> None:
 def test_no_step_waits_for_the_device_however_the_engine_is_made(card, options) -> None:
     made = card.engine(vision_config(), small(), attention="sdpa", **options)
     answer(made, [*forks(3, temperature=0.5), ask("a", turns=TURNS[:1])])
+
+
+@pytest.mark.parametrize("attention", ["flash", "varlen", "sdpa"])
+def test_a_captured_step_has_one_operation_for_each_norm(card, monkeypatch, attention) -> None:
+    def captured() -> tuple[int, int]:
+        made = card.engine(vision_config(), small(), attention=attention)
+        steps = [str(step) for step in card.graphs[-1].trace.steps]
+        layers: int = made.llava.text_config.num_hidden_layers
+        return sum("_fused_rms_norm" in step for step in steps) - (2 * layers + 1), len(steps)
+
+    others, few = captured()
+    assert others == 0
+    monkeypatch.setattr(norms, "NORMS", frozenset())
+    assert captured()[1] > few + 2 * 6
 
 
 def test_every_bucket_of_key_lengths_is_captured_before_the_work(card, monkeypatch) -> None:

@@ -1,10 +1,10 @@
-"""The fast CPU form of a model's layers: the same weights, prepacked, and fused kernels.
+"""The fast CPU form of a model's layers: the same weights, laid out for the kernels, and fused kernels.
 
-transformers' decoder layers stay; the modules inside them that the kernels know are exchanged for
-these, one by one and only where their class is one of those named here, so that any other language
-model still runs, on transformers' own modules. What a module computes is what transformers computes;
-in float32 the tests hold every token against it.
-Legend: B rows, Q left-padded length, C hidden size, Hq and H query and K/V heads, D head size.
+What the kernels know is exchanged: decoder layers whole (`cpu_decoder`), of the tower and the projector the
+modules inside, and only where their class is one of those named here, so that any other model still runs,
+on transformers' own modules with each linear layer by itself. What a module computes is what transformers
+computes; in float32 the tests hold every token against it.
+Legend: N images, T their patches, C hidden size.
 """
 
 from typing import Any
@@ -25,9 +25,9 @@ from llava_batch.engine.kernels.cpu_decoder import (
 )
 from llava_batch.engine.kernels.cpu_linear import PackedLinear, linear
 from llava_batch.engine.kernels.interface import HARMLESS, refuse_unknown
+from llava_batch.engine.kernels.norms import NORMS
 from llava_batch.engine.passes import Rows
 
-NORMS = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm"}
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 GELU_MLPS = {"CLIPMLP", "SiglipMLP"}
 

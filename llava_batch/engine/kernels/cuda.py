@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llava_batch.engine.kernels.contract import Kernels
+from llava_batch.engine.kernels.norms import exchange_norms
 from llava_batch.engine.passes import Packed, Prefix
 from llava_batch.engine.views import slot_tokens, tokens
 
@@ -33,6 +34,7 @@ def kernels(name: str) -> Kernels:
             decode=flash_decode,
             gathers=True,
             tower="flash_attention_2",
+            prepare=exchange_norms,
         )
     if name == "varlen":
         by_length = "seqused_k" in _varlen_parameters()
@@ -44,9 +46,15 @@ def kernels(name: str) -> Kernels:
             decode=decode,
             reads_span=not by_length,
             gathers=True,
+            prepare=exchange_norms,
         )
     return Kernels(
-        name=name, packed=True, prefill=sdpa_prefill, decode=sdpa_decode, reads_span=True
+        name=name,
+        packed=True,
+        prefill=sdpa_prefill,
+        decode=sdpa_decode,
+        reads_span=True,
+        prepare=exchange_norms,
     )
 
 

@@ -1,6 +1,7 @@
 """Attention kernels: what is passed to them is right, what is missing is said, what errs is not used."""
 
 import builtins
+import copy
 import importlib.util
 import sys
 from dataclasses import replace
@@ -12,12 +13,12 @@ import stand_in
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests
+from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, requests, tiny
 
 from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.driver.settle import settle
 from llava_batch.engine import Request
-from llava_batch.engine.kernels import choose, cpu, cuda, plain, self_test
+from llava_batch.engine.kernels import choose, cpu, cuda, norms, plain, self_test
 from llava_batch.engine.kernels.contract import Kernels, Place
 from llava_batch.engine.model.llava import place_of
 from llava_batch.engine.model.memory import activation_bytes
@@ -368,3 +369,18 @@ def test_a_kernel_that_errs_fails_its_trial(changes, said):
     right = {"prefill": cuda.sdpa_prefill, "decode": cuda.sdpa_decode}
     broken = Kernels(name="broken", packed=True, reads_span=True, **{**right, **changes})
     assert said in trying(broken)
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float32, 1e-6), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_norms_of_one_kernel_equal_those_of_transformers(shape, dtype, close):
+    module = copy.deepcopy(tiny(shape)).to(dtype)
+    theirs = [part for part in module.modules() if type(part).__name__ in norms.NORMS]
+    norms.exchange_norms(module)
+    ours = [part for part in module.modules() if isinstance(part, norms.OneKernelNorm)]
+    assert len(ours) == len(theirs) == 2 * module.config.text_config.num_hidden_layers + 1
+    assert not [part for part in module.modules() if type(part).__name__ in norms.NORMS]
+    x = torch.randn(3, 5, 64).to(dtype)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.weight is other.weight
+        torch.testing.assert_close(one(x), other(x), rtol=close, atol=close)
