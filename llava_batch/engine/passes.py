@@ -25,6 +25,7 @@ class Rows:
     slots[b]: the row's first slot. past[b]: tokens that it holds already. new[b]: tokens that this pass
     adds, the last `new[b]` of the row's Q; the ones before are padding. widths[b]: how many slots it has; left out, every row has one.
     scored: how many of the Q are wanted behind the last layer, the last ones; None is all of them.
+    origins[b]: a slot that holds the same first shared[b] tokens, which other rows may read, too; left out, its own.
     """
 
     slots: tuple[int, ...]
@@ -32,6 +33,8 @@ class Rows:
     new: tuple[int, ...]
     widths: tuple[int, ...] = ()
     scored: int | None = None
+    origins: tuple[int, ...] = ()
+    shared: tuple[int, ...] = ()
     _sent: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = field(
         default_factory=dict, compare=False, repr=False
     )
@@ -39,6 +42,9 @@ class Rows:
     def __post_init__(self) -> None:
         if not self.widths:
             object.__setattr__(self, "widths", (1,) * len(self.slots))
+        if not self.origins:
+            object.__setattr__(self, "origins", self.slots)
+            object.__setattr__(self, "shared", (0,) * len(self.slots))
 
     @property
     def length(self) -> int:
@@ -62,8 +68,9 @@ class Rows:
 
     @cached_property
     def array(self) -> np.ndarray:
-        """int64 `[4, B]`: slots, past, new, widths, as the kernels take them."""
-        return np.array([self.slots, self.past, self.new, self.widths], dtype=np.int64)
+        """int64 `[6, B]`: slots, past, new, widths, origins, shared, as the kernels take them."""
+        fields = (self.slots, self.past, self.new, self.widths, self.origins, self.shared)
+        return np.array(fields, dtype=np.int64)
 
     @cached_property
     def wide(self) -> list[int]:

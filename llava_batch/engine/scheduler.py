@@ -149,8 +149,11 @@ class Scheduler:
             self._steps_to_go = self._patience // 2
 
     def forget(self, slot: int) -> None:
-        """Never fork from what `slot` holds now."""
+        """Never fork from what `slot` holds now, nor read there what has been forked from it."""
         self._held[slot] = self._held[slot][:0]
+        for sequence in self.active.values():
+            if sequence.origin == slot:
+                sequence.origin, sequence.num_shared = -1, 0
 
     def check(self) -> None:
         """Raise unless slots, owners and active sequences agree."""
@@ -161,6 +164,10 @@ class Scheduler:
         taken = sum(sequence.width for sequence in self.active.values())
         if taken + self.slots.num_free != self.slots.num_slots:
             raise RuntimeError(f"{taken} slots of active rows, {self.slots.num_free} free")
+        for sequence in self.active.values():
+            held = self._held[sequence.origin]
+            if common_prefix(held, sequence.prefix) < sequence.num_shared:
+                raise RuntimeError(f"slot {sequence.origin} does not hold what is read there")
 
     def _place(self, sequence: Sequence, width: int) -> Admission | None:
         """Give a sequence its slots; None where so many adjacent ones are not free."""
@@ -183,7 +190,21 @@ class Scheduler:
         sequence.slot, sequence.width, sequence.num_cached = slot, width, num_shared
         self.active[slot] = sequence
         self._hold(slot, width, sequence.prefix[:num_shared])
+        sequence.origin, sequence.num_shared = self._origin(found)
         return found
+
+    def _origin(self, admission: Admission) -> tuple[int, int]:
+        """Where all that fork from one slot read what they share, and how much; -1 and 0 where there is no such place.
+
+        Of rows of several slots the heads lie apart otherwise.
+        """
+        forked = admission.num_shared and admission.donor != admission.sequence.slot
+        if not forked or max(admission.donor_width, admission.sequence.width) > 1:
+            return -1, 0
+        donor = self.active.get(admission.donor)
+        if donor is not None and donor.num_shared >= admission.num_shared:
+            return donor.origin, admission.num_shared
+        return admission.donor, admission.num_shared
 
     def _in_place(self, donor: int, num_shared: int, width: int) -> int | None:
         """The donor's own slots, where the sequence can have these as they are."""

@@ -79,6 +79,9 @@ class Sequence:
     slot: int = -1
     """Its first slot; it has `width` adjacent ones."""
     width: int = 1
+    origin: int = -1
+    """A slot that holds the same `num_shared` first tokens as long as nothing else comes there; -1: none."""
+    num_shared: int = 0
     num_cached: int = 0
     turn: int = 0
     answer_start: int = 0

@@ -12,7 +12,7 @@ from tiny_llava import SHAPES, by_key, image, prompt, random_llava, text_config,
 from transformers import SiglipVisionConfig
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import choose, cpu
+from llava_batch.engine.kernels import choose, cpu, cpu_linear
 from llava_batch.engine.kernels.contract import Place
 
 CASES = [*((shape, torch.bfloat16) for shape in SHAPES), ("multi-head", torch.float32)]
@@ -143,6 +143,24 @@ def test_slots_neighbours_order_and_interruptions_change_no_bit(shape, dtype, da
     found = bits(disturbed(made, requests, data.draw(st.integers(1, 12))))
     wanted = {request.id for request in requests}
     assert found == {key: answer for key, answer in known.items() if key[0] in wanted}
+
+
+@pytest.mark.parametrize(("shape", "dtype"), CASES)
+def test_where_onednn_multiplies_no_bit_depends_on_the_batch_either(monkeypatch, shape, dtype):
+    native(dtype)
+    by_panels = alone(shape, dtype)
+    monkeypatch.setattr(cpu_linear, "panels_are_best", lambda weight: False)
+    one = engine(shape, dtype, 1, reuse=False)
+    known = {
+        key: answer
+        for request in pool()
+        for key, answer in bits(list(one.generate([request]))).items()
+    }
+    assert bits(list(engine(shape, dtype, 5).generate(pool()))) == known
+    if dtype == torch.float32:
+        assert {key: a[0] for key, a in known.items()} == {
+            key: a[0] for key, a in by_panels.items()
+        }
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)

@@ -193,6 +193,8 @@ def rows_of(sequences: list[Sequence]) -> Rows:
         past=tuple(sequence.num_cached for sequence in sequences),
         new=tuple(sequence.num_pending for sequence in sequences),
         widths=tuple(sequence.width for sequence in sequences),
+        origins=tuple(s.slot if s.origin < 0 else s.origin for s in sequences),
+        shared=tuple(sequence.num_shared for sequence in sequences),
     )
 
 

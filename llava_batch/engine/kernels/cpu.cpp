@@ -13,6 +13,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <numeric>
+#include <vector>
 
 #include "cpu_vectors.h"
 
@@ -249,7 +251,7 @@ void prefill_task(const Attention& a, const T* query, const T* key, const T* val
 template <typename T>
 void prefill(const Attention& a, const T* query, const T* key, const T* value, T* out,
              const Rows& rows) {
-  const auto [slots, past, count, widths] = rows;
+  const int64_t *slots = rows.slots, *past = rows.past, *count = rows.count, *widths = rows.widths;
   const int64_t threads = omp_get_max_threads();
   const int64_t pairs = a.batch * a.kv_heads;
   // Few heads and many threads: cut the queries as well, at the price of packing keys again.
@@ -271,33 +273,47 @@ void prefill(const Attention& a, const T* query, const T* key, const T* value, T
   }
 }
 
+// A row's keys or values: the first `shared` tokens also lie where other rows read them, and are read from there while
+// they are in the cache.
+template <typename T>
+struct Halves {
+  const T *own, *first;
+  int64_t shared;
+  // Where `count` tokens from j on are read.
+  const T* at(int64_t j, int64_t count) const { return j + count <= shared ? first : own; }
+  Halves from(int64_t token, int64_t stride) const {
+    return {own + token * stride, first + token * stride, shared - token};
+  }
+  Halves plus(int64_t entries) const { return {own + entries, first + entries, shared}; }
+};
+
 // out[d] = sum_j weights[j] * value[j][d] / sum, for `width` <= 64 values of d: `value_block` of one
 // query, its order of adding kept, from values as they lie.
-inline void value_row(const float* weights, const float* value, int64_t stride, int64_t begin,
-                      int64_t end, float sum, int width, float* out) {
+inline void value_row(const float* weights, const Halves<float>& value, int64_t stride, int64_t end,
+                      float sum, int width, float* out) {
   __m512 acc[4] = {};
   const int vectors = width / 16;
-  for (int64_t j = begin; j < end; j++) {
+  for (int64_t j = 0; j < end; j++) {
     const __m512 p = _mm512_set1_ps(weights[j]);
+    const float* at = value.at(j, 1) + j * stride;
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++)
-      if (v < vectors)
-        acc[v] = _mm512_fmadd_ps(p, _mm512_loadu_ps(value + j * stride + 16 * v), acc[v]);
+      if (v < vectors) acc[v] = _mm512_fmadd_ps(p, _mm512_loadu_ps(at + 16 * v), acc[v]);
   }
   for (int v = 0; v < vectors; v++)
     store16(out + 16 * v, _mm512_div_ps(acc[v], _mm512_set1_ps(sum)));
 }
 #ifdef __AVX512BF16__
-inline void value_row(const bf16* weights, const bf16* value, int64_t stride, int64_t begin,
-                      int64_t end, float sum, int width, bf16* out) {
+inline void value_row(const bf16* weights, const Halves<bf16>& value, int64_t stride, int64_t end,
+                      float sum, int width, bf16* out) {
   // Two neighbouring rows interleaved within their quarters; the quarters are put in order at the end.
   __m512 low[2] = {}, high[2] = {};
   const __mmask32 mask[2] = {width > 16 ? 0xFFFFFFFFu : 0xFFFFu,
                              width > 48 ? 0xFFFFFFFFu : width > 32 ? 0xFFFFu : 0u};
   const bool wide = width > 32;
-  for (int64_t j = begin; j < end; j += 2) {
+  for (int64_t j = 0; j < end; j += 2) {
     const __m512bh p = (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int32_t*>(weights + j));
-    const bf16* at = value + j * stride;
+    const bf16* at = value.at(j, 2) + j * stride;
     const bool two = j + 1 < end;
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
@@ -323,7 +339,7 @@ inline void value_row(const bf16* weights, const bf16* value, int64_t stride, in
 // The queries of one row and one K/V head against the keys [low, high) of its slot. Its bits are those
 // that `prefill_task` gives this query: same products, same sums, same order.
 template <typename T>
-void decode_task(const Attention& a, const T* query, const T* key, const T* value, T* out,
+void decode_task(const Attention& a, const T* query, Halves<T> key, Halves<T> value, T* out,
                  int64_t low, int64_t high) {
   const int dim = static_cast<int>(a.dim), words = dim / Word<T>::kPer;
   const int64_t group = a.heads / a.kv_heads;
@@ -335,18 +351,18 @@ void decode_task(const Attention& a, const T* query, const T* key, const T* valu
   auto* keys = reinterpret_cast<uint32_t*>(memory);
   auto* scores = reinterpret_cast<float*>(memory + key_bytes);
   auto* weights = reinterpret_cast<T*>(memory + key_bytes + score_bytes);
-  key += begin * a.k_token;
-  value += begin * a.k_token;
+  key = key.from(begin, a.k_token);
+  value = value.from(begin, a.k_token);
   low -= begin;
   high -= begin;
   const int64_t whole = end - begin;
   for (int64_t j = 0; j < whole; j += kKeys) {
     const int64_t count = std::min<int64_t>(kKeys, high - j);
     // What lies two blocks ahead is asked for now: the keys, and behind them the first values.
-    const int64_t later = j + kAhead;
-    const T* ahead = later < high ? key + later * a.k_token
-                                  : value + std::max<int64_t>(0, later - whole) * a.k_token;
-    pack_keys(key + j * a.k_token, a.k_token, count, kKeys, dim, keys, ahead);
+    const int64_t later = j + kAhead, behind = std::max<int64_t>(0, later - whole);
+    const T* ahead = later < high ? key.at(later, kKeys) + later * a.k_token
+                                  : value.at(behind, kKeys) + behind * a.k_token;
+    pack_keys(key.at(j, kKeys) + j * a.k_token, a.k_token, count, kKeys, dim, keys, ahead);
     for (int64_t g = 0; g < group; g++) {
       const auto* q = reinterpret_cast<const uint32_t*>(query + g * a.q_head);
       score_block<T, 1>(&q, keys, kKeys, words, 0, kKeys, scores + g * stride + j, 0);
@@ -354,28 +370,51 @@ void decode_task(const Attention& a, const T* query, const T* key, const T* valu
   }
   for (int64_t g = 0; g < group; g++) {
     T* weight = weights + g * stride;
-    const float sum = softmax_row(scores + g * stride, weight, int64_t{0}, end - begin, low, high,
+    const float sum = softmax_row(scores + g * stride, weight, int64_t{0}, whole, low, high,
                                   static_cast<float>(a.scaling));
     for (int d = 0; d < dim; d += 64)
-      value_row(weight, value + d, a.k_token, 0, high, sum, std::min(64, dim - d),
+      value_row(weight, value.plus(d), a.k_token, high, sum, std::min(64, dim - d),
                 out + g * a.o_head + d);
   }
+}
+
+struct Task {
+  int64_t row, head;
+};
+
+// Row by row; those of one origin together, head by head: what they share is then still in the cache.
+inline std::vector<Task> in_order(const Attention& a, const int64_t* origins) {
+  std::vector<int64_t> rows(a.batch);
+  std::iota(rows.begin(), rows.end(), int64_t{0});
+  std::stable_sort(rows.begin(), rows.end(),
+                   [origins](int64_t i, int64_t j) { return origins[i] < origins[j]; });
+  std::vector<Task> tasks;
+  tasks.reserve(a.batch * a.kv_heads);
+  for (int64_t from = 0, to = 0; from < a.batch; from = to) {
+    while (to < a.batch && origins[rows[to]] == origins[rows[from]]) to++;
+    for (int64_t head = 0; head < a.kv_heads; head++)
+      for (int64_t n = from; n < to; n++) tasks.push_back({rows[n], head});
+  }
+  return tasks;
 }
 
 template <typename T>
 void decode(const Attention& a, const T* query, const T* key, const T* value, T* out,
             const Rows& rows) {
-  const auto [slots, past, count, widths] = rows;
+  const int64_t *slots = rows.slots, *past = rows.past, *widths = rows.widths;
+  const int64_t *origins = rows.origins, *shared = rows.shared;
   const int64_t group = a.heads / a.kv_heads;
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
-  for (int64_t row = 0; row < a.batch; row++) {
-    for (int64_t head = 0; head < a.kv_heads; head++) {
-      const int64_t high = past[row] + 1;
-      const int64_t at = slots[row] * a.k_slot + head * widths[row] * a.k_head;
-      const int64_t low = a.window ? std::max<int64_t>(0, high - a.window) : 0;
-      decode_task(a, query + row * a.q_batch + head * group * a.q_head, key + at, value + at,
-                  out + row * a.o_batch + head * group * a.o_head, low, high);
-    }
+  const std::vector<Task> tasks = in_order(a, origins);
+#pragma omp parallel for schedule(dynamic, 4)
+  for (size_t n = 0; n < tasks.size(); n++) {
+    const auto [row, head] = tasks[n];
+    const int64_t high = past[row] + 1, low = a.window ? std::max<int64_t>(0, high - a.window) : 0;
+    const int64_t own = slots[row] * a.k_slot + head * widths[row] * a.k_head;
+    const int64_t first = origins[row] * a.k_slot + head * widths[row] * a.k_head;
+    decode_task(a, query + row * a.q_batch + head * group * a.q_head,
+                Halves<T>{key + own, key + first, shared[row]},
+                Halves<T>{value + own, value + first, shared[row]},
+                out + row * a.o_batch + head * group * a.o_head, low, high);
   }
 }
 
@@ -399,7 +438,7 @@ inline void rotate(const T* in, const T* cosine, const T* sine, T* out, int dim)
 template <typename T>
 void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const Attention& a,
                 const Rows& rows) {
-  const auto [slots, past, count, widths] = rows;
+  const int64_t *slots = rows.slots, *past = rows.past, *count = rows.count, *widths = rows.widths;
   const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
   const int dim = static_cast<int>(a.dim);
 #pragma omp parallel for

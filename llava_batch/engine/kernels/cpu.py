@@ -65,7 +65,10 @@ class _Shape(ctypes.Structure):
 class _Rows(ctypes.Structure):
     """`Rows` of `cpu_kernels.h`."""
 
-    _fields_ = [(name, ctypes.c_void_p) for name in ("slots", "past", "count", "widths")]
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in ("slots", "past", "count", "widths", "origins", "shared")
+    ]
 
 
 class _Product(ctypes.Structure):
@@ -204,7 +207,7 @@ def _pointer_or_null(tensor: torch.Tensor | None) -> ctypes.c_void_p | None:
 def _rows(rows: Rows) -> Any:
     """By reference; good as long as `rows` is."""
     address, stride = rows.array.ctypes.data, rows.array.strides[0]
-    return ctypes.byref(_Rows(*(address + row * stride for row in range(4))))
+    return ctypes.byref(_Rows(*(address + row * stride for row in range(len(rows.array)))))
 
 
 def attend(

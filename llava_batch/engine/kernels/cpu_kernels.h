@@ -15,9 +15,10 @@ struct Attention {
   double scaling;
 };
 
-// Which slots the rows have, what they hold, what is added, and how many slots each has.
+// Which slots the rows have, what they hold, what is added, and how many slots each has; a slot whose first `shared`
+// tokens are the row's own, too.
 struct Rows {
-  const int64_t *slots, *past, *count, *widths;
+  const int64_t *slots, *past, *count, *widths, *origins, *shared;
 };
 
 enum Form : int64_t { kPlain = 0, kQuickGelu = 1, kGated = 2 };

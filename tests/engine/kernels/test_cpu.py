@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,6 +87,38 @@ def test_a_query_has_the_same_bits_however_it_is_asked(dtype, data):
     step = Rows(slots=(2, 1), past=(0, begin), new=(1, 1))
     asked = torch.cat([part[1:, :1], query[:, begin : begin + 1]])
     assert torch.equal(cpu.attend(asked, key, value, step, **how)[1, 0], whole[begin])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_what_rows_share_is_read_in_one_place_and_changes_no_bit(dtype, data):
+    kernels(dtype)
+    kv_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    dim, length = 16 * data.draw(st.integers(1, 9)), data.draw(st.integers(40, 300))
+    how = {"scaling": dim**-0.5, "window": data.draw(st.none() | st.integers(1, length))}
+    torch.manual_seed(0)
+    key, value = (torch.randn(4, kv_heads, length, dim).to(dtype) for _ in range(2))
+    query = torch.randn(4, 1, kv_heads * group, dim).to(dtype)
+    slots = tuple(data.draw(st.permutations(range(4))))
+    past = tuple(data.draw(st.integers(0, length - 1)) for _ in slots)
+    origins = tuple(data.draw(st.sampled_from([slot, slots[0]])) for slot in slots)
+    shared = tuple(
+        data.draw(st.integers(0, min(held, past[0]))) if slot != origin else 0
+        for slot, held, origin in zip(slots, past, origins, strict=True)
+    )
+    for part in (key, value):
+        for slot, origin, count in zip(slots, origins, shared, strict=True):
+            part[slot, :, :count] = part[origin, :, :count]
+    step = Rows(slots=slots, past=past, new=(1,) * 4)
+    alone = cpu.attend(query, key, value, step, **how)
+    for slot, origin, count in zip(slots, origins, shared, strict=True):
+        if slot != origin:
+            key[slot, :, : count // 64 * 64] = float("nan")
+            value[slot, :, : count // 2 * 2] = float("nan")
+    together = replace(step, origins=origins, shared=shared)
+    found = cpu.attend(query, key, value, together, **how)
+    assert torch.equal(found, alone)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -144,6 +144,19 @@ def test_an_undefined_entry_stays_in_its_row(dtype):
         assert made[4].isnan().all()
 
 
+def test_a_residual_of_another_kind_or_an_input_of_another_dtype_is_refused():
+    kernels(torch.bfloat16)
+    (layer,) = layers(40, 16, torch.bfloat16, bias=False, count=1)
+    made, x = PanelLinear(layer), torch.randn(3, 16).bfloat16()
+    for residual in (torch.zeros(3, 40), torch.zeros(2, 40).bfloat16()):
+        with pytest.raises(ValueError, match="a residual of"):
+            made(x, residual=residual)
+    with pytest.raises(ValueError, match=r"by a weight of torch\.bfloat16"):
+        made(x.float())
+    wide = torch.randn(3, 80).bfloat16()
+    assert torch.equal(made(x, residual=wide[:, ::2]), made(x, residual=wide[:, ::2].contiguous()))
+
+
 def test_bfloat16_goes_to_onednn_where_the_processor_multiplies_matrices_or_an_entry_has_no_neighbour(
     monkeypatch,
 ):

@@ -1,4 +1,4 @@
-"""A prefill's last layer makes keys and values of every token, and of nothing else more than is scored."""
+"""A decoder layer in one call has the bits of its parts; a prefill's last one makes no more than is scored."""
 
 import copy
 
@@ -70,6 +70,62 @@ def test_its_answers_are_those_of_transformers(shape):
     asked = requests(8)
     found = by_key([*engine(shape, attention="native").generate(asked)])
     assert {key: c.token_ids for key, c in found.items()} == expected(shape, asked)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_in_one_call_a_layer_has_the_bits_of_its_parts(dtype, data):
+    """Hidden states, keys and values; padding is nobody's."""
+    shape = data.draw(st.sampled_from(SHAPES))
+    one = made(dtype, shape, slots=4, slot_tokens=64, max_tokens=64)
+    count = data.draw(st.integers(1, 4))
+    new = tuple(data.draw(st.sampled_from([1, 1, 5, 20])) for _ in range(count))
+    past = tuple(data.draw(st.sampled_from([0, 7, 40])) for _ in range(count))
+    rows = Rows(slots=tuple(range(count)), past=past, new=new)
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    x = torch.randn(count, rows.length, 64).to(dtype)
+    layer, cache = one.llava.language_model.layers[1], one.cache
+    turns = torch.randn(2, count, rows.length, cache.slot_layers[1].keys.shape[3]).to(dtype)
+    assert layer.whole is not None
+    cache.slot_layers[1].keys.normal_()
+    cache.slot_layers[1].values.normal_()
+    cache.select(rows)
+    before = [
+        x.clone(),
+        *(part.clone() for part in (cache.slot_layers[1].keys, cache.slot_layers[1].values)),
+    ]
+    found = []
+    for whole in (layer.whole, None):
+        layer.whole = whole
+        cache.slot_layers[1].keys.copy_(before[1])
+        cache.slot_layers[1].values.copy_(before[2])
+        out = layer(x, tuple(turns), cache)
+        told = [out[row, -n:] for row, n in enumerate(new)]
+        found.append(
+            [*told, cache.slot_layers[1].keys.clone(), cache.slot_layers[1].values.clone()]
+        )
+    assert torch.equal(x, before[0])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def test_a_layer_that_is_not_known_whole_is_computed_part_by_part(monkeypatch):
+    monkeypatch.setattr(cpu_layers, "MLPS", set())
+    one = made(torch.float32, "multi-head", slots=3)
+    assert [layer.whole for layer in one.llava.language_model.layers] == [None] * 3
+    asked = requests(5)
+    found = by_key([*one.generate(asked)])
+    assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
+
+
+def test_what_is_no_layers_input_is_refused():
+    one = made(torch.bfloat16, "multi-head", slots=1)
+    layer, cache = one.llava.language_model.layers[0], one.cache
+    cache.select(Rows(slots=(0,), past=(0,), new=(2,)))
+    turns = tuple(torch.zeros(2, 1, 2, 16).bfloat16())
+    for x in (torch.zeros(1, 2, 64), torch.zeros(1, 2, 62).bfloat16()):
+        with pytest.raises(ValueError, match=r"by a weight of torch\.bfloat16 with 64"):
+            layer(x, turns, cache)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
