@@ -196,15 +196,19 @@ class Scheduler:
     def _origin(self, admission: Admission) -> tuple[int, int]:
         """Where all that fork from one slot read what they share, and how much; -1 and 0 where there is no such place.
 
-        Of rows of several slots the heads lie apart otherwise.
+        Of less than half a prompt it is not worth taking rows out of their order. Of rows of several slots the
+        heads lie apart otherwise.
         """
-        forked = admission.num_shared and admission.donor != admission.sequence.slot
-        if not forked or max(admission.donor_width, admission.sequence.width) > 1:
+        sequence, num_shared = admission.sequence, admission.num_shared
+        forked = num_shared > 0 and admission.donor != sequence.slot
+        if not forked or 2 * num_shared < len(sequence.prefix):
+            return -1, 0
+        if max(admission.donor_width, sequence.width) > 1:
             return -1, 0
         donor = self.active.get(admission.donor)
-        if donor is not None and donor.num_shared >= admission.num_shared:
-            return donor.origin, admission.num_shared
-        return admission.donor, admission.num_shared
+        if donor is not None and donor.num_shared >= num_shared:
+            return donor.origin, num_shared
+        return admission.donor, num_shared
 
     def _in_place(self, donor: int, num_shared: int, width: int) -> int | None:
         """The donor's own slots, where the sequence can have these as they are."""

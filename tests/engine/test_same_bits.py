@@ -119,11 +119,38 @@ def disturbed(made: Engine, requests: list[Request], back_off_at: int) -> list:
     done, steps = [], 0
     while made.has_work:
         done += made.step()
+        same_where_it_is_read(made)
         steps += 1
         if steps == back_off_at and made.num_active > 1:
             made._scheduler.back_off()
             made._picks.forget(range(made.num_slots))
     return done
+
+
+def same_where_it_is_read(made: Engine) -> None:
+    """What a row reads in another's slot is what it holds itself."""
+    made._scheduler.check()
+    for sequence in made._scheduler.active.values():
+        for layer in made.cache.slot_layers if sequence.origin >= 0 else ():
+            for slots in (layer.keys, layer.values):
+                here, there = (
+                    slots[n, :, : sequence.num_shared] for n in (sequence.slot, sequence.origin)
+                )
+                assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_samples_and_questions_of_one_image_read_it_in_one_place(dtype):
+    native(dtype)
+    made = engine("multi-head", dtype, 12)
+    for request in pool():
+        made.submit(request)
+    seen = set()
+    while made.has_work:
+        made.step()
+        same_where_it_is_read(made)
+        seen |= {s.request.id for s in made._scheduler.active.values() if s.origin >= 0}
+    assert {"forked 2", "sampled 0"} <= seen
 
 
 @pytest.mark.parametrize(("shape", "dtype"), CASES)

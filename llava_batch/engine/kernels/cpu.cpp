@@ -24,6 +24,20 @@ constexpr int kRows = 6;    // queries of one register block: 6 x 4 accumulators
 constexpr int kKeys = 64;   // keys of one register block
 constexpr int kAhead = 128; // keys ahead of which a decode step asks for others
 
+// Memory of one thread; it grows to the largest call and is kept.
+struct Scratch {
+  void* data = nullptr;
+  size_t size = 0;
+  ~Scratch() { std::free(data); }
+  char* get(size_t wanted) {
+    if (wanted > size) {
+      std::free(data);
+      size = (wanted + 4095) & ~size_t{4095};
+      data = std::aligned_alloc(4096, size);
+    }
+    return static_cast<char*>(data);
+  }
+};
 thread_local Scratch scratch;
 
 // 16 x 16 words: row i of `in` (stride words apart) becomes column i of `out`.

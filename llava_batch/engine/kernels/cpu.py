@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 from functools import cache as remember
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -325,12 +326,16 @@ class Panels(NamedTuple):
     bias: torch.Tensor | None
     columns: int
 
+    @property
+    def inner(self) -> int:
+        """C."""
+        return int(self.panels.shape[1] * self.panels.shape[3])
+
     def check(self, x: torch.Tensor) -> None:
         """Refuse what is not to be multiplied by it."""
-        inner = self.panels.shape[1] * self.panels.shape[3]
-        if x.dtype != self.panels.dtype or x.shape[-1] != inner:
+        if x.dtype != self.panels.dtype or x.shape[-1] != self.inner:
             raise ValueError(
-                f"{x.dtype} {tuple(x.shape)} by a weight of {self.panels.dtype} with {inner} inner entries"
+                f"{x.dtype} {tuple(x.shape)} by a weight of {self.panels.dtype} with {self.inner} inner entries"
             )
 
 
@@ -350,6 +355,33 @@ class Layer(NamedTuple):
     behind: Norm
     gated: Panels
     down: Panels
+
+    @property
+    def fits(self) -> bool:
+        """Whether each part takes what the one before it gives, all in one dtype."""
+        hidden = self.qkv.inner
+        norms = (self.before.weight, self.behind.weight)
+        return (
+            all(n.shape == (hidden,) and n.dtype == self.qkv.panels.dtype for n in norms)
+            and all(n.is_contiguous() for n in norms)
+            and hidden == self.out.columns == self.gated.inner == self.down.columns
+            and self.gated.columns == self.down.inner
+        )
+
+
+_of_thread = threading.local()
+
+
+def _memory(entries: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of the calling thread, of any contents; as large as the largest pass, and kept for the next.
+
+    RuntimeError where there is not so much, as of any tensor.
+    """
+    kept: torch.Tensor | None = getattr(_of_thread, "memory", None)
+    if kept is None or kept.nbytes < entries * dtype.itemsize:
+        kept = _of_thread.memory = None  # let go first: the two need not be there at once
+        kept = _of_thread.memory = torch.empty(entries * dtype.itemsize, dtype=torch.uint8)
+    return kept
 
 
 def decoder_layer(
@@ -389,8 +421,9 @@ def decoder_layer(
             for p in parts
         ),
     )
-    tensors = (x, cosine, sine, key, value, out)
-    pointers = map(_pointer, tensors)
+    widest = max(layer.qkv.columns, layer.gated.columns)
+    memory = _memory(batch * length * (hidden + num_heads * key.shape[3] + widest), x.dtype)
+    pointers = map(_pointer, (x, cosine, sine, key, value, out, memory))
     _call("layer", x, ctypes.byref(made), ctypes.byref(shape), *pointers, _rows(rows))
     return out
 

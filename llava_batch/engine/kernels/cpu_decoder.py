@@ -127,7 +127,10 @@ class Shape:
 
 
 class FusedLayer(nn.Module):  # type: ignore[misc]
-    """A decoder layer of those in DECODERS, whose norms, and feed-forward where it is known, are fused already."""
+    """A decoder layer of those in DECODERS, whose norms, and feed-forward where it is known, are fused already.
+
+    Computed in one call, its parts are not called: hooks on them see nothing then.
+    """
 
     def __init__(self, layer: Any, attention: FusedAttention | LastAttention) -> None:
         super().__init__()
@@ -148,7 +151,8 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         if not all(isinstance(part, (PanelLinear, PanelGated)) for part in products):
             return None
         qkv, out, both, down = (part.weight for part in products)
-        return cpu.Layer(before.norm, qkv, out, behind.norm, both, down)
+        made = cpu.Layer(before.norm, qkv, out, behind.norm, both, down)
+        return made if made.fits else None
 
     def forward(
         self,

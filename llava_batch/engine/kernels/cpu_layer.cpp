@@ -4,10 +4,9 @@
 // nothing goes back to Python, and what is only passed on lies in memory that is kept.
 // Legend: B rows, Q their left-padded length, C hidden size, Hq and H query and K/V heads, D head size.
 
-#include <algorithm>
 #include <cstring>
 
-#include "cpu_vectors.h"
+#include "cpu_kernels.h"
 
 struct Linear {
   const void *panels, *bias;  // bias: null, or in the panels' order
@@ -43,16 +42,14 @@ OF_TYPE(float32, float)
 OF_TYPE(bfloat16, bf16)
 #endif
 
-thread_local Scratch scratch;
-
-// x and out [B, Q, C]; a: the strides of keys and values, the others are set here.
+// x and out [B, Q, C]; a: the strides of keys and values, the others are set here. memory: B * Q times C, Hq * D, and the
+// more of the columns of qkv and gated.
 template <typename T>
 void layer(const Layer& l, Attention a, const T* x, const T* cosine, const T* sine, T* k, T* v,
-           T* out, const Rows& rows) {
+           T* out, T* memory, const Rows& rows) {
   const int64_t tokens = a.batch * a.length, mixed_width = a.heads * a.dim;
   const int64_t qkv_width = l.qkv.columns;
-  const int64_t entries = l.hidden + mixed_width + std::max(qkv_width, l.gated.columns);
-  T* normed = reinterpret_cast<T*>(scratch.get(sizeof(T) * tokens * entries));
+  T* normed = memory;
   T* mixed = normed + tokens * l.hidden;
   T* wide = mixed + tokens * mixed_width;
   a.q_batch = a.length * qkv_width, a.q_head = a.dim, a.q_token = qkv_width;
@@ -74,8 +71,8 @@ void layer(const Layer& l, Attention a, const T* x, const T* cosine, const T* si
 
 #define KERNELS(NAME, T)                                                                         \
   void layer_##NAME(const Layer* l, const Attention* a, const T* x, const T* cosine,             \
-                    const T* sine, T* k, T* v, T* out, const Rows* rows) {                       \
-    layer(*l, *a, x, cosine, sine, k, v, out, *rows);                                            \
+                    const T* sine, T* k, T* v, T* out, T* memory, const Rows* rows) {            \
+    layer(*l, *a, x, cosine, sine, k, v, out, memory, *rows);                                    \
   }
 
 extern "C" {

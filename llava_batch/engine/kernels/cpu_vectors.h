@@ -1,4 +1,4 @@
-// What the fused CPU kernels share: memory that is kept, exponentials, loads and stores by element type, multiply-adds.
+// What the fused CPU kernels share: exponentials, loads and stores by element type, multiply-adds.
 //
 // Needs AVX-512 (and AVX512_BF16 for bfloat16). In an unnamed namespace: every file that includes it has its own.
 
@@ -8,26 +8,10 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <cstdlib>
 
 #include "cpu_kernels.h"
 
 namespace {
-
-// Memory of one thread; it grows to the largest call and is kept.
-struct Scratch {
-  void* data = nullptr;
-  size_t size = 0;
-  ~Scratch() { std::free(data); }
-  char* get(size_t wanted) {
-    if (wanted > size) {
-      std::free(data);
-      size = (wanted + 4095) & ~size_t{4095};
-      data = std::aligned_alloc(4096, size);
-    }
-    return static_cast<char*>(data);
-  }
-};
 
 inline __m512 exp512(__m512 x) {
   // 2^n * exp(r), |r| <= ln2 / 2; the polynomial is the Taylor series to degree 7.
