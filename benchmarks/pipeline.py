@@ -129,13 +129,13 @@ def engine_alone(job) -> dict:
 def whole_job(job) -> dict:
     """The job through Ray, as a user runs it."""
     from llava_batch import pipeline
-    from llava_batch.generate.actor import Generate
+    from llava_batch.generate import actor
 
     begun = Path(job.output).with_suffix(".begun")
     ended = 0.0
     as_they_come = pipeline.answers
 
-    class TimedGenerate(Generate):
+    class TimedGenerate(actor.Generate):
         """Notes when the first rows reach it."""
 
         async def __call__(self, table):
@@ -149,7 +149,9 @@ def whole_job(job) -> dict:
             ended = time.time()
             yield batch
 
-    vars(pipeline).update(Generate=TimedGenerate, answers=timed_answers)
+    # The pipeline takes the actor from its module when it needs it, and its own function by name.
+    vars(actor).update(Generate=TimedGenerate)
+    vars(pipeline).update(answers=timed_answers)
     summary = pipeline.run(job)
     if summary.run["ok"] != summary.run["rows"]:
         raise RuntimeError(f"not every row was answered: {summary.run}")
