@@ -1,7 +1,7 @@
 // A whole decoder layer in one call: norm, attention over slots, norm, gated feed-forward, with both residuals.
 //
 // What each part computes, and with which bits, is what the part computes when it is called by itself; in between
-// nothing goes back to Python, and what is only passed on lies in memory that is kept.
+// nothing goes back to Python, and what is only passed on lies in memory that the caller keeps.
 // Legend: B rows, Q their left-padded length, C hidden size, Hq and H query and K/V heads, D head size.
 
 #include <cstring>
