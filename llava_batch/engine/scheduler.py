@@ -18,7 +18,7 @@ from llava_batch.engine.sequence import Sequence
 from llava_batch.engine.slots import NOBODY, SlotTable
 
 MIN_SHARED_TOKENS = 32
-"""A shorter common prefix is not worth a copy."""
+"""A shorter common prefix is not worth a copy; one that lies in the slot already is taken however short."""
 
 TOGETHER = 16
 """One slot in so many is let run empty before prompts are prefilled together. Not measured on a card; simulated
@@ -179,7 +179,8 @@ class Scheduler:
                 return None
             if slot < donor + self._widths[donor] and donor < slot + width:
                 num_shared = 0  # what is to be copied would be written over
-        donor = donor if num_shared else slot
+        if not num_shared:
+            donor, num_shared = slot, self._lies_there(sequence, slot, width)
         found = Admission(
             sequence=sequence,
             donor=donor,
@@ -218,6 +219,19 @@ class Scheduler:
         ))  # fmt: skip
         return donor if fits and not taken else None
 
+    def _lies_there(self, sequence: Sequence, slot: int, width: int) -> int:
+        """How much of a prompt the slots that it is given happen to hold: what all prompts begin with.
+
+        Not on the packed path, where a row with a past may have all that it holds gathered.
+        """
+        if not self.reuse or self.packed or self._widths[slot] != width:
+            return 0
+        return self._useful(common_prefix(self._held[slot], sequence.prefix), sequence)
+
+    def _useful(self, num_shared: int, sequence: Sequence) -> int:
+        """As much of what is shared as leaves over the places that are scored."""
+        return min(num_shared, len(sequence.prefix) - sequence.num_scores)
+
     def _hold(self, slot: int, width: int, prefix: np.ndarray) -> None:
         """Note what these slots hold now; whatever had any of them before is gone."""
         for other in range(slot + width):
@@ -233,7 +247,7 @@ class Scheduler:
             return 0, 0
         shared = [shared_prefix(held, sequence.prefix) for held in self._held]
         donor = max(range(len(shared)), key=shared.__getitem__)
-        num_shared = min(shared[donor], len(sequence.prefix) - sequence.num_scores)
+        num_shared = self._useful(shared[donor], sequence)
         return (donor, num_shared) if num_shared >= MIN_SHARED_TOKENS else (0, 0)
 
     def _should_wait(self, sequence: Sequence) -> bool:
@@ -248,7 +262,7 @@ class Scheduler:
             ),
             default=0,
         )
-        promised = min(promised, len(sequence.prefix) - sequence.num_scores)
+        promised = self._useful(promised, sequence)
         if promised < MIN_SHARED_TOKENS:
             return False
         return promised >= self._best_donor(sequence)[1] + MIN_SHARED_TOKENS

@@ -117,6 +117,30 @@ def test_what_a_row_of_several_slots_left_is_gone_once_one_of_them_is_taken():
     assert (again.slot, again.width, admission.num_shared) == (0, 2, 0)
 
 
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"reuse": True}, 3), ({"reuse": True, "packed": True}, 0), ({"reuse": False}, 0)],
+)
+def test_what_all_prompts_begin_with_is_taken_where_it_lies_and_never_copied(options, expected):
+    scheduler = Scheduler(2, slot_tokens=200, **options)
+    asked = [
+        sequences(Request(id=f"{n}", prompt_ids=[1, 2, 3] + [7 + n] * 40), [], -1, [])[0]
+        for n in range(3)
+    ]
+    scheduler.add(asked[:2])
+    for admission in scheduler.admit():
+        assert admission.num_shared == 0
+        admission.sequence.num_cached = 43
+        scheduler.cached(admission.sequence)
+    scheduler.release(asked[1])
+    scheduler.add(asked[2:])
+    (admission,) = scheduler.admit()
+    assert (admission.num_shared, admission.donor) == (expected, asked[2].slot)
+    assert asked[2].num_cached == expected
+    assert (asked[2].origin, asked[2].num_shared) == (-1, 0)
+    scheduler.check()
+
+
 def queue(count):
     return [sequences(Request(id=str(n), prompt_ids=[n, 1]), [], -1, [])[0] for n in range(count)]
 
@@ -169,7 +193,8 @@ def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
     reuse=st.booleans(),
     packed=st.booleans(),
     arrivals=st.lists(
-        st.tuples(st.integers(0, 3), st.integers(34, 60), st.integers(1, 6)), max_size=40
+        st.tuples(st.integers(0, 4), st.integers(0, 3), st.integers(34, 60), st.integers(1, 6)),
+        max_size=40,
     ),
 )
 def test_every_sequence_gets_its_slots_once_and_gives_them_back(
@@ -178,9 +203,15 @@ def test_every_sequence_gets_its_slots_once_and_gives_them_back(
     num_slots = max(num_slots, -(-188 // slot_tokens))  # the longest finds place
     scheduler = Scheduler(num_slots, slot_tokens=slot_tokens, reuse=reuse, packed=packed)
     waiting = [
-        (sequences(Request(id=str(n), prompt_ids=[image] * length), [], -1, [])[0], stay)
-        for n, (image, length, stay) in enumerate(arrivals)
+        (
+            sequences(Request(id=str(n), prompt_ids=[9] * begin + [image] * length), [], -1, [])[0],
+            stay,
+        )
+        for n, (begin, image, length, stay) in enumerate(arrivals)
     ]
+    held: dict[
+        int, tuple[int, list[int]]
+    ] = {}  # what was last written from a slot on, and in how many
     left = {id(sequence): stay for sequence, stay in waiting}
     out, turns = [], 0
     while waiting or scheduler.waiting or scheduler.active:
@@ -198,6 +229,14 @@ def test_every_sequence_gets_its_slots_once_and_gives_them_back(
                 others = range(admission.donor, admission.donor + admission.donor_width)
                 apart = mine.stop <= others.start or others.stop <= mine.start
                 assert apart or mine == others, "a fork would write over what it copies"
+                if admission.num_shared:
+                    width, ids = held[admission.donor]
+                    assert width == admission.donor_width
+                    assert ids[: admission.num_shared] == list(sequence.ids[: admission.num_shared])
+                for slot in range(num_slots):
+                    if slot in held and slot < mine.stop and slot + held[slot][0] > mine.start:
+                        del held[slot]
+                held[sequence.slot] = sequence.width, list(sequence.ids)
                 admission.sequence.num_cached = len(admission.sequence.ids)
                 scheduler.cached(admission.sequence)
         for sequence in list(scheduler.active.values()):

@@ -496,6 +496,31 @@ void rms_norm(const T* in, const T* weight, T* out, int64_t rows, int64_t dim, d
   }
 }
 
+// torch's LayerNorm: in float32 throughout, rounded once.
+template <typename T>
+void layer_norm(const T* in, const T* weight, const T* bias, T* out, int64_t rows, int64_t dim,
+                double epsilon) {
+#pragma omp parallel for if (rows * dim > 16384)
+  for (int64_t row = 0; row < rows; row++) {
+    const T* x = in + row * dim;
+    __m512 sum = _mm512_setzero_ps(), squares = sum;
+    for (int64_t d = 0; d < dim; d += 16) sum = _mm512_add_ps(sum, load16(x + d, head_mask(dim - d)));
+    const __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / static_cast<float>(dim));
+    for (int64_t d = 0; d < dim; d += 16) {
+      const __mmask16 m = head_mask(dim - d);
+      const __m512 v = _mm512_maskz_sub_ps(m, load16(x + d, m), mean);
+      squares = _mm512_fmadd_ps(v, v, squares);
+    }
+    const float variance = _mm512_reduce_add_ps(squares) / static_cast<float>(dim);
+    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(variance + static_cast<float>(epsilon)));
+    for (int64_t d = 0; d < dim; d += 16) {
+      const __mmask16 m = head_mask(dim - d);
+      const __m512 v = _mm512_mul_ps(_mm512_sub_ps(load16(x + d, m), mean), scale);
+      store16(out + row * dim + d, _mm512_fmadd_ps(v, load16(weight + d, m), load16(bias + d, m)), m);
+    }
+  }
+}
+
 // x * sigmoid(1.702 x), in place.
 template <typename T>
 void quick_gelu(T* x, int64_t count) {
@@ -556,6 +581,10 @@ void best_token(const T* logits, int64_t rows, int64_t size, int64_t* best, floa
   }                                                                                               \
   void rms_norm_##NAME(const T* x, const T* w, T* o, int64_t rows, int64_t dim, double epsilon) { \
     rms_norm(x, w, o, rows, dim, epsilon);                                                        \
+  }                                                                                               \
+  void layer_norm_##NAME(const T* x, const T* w, const T* b, T* o, int64_t rows, int64_t dim,     \
+                         double epsilon) {                                                        \
+    layer_norm(x, w, b, o, rows, dim, epsilon);                                                   \
   }                                                                                               \
   void quick_gelu_##NAME(T* x, int64_t count) { quick_gelu(x, count); }                           \
   void best_token_##NAME(const T* x, int64_t rows, int64_t size, int64_t* best, float* value,     \

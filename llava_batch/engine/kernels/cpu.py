@@ -96,6 +96,20 @@ class _Layer(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("norm_before", "norm_behind")),
         *((name, ctypes.c_double) for name in ("epsilon_before", "epsilon_behind")),
         *((name, _Linear) for name in ("qkv", "out", "gated", "down")),
+        ("scaling", ctypes.c_double),
+        ("window", ctypes.c_int64),
+    ]
+
+
+class _ClipLayer(ctypes.Structure):
+    """`ClipLayer` of `cpu_layer.cpp`."""
+
+    _fields_ = [
+        ("hidden", ctypes.c_int64),
+        *((f"{part}_before", ctypes.c_void_p) for part in ("weight", "bias")),
+        *((f"{part}_behind", ctypes.c_void_p) for part in ("weight", "bias")),
+        *((name, ctypes.c_double) for name in ("epsilon_before", "epsilon_behind")),
+        *((name, _Linear) for name in ("qkv", "out", "up", "down")),
     ]
 
 
@@ -338,6 +352,11 @@ class Panels(NamedTuple):
                 f"{x.dtype} {tuple(x.shape)} by a weight of {self.panels.dtype} with {self.inner} inner entries"
             )
 
+    def struct(self) -> _Linear:
+        """As the kernels take it; good as long as it is."""
+        bias = None if self.bias is None else self.bias.data_ptr()
+        return _Linear(self.panels.data_ptr(), bias, self.columns)
+
 
 class Norm(NamedTuple):
     """An RMSNorm's weight `[C]` and epsilon."""
@@ -347,7 +366,10 @@ class Norm(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What a decoder layer is made of; `gated` holds the gate and the factor beside each other."""
+    """What a decoder layer is made of; `gated` holds the gate and the factor beside each other.
+
+    window: of its attention, or None.
+    """
 
     before: Norm
     qkv: Panels
@@ -355,6 +377,9 @@ class Layer(NamedTuple):
     behind: Norm
     gated: Panels
     down: Panels
+    num_heads: int
+    scaling: float
+    window: int | None
 
     @property
     def fits(self) -> bool:
@@ -366,6 +391,66 @@ class Layer(NamedTuple):
             and all(n.is_contiguous() for n in norms)
             and hidden == self.out.columns == self.gated.inner == self.down.columns
             and self.gated.columns == self.down.inner
+        )
+
+    @property
+    def entries(self) -> int:
+        """What it keeps of a place meanwhile."""
+        return self.qkv.inner + self.out.inner + max(self.qkv.columns, self.gated.columns)
+
+    def struct(self) -> _Layer:
+        """As the kernels take it; good as long as the layer is."""
+        products = (self.qkv, self.out, self.gated, self.down)
+        return _Layer(
+            self.qkv.inner,
+            *(norm.weight.data_ptr() for norm in (self.before, self.behind)),
+            *(norm.epsilon for norm in (self.before, self.behind)),
+            *(part.struct() for part in products),
+            self.scaling,
+            self.window or 0,
+        )
+
+
+class LayerNorm(NamedTuple):
+    """A LayerNorm's weight and bias, `[C]` each, and epsilon."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    epsilon: float
+
+
+class ClipLayer(NamedTuple):
+    """What a layer of CLIP's tower is made of; `up` ends in quick-GELU."""
+
+    before: LayerNorm
+    qkv: Panels
+    out: Panels
+    behind: LayerNorm
+    up: Panels
+    down: Panels
+    num_heads: int
+    scaling: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether each part takes what the one before it gives, all in one dtype."""
+        hidden = self.qkv.inner
+        norms = (*self.before[:2], *self.behind[:2])
+        return (
+            all(n.shape == (hidden,) and n.dtype == self.qkv.panels.dtype for n in norms)
+            and all(n.is_contiguous() for n in norms)
+            and self.qkv.columns == 3 * hidden == 3 * self.out.inner
+            and hidden == self.out.columns == self.up.inner == self.down.columns
+            and self.up.columns == self.down.inner
+        )
+
+    def struct(self) -> _ClipLayer:
+        """As the kernels take it; good as long as the layer is."""
+        return _ClipLayer(
+            self.qkv.inner,
+            *(part.data_ptr() for norm in (self.before, self.behind) for part in norm[:2]),
+            *(norm.epsilon for norm in (self.before, self.behind)),
+            *(part.struct() for part in (self.qkv, self.out, self.up, self.down)),
         )
 
 
@@ -384,47 +469,86 @@ def _memory(entries: int, dtype: torch.dtype) -> torch.Tensor:
     return kept
 
 
-def decoder_layer(
-    layer: Layer,
-    x: torch.Tensor,
-    turns: tuple[torch.Tensor, torch.Tensor],
-    key: torch.Tensor,
-    value: torch.Tensor,
-    rows: Rows,
-    *,
-    num_heads: int,
-    scaling: float,
-    window: int | None,
-) -> torch.Tensor:
-    """`[B, Q, C]` -> `[B, Q, C]`; new keys and values are in slots `[S, H, L, D]` afterwards.
+Slots = tuple[torch.Tensor, torch.Tensor]
+"""A layer's keys and values, `[S, H, L, D]` each."""
 
-    The same bits as of its parts called one by one. turns: cosine and sine, `[B, Q, D]` each.
+
+class Layers:
+    """Decoder layers one behind the other, of one model: computed in one call.
+
+    The same bits as of their parts called one by one.
+    """
+
+    def __init__(self, layers: list[Layer]) -> None:
+        """At least one."""
+        self.layers = layers
+        self._structs = (_Layer * len(layers))(*(layer.struct() for layer in layers))
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        slots: list[Slots],
+        rows: Rows,
+        *,
+        room: int,
+    ) -> torch.Tensor:
+        """`[B, Q, C]` -> `[B, Q, C]`; each layer's new keys and values are in its slots afterwards.
+
+        turns: cosine and sine, `[B, Q, D]` each. slots: a pair for each layer, all of the same strides. room: tokens
+        that a row has room for; a window of as many is none.
+        """
+        first, key = self.layers[0], slots[0][0]
+        first.qkv.check(x)
+        x = x.contiguous()
+        cosine, sine = (turn.contiguous() for turn in turns)
+        _refuse_other_turns(cosine, key)
+        out = torch.empty_like(x)
+        batch, length, _ = x.shape
+        shape = _Shape(
+            *(batch, first.num_heads, key.shape[1], key.shape[3], length),
+            *(0, 0, 0, *key.stride()[:3], 0, 0, 0),
+            *(1, room, 0.0),
+        )
+        memory = _memory(batch * length * max(layer.entries for layer in self.layers), x.dtype)
+        addresses = ctypes.c_void_p * len(self.layers)
+        keys, values = (addresses(*(s[n].data_ptr() for s in slots)) for n in (0, 1))
+        _call(
+            "layers",
+            x,
+            *(self._structs, ctypes.c_int64(len(self.layers)), ctypes.byref(shape)),
+            *map(_pointer, (x, cosine, sine)),
+            *(keys, values, _pointer(out), _pointer(memory), _rows(rows)),
+        )
+        return out
+
+
+def clip_layer(layer: ClipLayer, x: torch.Tensor) -> torch.Tensor:
+    """`[N, T, C]` -> `[N, T, C]`: each image's patches attend to one another.
+
+    The same bits as of its parts called one by one.
     """
     layer.qkv.check(x)
     x = x.contiguous()
-    cosine, sine = (turn.contiguous() for turn in turns)
-    _refuse_other_turns(cosine, key)
     out = torch.empty_like(x)
     batch, length, hidden = x.shape
-    shape = _Shape(
-        *(batch, num_heads, key.shape[1], key.shape[3], length),
-        *(0, 0, 0, *key.stride()[:3], 0, 0, 0),
-        *(1, window or 0, scaling),
+    heads = layer.num_heads
+    shape = _Shape(batch, heads, heads, hidden // heads, length, scaling=layer.scaling)
+    entries = 2 * hidden + max(layer.qkv.columns, layer.up.columns)
+    pointers = map(_pointer, (x, out, _memory(batch * length * entries, x.dtype)))
+    every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
+    _call(
+        "clip_layer", x, ctypes.byref(layer.struct()), ctypes.byref(shape), *pointers, _rows(every)
     )
-    parts = (layer.qkv, layer.out, layer.gated, layer.down)
-    made = _Layer(
-        hidden,
-        *(norm.weight.data_ptr() for norm in (layer.before, layer.behind)),
-        *(norm.epsilon for norm in (layer.before, layer.behind)),
-        *(
-            _Linear(p.panels.data_ptr(), None if p.bias is None else p.bias.data_ptr(), p.columns)
-            for p in parts
-        ),
-    )
-    widest = max(layer.qkv.columns, layer.gated.columns)
-    memory = _memory(batch * length * (hidden + num_heads * key.shape[3] + widest), x.dtype)
-    pointers = map(_pointer, (x, cosine, sine, key, value, out, memory))
-    _call("layer", x, ctypes.byref(made), ctypes.byref(shape), *pointers, _rows(rows))
+    return out
+
+
+def layer_norm(x: torch.Tensor, norm: LayerNorm) -> torch.Tensor:
+    """torch's LayerNorm over the last dimension of a contiguous tensor."""
+    out = torch.empty_like(x)
+    dim = x.shape[-1]
+    sizes = (ctypes.c_int64(x.numel() // dim), ctypes.c_int64(dim), ctypes.c_double(norm.epsilon))
+    _call("layer_norm", x, *map(_pointer, (x, norm.weight, norm.bias, out)), *sizes)
     return out
 
 

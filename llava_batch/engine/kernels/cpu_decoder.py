@@ -1,5 +1,5 @@
-"""A decoder layer of the fast CPU form: each product with what follows it, attention over slots; where all of it is
-known and on panels, in one call.
+"""Decoder layers of the fast CPU form: each product with what follows it, attention over slots; those of which all is
+known and on panels, in one call together.
 
 Of a prompt only the last place is scored, or the few of a choice; nothing reads what the last layer makes of
 the others but its keys and values, so that it computes no more (`LastAttention`, and all behind it). One place
@@ -8,10 +8,12 @@ Legend: B rows, Q left-padded length, K the most places that a row has scored, C
 K/V heads, D head size.
 """
 
+from itertools import takewhile
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu
@@ -19,6 +21,7 @@ from llava_batch.engine.kernels.cpu_linear import PanelGated, PanelLinear, gated
 from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 
 DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
+STACKS = {"LlamaModel", "MistralModel", "Qwen2Model"}
 
 Turns = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine of the rotation, `[B, Q, D]` each."""
@@ -108,29 +111,9 @@ class Shape:
             query, layer.keys, layer.values, rows, scaling=self.scaling, window=window
         ).flatten(2)
 
-    def through(
-        self, whole: cpu.Layer, x: torch.Tensor, turns: Turns, cache: SlotCache
-    ) -> torch.Tensor:
-        """`[B, Q, C]` -> `[B, Q, C]` through the whole layer that this is the attention of."""
-        layer, rows = cache.slot_layers[self.layer], cache.rows
-        return cpu.decoder_layer(
-            whole,
-            x,
-            turns,
-            layer.keys,
-            layer.values,
-            rows,
-            num_heads=self.num_heads,
-            scaling=self.scaling,
-            window=narrowed(self.window, rows.room(cache.slot_tokens)),
-        )
-
 
 class FusedLayer(nn.Module):  # type: ignore[misc]
-    """A decoder layer of those in DECODERS, whose norms, and feed-forward where it is known, are fused already.
-
-    Computed in one call, its parts are not called: hooks on them see nothing then.
-    """
+    """A decoder layer of those in DECODERS, whose norms, and feed-forward where it is known, are fused already."""
 
     def __init__(self, layer: Any, attention: FusedAttention | LastAttention) -> None:
         super().__init__()
@@ -138,10 +121,10 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         self.input_layernorm = layer.input_layernorm
         self.post_attention_layernorm = layer.post_attention_layernorm
         self.mlp = layer.mlp
-        self.whole = self._whole()
-        """What one call computes the layer from; None where it is computed part by part."""
 
-    def _whole(self) -> cpu.Layer | None:
+    @property
+    def whole(self) -> cpu.Layer | None:
+        """What one call computes the layer from; None where it has to be computed part by part."""
         attention, mlp = self.attention, self.mlp
         before, behind = self.input_layernorm, self.post_attention_layernorm
         norms = isinstance(before, FusedNorm) and isinstance(behind, FusedNorm)
@@ -151,7 +134,11 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         if not all(isinstance(part, (PanelLinear, PanelGated)) for part in products):
             return None
         qkv, out, both, down = (part.weight for part in products)
-        made = cpu.Layer(before.norm, qkv, out, behind.norm, both, down)
+        shape = attention.shape
+        made = cpu.Layer(
+            *(before.norm, qkv, out, behind.norm, both, down),
+            *(shape.num_heads, shape.scaling, shape.window),
+        )
         return made if made.fits else None
 
     def forward(
@@ -164,16 +151,51 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
     ) -> torch.Tensor:
         """`[B, Q, C]` -> `[B, Q, C]`, of the last layer `[B, K, C]`."""
         refuse_unknown(self, attention_mask, more.keys() - HARMLESS - KNOWN)
-        if self.whole is not None:
-            return self.attention.shape.through(
-                self.whole, hidden_states, position_embeddings, past_key_values
-            )
         normed = self.input_layernorm(hidden_states)
         hidden = self.attention(normed, position_embeddings, past_key_values, hidden_states)
         normed = self.post_attention_layernorm(hidden)
         if isinstance(self.mlp, FusedMLP):
             return self.mlp(normed, hidden)
         return hidden + self.mlp(normed)
+
+
+class FusedStack(nn.Module):  # type: ignore[misc]
+    """A language model of those in STACKS, whose layers are all fused: as many of the first as can be in one call, then
+    the others, then the norm. What else transformers' own does before them (masks, caches) nothing here asks for.
+
+    What is computed in one call is not called part by part: hooks see nothing there.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.layers, self.norm, self.rotary_emb = model.layers, model.norm, model.rotary_emb
+        wholes = [*takewhile(lambda whole: whole is not None, (x.whole for x in model.layers))]
+        self.together = cpu.Layers(wholes) if wholes else None
+
+    @property
+    def num_together(self) -> int:
+        """How many layers are computed in one call."""
+        return 0 if self.together is None else len(self.together.layers)
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        past_key_values: SlotCache,
+        **more: object,
+    ) -> BaseModelOutputWithPast:
+        """`[B, Q, C]` and positions `[B, Q]` -> `[B, Q, C]`, or `[B, K, C]` where places are scored."""
+        refuse_unknown(self, None, more.keys() - HARMLESS - KNOWN)
+        cache, rows = past_key_values, past_key_values.rows
+        turns: Turns = self.rotary_emb(inputs_embeds, position_ids)
+        hidden = inputs_embeds
+        if self.together is not None:
+            slots = [(layer.keys, layer.values) for layer in cache.slot_layers[: self.num_together]]
+            room = rows.room(cache.slot_tokens)
+            hidden = self.together(hidden, turns, slots, rows, room=room)
+        for layer in self.layers[self.num_together :]:
+            hidden = layer(hidden, turns, cache)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
 
 
 def is_last(layer: Any) -> bool:

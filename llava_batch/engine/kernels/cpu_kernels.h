@@ -36,6 +36,8 @@ struct Product {
                          const Rows*);                                                             \
   void rms_norm_##NAME(const T* x, const T* weight, T* out, int64_t rows, int64_t dim,             \
                        double epsilon);                                                            \
+  void layer_norm_##NAME(const T* x, const T* weight, const T* bias, T* out, int64_t rows,         \
+                         int64_t dim, double epsilon);                                             \
   void product_##NAME(const Product*, const T* x, const uint32_t* weight, const T* bias,           \
                       const T* residual, T* out);                                                  \
   }

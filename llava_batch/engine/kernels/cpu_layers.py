@@ -1,96 +1,41 @@
 """The fast CPU form of a model's layers: the same weights, laid out for the kernels, and fused kernels.
 
-What the kernels know is exchanged: decoder layers whole (`cpu_decoder`), of the tower and the projector the
-modules inside, and only where their class is one of those named here, so that any other model still runs,
+What the kernels know is exchanged: the language model's layers (`cpu_decoder`), the tower's and the projector
+(`cpu_tower`), and only where their class is one of those named here, so that any other model still runs,
 on transformers' own modules with each linear layer by itself. What a module computes is what transformers
 computes; in float32 the tests hold every token against it.
-Legend: N images, T their patches, C hidden size.
 """
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from llava_batch.engine.kernels import cpu
 from llava_batch.engine.kernels.contract import Kernels
 from llava_batch.engine.kernels.cpu_decoder import (
     DECODERS,
+    STACKS,
     FusedAttention,
     FusedLayer,
     FusedMLP,
     FusedNorm,
+    FusedStack,
     LastAttention,
     is_last,
 )
-from llava_batch.engine.kernels.cpu_linear import PackedLinear, linear
-from llava_batch.engine.kernels.interface import HARMLESS, refuse_unknown
+from llava_batch.engine.kernels.cpu_linear import linear
+from llava_batch.engine.kernels.cpu_tower import (
+    GELUS,
+    FusedClipAttention,
+    FusedClipLayer,
+    FusedClipMLP,
+    FusedGelu,
+    whole_layer,
+)
 from llava_batch.engine.kernels.norms import NORMS
-from llava_batch.engine.passes import Rows
 
 MLPS = {"LlamaMLP", "MistralMLP", "Qwen2MLP"}
 GELU_MLPS = {"CLIPMLP", "SiglipMLP"}
-
-GELUS = {"GELUActivation": "none", "GELUTanh": "tanh"}
-"""oneDNN's names of those activations. Within a product each entry is computed alike; torch's own takes
-one way for whole vectors and another for what is left of a thread's share."""
-
-
-class FusedClipAttention(nn.Module):  # type: ignore[misc]
-    """The tower's attention, over all of an image's patches."""
-
-    def __init__(self, attention: Any) -> None:
-        super().__init__()
-        self.qkv = linear(attention.q_proj, attention.k_proj, attention.v_proj)
-        self.out = linear(attention.out_proj)
-        self.scaling, self.head_dim = attention.scale, attention.head_dim
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        **more: object,
-    ) -> tuple[torch.Tensor, None]:
-        """`[N, T, C]` -> `[N, T, C]`."""
-        refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
-        batch, length, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(batch, length, 3, -1, self.head_dim)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
-        mixed = cpu.attend(
-            query,
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            every,
-            scaling=self.scaling,
-            causal=False,
-        )
-        return self.out(mixed.view(batch, length, width)), None
-
-
-class FusedClipMLP(nn.Module):  # type: ignore[misc]
-    """The tower's feed-forward with quick-GELU within its first product."""
-
-    def __init__(self, mlp: Any) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = linear(mlp.fc1), linear(mlp.fc2)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., C]`."""
-        return self.fc2(self.fc1(x, "quick_gelu"))
-
-
-class FusedGelu(nn.Module):  # type: ignore[misc]
-    """Two linear layers and a gelu between them: LLaVA's projector, SigLIP's feed-forward."""
-
-    def __init__(self, first: nn.Linear, gelu: nn.Module, second: nn.Linear) -> None:
-        super().__init__()
-        self.first, self.second = PackedLinear(first), linear(second)
-        self.form = GELUS[type(gelu).__name__]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[..., C]` -> `[..., C]`."""
-        return self.second(self.first.product(x, "gelu", self.form))
 
 
 def fuse(module: Any) -> None:
@@ -118,6 +63,10 @@ def _fused(module: nn.Module) -> nn.Module | None:
         return FusedMLP(part)
     if kind in DECODERS and part.self_attn.head_dim % 16 == 0:
         return _decoder_layer(part)
+    if kind in STACKS:
+        return _stack(part)
+    if kind == "CLIPEncoderLayer":
+        return _clip_layer(part)
     if kind == "CLIPAttention" and part.head_dim % 16 == 0:
         return FusedClipAttention(part)
     if kind == "CLIPMLP" and part.config.hidden_act == "quick_gelu":
@@ -129,6 +78,20 @@ def _fused(module: nn.Module) -> nn.Module | None:
     if type(module) is nn.Linear:
         return linear(module)
     return None
+
+
+def _stack(model: Any) -> FusedStack | None:
+    """None where a layer is not fused, after which nothing of the model is left to be exchanged."""
+    fuse(model)
+    fused = all(isinstance(layer, FusedLayer) for layer in model.layers)
+    return FusedStack(model) if fused else None
+
+
+def _clip_layer(layer: Any) -> FusedClipLayer | None:
+    """None where one call does not know all of it, after which nothing of it is left to be exchanged."""
+    fuse(layer)
+    whole = whole_layer(layer)
+    return None if whole is None else FusedClipLayer(layer, whole)
 
 
 def _decoder_layer(layer: Any) -> FusedLayer:

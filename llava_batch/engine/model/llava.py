@@ -42,9 +42,8 @@ class Llava:
         self.config = config
         self.text_config: Any = config.text_config
         inner: Any = model.model
-        self.language_model = inner.language_model
         self.embed_tokens: Any = model.get_input_embeddings()
-        set_attention(self.language_model, interface.NAME)
+        set_attention(inner.language_model, interface.NAME)
         weight: Any = self.embed_tokens.weight
         self.dtype = weight.dtype
         self.device = weight.device
@@ -55,6 +54,7 @@ class Llava:
         place = place_of(self.device, self.dtype, quantized=quantized)
         self.kernels = choose.choose(attention, place, self.device, self.text_config)
         self.kernels.prepare(model)
+        self.language_model = inner.language_model
         if self.device.type == "cuda":
             set_attention(inner.vision_tower, self.vision.attention(self.kernels.tower))
         self.lm_head: Any = model.lm_head

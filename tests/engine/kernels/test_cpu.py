@@ -149,6 +149,27 @@ def test_elementwise_kernels_equal_torch(dtype, width):
     torch.testing.assert_close(cpu.rms_norm(x, weight, 1e-5), norm, **close)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 40, 768])
+def test_the_layer_norm_equals_torch_and_a_row_has_its_bits_alone(dtype, width):
+    """Of entries that lie far from zero beside their spread, too."""
+    kernels(dtype)
+    x = (torch.randn(131, width) + torch.linspace(0, 30, 131)[:, None]).to(dtype)
+    norm = cpu.LayerNorm(torch.randn(width).to(dtype), torch.randn(width).to(dtype), 1e-5)
+    found = cpu.layer_norm(x, norm)
+    exact = torch.nn.functional.layer_norm(
+        x.double(), (width,), norm.weight.double(), norm.bias.double(), norm.epsilon
+    )
+    close = (
+        {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 2e-5}
+    )
+    torch.testing.assert_close(found.double(), exact, **close)
+    assert all(
+        torch.equal(cpu.layer_norm(row[None], norm)[0], it)
+        for row, it in zip(x, found, strict=True)
+    )
+
+
 def rms(values):
     return values.pow(2).mean().sqrt().item()
 

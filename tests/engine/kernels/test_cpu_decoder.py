@@ -75,7 +75,7 @@ def test_its_answers_are_those_of_transformers(shape):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
-def test_in_one_call_a_layer_has_the_bits_of_its_parts(dtype, data):
+def test_in_one_call_layers_have_the_bits_of_their_parts(dtype, data):
     """Hidden states, keys and values; padding is nobody's."""
     shape = data.draw(st.sampled_from(SHAPES))
     one = made(dtype, shape, slots=4, slot_tokens=64, max_tokens=64)
@@ -85,26 +85,26 @@ def test_in_one_call_a_layer_has_the_bits_of_its_parts(dtype, data):
     rows = Rows(slots=tuple(range(count)), past=past, new=new)
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x = torch.randn(count, rows.length, 64).to(dtype)
-    layer, cache = one.llava.language_model.layers[1], one.cache
-    turns = torch.randn(2, count, rows.length, cache.slot_layers[1].keys.shape[3]).to(dtype)
-    assert layer.whole is not None
-    cache.slot_layers[1].keys.normal_()
-    cache.slot_layers[1].values.normal_()
+    stack, cache = one.llava.language_model, one.cache
+    assert stack.num_together == len(stack.layers) - 1
+    slots = [(layer.keys, layer.values) for layer in cache.slot_layers[:-1]]
+    turns = torch.randn(2, count, rows.length, slots[0][0].shape[3]).to(dtype).unbind()
+    for part in sum(slots, ()):
+        part.normal_()
     cache.select(rows)
-    before = [
-        x.clone(),
-        *(part.clone() for part in (cache.slot_layers[1].keys, cache.slot_layers[1].values)),
-    ]
+    before = [part.clone() for part in (x, *sum(slots, ()))]
     found = []
-    for whole in (layer.whole, None):
-        layer.whole = whole
-        cache.slot_layers[1].keys.copy_(before[1])
-        cache.slot_layers[1].values.copy_(before[2])
-        out = layer(x, tuple(turns), cache)
+    for together in (True, False):
+        for part, held in zip(sum(slots, ()), before[1:], strict=True):
+            part.copy_(held)
+        out = x
+        if together:
+            out = stack.together(x, turns, slots, rows, room=64)
+        else:
+            for layer in stack.layers[:-1]:
+                out = layer(out, turns, cache)
         told = [out[row, -n:] for row, n in enumerate(new)]
-        found.append(
-            [*told, cache.slot_layers[1].keys.clone(), cache.slot_layers[1].values.clone()]
-        )
+        found.append([*told, *(part.clone() for part in sum(slots, ()))])
     assert torch.equal(x, before[0])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
@@ -112,7 +112,19 @@ def test_in_one_call_a_layer_has_the_bits_of_its_parts(dtype, data):
 def test_a_layer_that_is_not_known_whole_is_computed_part_by_part(monkeypatch):
     monkeypatch.setattr(cpu_layers, "MLPS", set())
     one = made(torch.float32, "multi-head", slots=3)
-    assert [layer.whole for layer in one.llava.language_model.layers] == [None] * 3
+    stack = one.llava.language_model
+    assert [layer.whole for layer in stack.layers] == [None] * 3
+    assert stack.num_together == 0
+    asked = requests(5)
+    found = by_key([*one.generate(asked)])
+    assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
+
+
+@pytest.mark.parametrize("family", ["STACKS", "DECODERS"])
+def test_what_is_not_known_as_a_stack_is_transformers_own(monkeypatch, family):
+    monkeypatch.setattr(cpu_layers, family, set())
+    one = made(torch.float32, "multi-head", slots=3)
+    assert type(one.llava.language_model).__name__ == "LlamaModel"
     asked = requests(5)
     found = by_key([*one.generate(asked)])
     assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
@@ -120,12 +132,20 @@ def test_a_layer_that_is_not_known_whole_is_computed_part_by_part(monkeypatch):
 
 def test_what_is_no_layers_input_is_refused():
     one = made(torch.bfloat16, "multi-head", slots=1)
-    layer, cache = one.llava.language_model.layers[0], one.cache
-    cache.select(Rows(slots=(0,), past=(0,), new=(2,)))
+    stack, cache = one.llava.language_model, one.cache
+    rows = Rows(slots=(0,), past=(0,), new=(2,))
+    cache.select(rows)
     turns = tuple(torch.zeros(2, 1, 2, 16).bfloat16())
+    slots = [(layer.keys, layer.values) for layer in cache.slot_layers[:-1]]
     for x in (torch.zeros(1, 2, 64), torch.zeros(1, 2, 62).bfloat16()):
-        with pytest.raises(ValueError, match=r"by a weight of torch\.bfloat16 with 64"):
-            layer(x, turns, cache)
+        for refused in (
+            lambda x=x: stack.together(x, turns, slots, rows, room=64),
+            lambda x=x: stack.layers[0](x, turns, cache),
+        ):
+            with pytest.raises(ValueError, match=r"by a weight of torch\.bfloat16 with 64"):
+                refused()
+    with pytest.raises(ValueError, match="FusedStack asks its attention for softcap"):
+        stack(torch.zeros(1, 2, 64).bfloat16(), torch.zeros(1, 2).long(), cache, softcap=1.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -160,6 +180,3 @@ def test_a_layer_of_another_kind_is_cut_behind_the_model(monkeypatch):
     monkeypatch.setattr(cpu_layers, "DECODERS", set())
     one = made(torch.float32, "multi-head", slots=3)
     assert not any(isinstance(part, LastAttention) for part in one.llava.model.modules())
-    asked = requests(5)
-    found = by_key([*one.generate(asked)])
-    assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
