@@ -8,7 +8,7 @@ from typing import Any
 import bench_model
 import torch
 
-from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels import cpu_build
 from llava_batch.engine.kernels.cpu_linear import PackedLinear, PanelLinear
 
 NUM_TEXT = 11
@@ -36,7 +36,7 @@ def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
     ways = [linear]
     if options.device == "cpu":
         ways.append(PackedLinear(linear))
-        if not cpu.why_not(dtype) and not cpu.why_not_built(dtype):
+        if not cpu_build.why_not(dtype) and not cpu_build.why_not_built(dtype):
             ways.append(PanelLinear(linear))
     seconds = min(timed(clock, partial(way, left)) for way in ways for _ in range(5))
     flops_per_s = 2 * size**3 / seconds

@@ -41,7 +41,7 @@ from transformers.initialization import no_init_weights
 from llava_batch.engine import Engine, device, readback
 from llava_batch.engine.forward import cuda_graphs
 from llava_batch.engine.forward.cuda_graphs import Graphs
-from llava_batch.engine.kernels import cpu, cuda, self_test
+from llava_batch.engine.kernels import cpu_build, cuda, self_test
 
 aten = torch.ops.aten
 HERE = Path(__file__).parent
@@ -62,7 +62,7 @@ def why_not() -> str | None:
     """Why there can be no fake card on this machine, or None; it is then ready."""
     if torch.version.cuda is not None:
         return None
-    compiler = cpu.compiler()
+    compiler = cpu_build.compiler()
     if compiler is None:
         return "no C++ compiler is installed, and this torch has no guard for CUDA devices"
     root = Path(torch.__file__).parent

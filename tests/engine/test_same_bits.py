@@ -12,7 +12,7 @@ from tiny_llava import SHAPES, by_key, image, prompt, random_llava, text_config,
 from transformers import SiglipVisionConfig
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import choose, cpu, cpu_linear
+from llava_batch.engine.kernels import choose, cpu_build, cpu_linear
 from llava_batch.engine.kernels.contract import Place
 
 CASES = [*((shape, torch.bfloat16) for shape in SHAPES), ("multi-head", torch.float32)]
@@ -23,7 +23,7 @@ TURNS = ((2, 9, 8), (2, 17, 30, 31, 32), (2,))
 def native(dtype: torch.dtype) -> None:
     """Skip where the kernels that the promise is made for cannot be had."""
     missing = choose.why_not("native", Place(device="cpu", dtype=dtype))
-    missing = missing or cpu.why_not_built(dtype)
+    missing = missing or cpu_build.why_not_built(dtype)
     if missing:
         pytest.skip(missing)
 

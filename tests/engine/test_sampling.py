@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from llava_batch.engine import Request, sampling
 from llava_batch.engine import draw as drawing
 from llava_batch.engine.draw import draw
-from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels import cpu, cpu_build
 from llava_batch.engine.model import memory
 from llava_batch.engine.sampling import Sampler, Scored
 from llava_batch.engine.sequence import sequences
@@ -30,7 +30,7 @@ def drawing_by(how: str):
     """torch's own way, which a card has too, or the kernel of the CPU."""
     if how == "plain":
         return draw
-    if missing := cpu.why_not(torch.float32) or cpu.why_not_built(torch.float32):
+    if missing := cpu_build.why_not(torch.float32) or cpu_build.why_not_built(torch.float32):
         pytest.skip(missing)
     return cpu.draw
 

@@ -15,7 +15,7 @@ import torch
 
 from llava_batch import Job, run
 from llava_batch.demo.shards import write_shards
-from llava_batch.engine.kernels import choose, cpu
+from llava_batch.engine.kernels import choose, cpu_build
 from llava_batch.engine.kernels.contract import Place
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -26,7 +26,7 @@ COUNT = 40
 def native() -> None:
     """Skip where the kernels that the promise is made for cannot be had."""
     place = Place(device="cpu", dtype=torch.bfloat16)
-    missing = choose.why_not("native", place) or cpu.why_not_built(torch.bfloat16)
+    missing = choose.why_not("native", place) or cpu_build.why_not_built(torch.bfloat16)
     if missing:
         pytest.skip(missing)
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from llava_batch.engine.cache import head_dim, kv_heads
-from llava_batch.engine.kernels import cpu, cpu_layers, cuda, plain, self_test
+from llava_batch.engine.kernels import cpu_build, cpu_layers, cuda, plain, self_test
 from llava_batch.engine.kernels.contract import Kernels, Place
 
 log = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ ATTENTIONS = {
     "native": Attention(
         kernels=lambda: cpu_layers.KERNELS,
         device="cpu",
-        dtypes=tuple(cpu.NEEDS),
+        dtypes=tuple(cpu_build.NEEDS),
         reads_floats=True,
-        missing=cpu.why_not,
+        missing=cpu_build.why_not,
     ),
     "torch": Attention(kernels=lambda: plain.KERNELS),
     "flash": Attention(
@@ -120,7 +120,7 @@ def _refuse(name: str, found: str | None) -> None:
 def _why_not_here(name: str, dtype: torch.dtype, device: torch.device, config: Any) -> str | None:
     """Why kernels do not work where they are to run, by building or trying them; None if they do."""
     if name == "native":
-        return cpu.why_not_built(dtype)
+        return cpu_build.why_not_built(dtype)
     if name == "torch" or device.type == "cpu":
         return None
     return self_test.why_not(

@@ -125,32 +125,45 @@ inline void pack_values(const bf16* value, int64_t stride, int64_t count, int64_
 }
 #endif
 
-// scores[i][j] = query i . key j, for N queries and keys [begin, end) in steps of kKeys.
-template <typename T, int N>
-void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t padded, int words,
-                 int64_t begin, int64_t end, float* scores, int64_t stride) {
-  for (int64_t j = begin; j < end; j += kKeys) {
-    __m512 acc[N][4];
-    for (auto& row : acc)
-      for (auto& part : row) part = _mm512_setzero_ps();
-    for (int w = 0; w < words; w++) {
-      const uint32_t* at = keys + w * padded + j;
-      const __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + 16);
-      const __m512i b2 = _mm512_loadu_si512(at + 32), b3 = _mm512_loadu_si512(at + 48);
-#pragma GCC unroll 6
-      for (int i = 0; i < N; i++) {
-        acc[i][0] = Word<T>::fma(acc[i][0], query[i] + w, b0);
-        acc[i][1] = Word<T>::fma(acc[i][1], query[i] + w, b1);
-        acc[i][2] = Word<T>::fma(acc[i][2], query[i] + w, b2);
-        acc[i][3] = Word<T>::fma(acc[i][3], query[i] + w, b3);
-      }
-    }
-    // Unrolled, so that no sum leaves its register before.
+// scores[i][j] = query i . key j, for N queries and 16 * V keys from j on.
+template <typename T, int N, int V>
+inline __attribute__((always_inline)) void score_part(const uint32_t* const* query,
+                                                      const uint32_t* keys, int64_t padded,
+                                                      int words, int64_t j, float* scores,
+                                                      int64_t stride) {
+  __m512 acc[N][V];
+  for (auto& row : acc)
+    for (auto& part : row) part = _mm512_setzero_ps();
+  for (int w = 0; w < words; w++) {
+    __m512i b[V];
+#pragma GCC unroll 4
+    for (int part = 0; part < V; part++)
+      b[part] = _mm512_loadu_si512(keys + w * padded + j + 16 * part);
 #pragma GCC unroll 6
     for (int i = 0; i < N; i++)
 #pragma GCC unroll 4
-      for (int part = 0; part < 4; part++)
-        _mm512_storeu_ps(scores + i * stride + j + 16 * part, acc[i][part]);
+      for (int part = 0; part < V; part++)
+        acc[i][part] = Word<T>::fma(acc[i][part], query[i] + w, b[part]);
+  }
+  // Unrolled, so that no sum leaves its register before.
+#pragma GCC unroll 6
+  for (int i = 0; i < N; i++)
+#pragma GCC unroll 4
+    for (int part = 0; part < V; part++)
+      _mm512_storeu_ps(scores + i * stride + j + 16 * part, acc[i][part]);
+}
+
+// The same for keys [begin, end), a whole number of vectors.
+template <typename T, int N>
+void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t padded, int words,
+                 int64_t begin, int64_t end, float* scores, int64_t stride) {
+  int64_t j = begin;
+  for (; j + kKeys <= end; j += kKeys)
+    score_part<T, N, 4>(query, keys, padded, words, j, scores, stride);
+  switch ((end - j) / 16) {
+    case 3: return score_part<T, N, 3>(query, keys, padded, words, j, scores, stride);
+    case 2: return score_part<T, N, 2>(query, keys, padded, words, j, scores, stride);
+    case 1: return score_part<T, N, 1>(query, keys, padded, words, j, scores, stride);
   }
 }
 
@@ -238,7 +251,7 @@ void prefill_task(const Attention& a, const T* query, const T* key, const T* val
       const int64_t highest = (a.causal ? past + i + rows : total) - first;
       const int64_t lowest = a.window ? std::max<int64_t>(0, past + i - a.window + 1) - first : 0;
       const int64_t begin = lowest / kKeys * kKeys;
-      const int64_t end = (highest + kKeys - 1) / kKeys * kKeys;
+      const int64_t end = (highest + 15) / 16 * 16;
       score_block<T, kRows>(q, keys, padded, words, begin, end, scores, stride);
       for (int r = 0; r < kRows; r++) {
         const int64_t position = past + i + std::min(r, rows - 1);

@@ -16,7 +16,7 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llava_batch.engine.cache import SlotCache
-from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels import cpu, cpu_whole
 from llava_batch.engine.kernels.cpu_linear import PanelGated, PanelLinear, gated, linear
 from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 
@@ -123,7 +123,7 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         self.mlp = layer.mlp
 
     @property
-    def whole(self) -> cpu.Layer | None:
+    def whole(self) -> cpu_whole.Layer | None:
         """What one call computes the layer from; None where it has to be computed part by part."""
         attention, mlp = self.attention, self.mlp
         before, behind = self.input_layernorm, self.post_attention_layernorm
@@ -135,7 +135,7 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
             return None
         qkv, out, both, down = (part.weight for part in products)
         shape = attention.shape
-        made = cpu.Layer(
+        made = cpu_whole.Layer(
             *(before.norm, qkv, out, behind.norm, both, down),
             *(shape.num_heads, shape.scaling, shape.window),
         )
@@ -170,7 +170,7 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.layers, self.norm, self.rotary_emb = model.layers, model.norm, model.rotary_emb
         wholes = [*takewhile(lambda whole: whole is not None, (x.whole for x in model.layers))]
-        self.together = cpu.Layers(wholes) if wholes else None
+        self.together = cpu_whole.Layers(wholes) if wholes else None
 
     @property
     def num_together(self) -> int:

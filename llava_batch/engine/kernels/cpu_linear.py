@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels import cpu, cpu_build
 
 COLUMNS = 64
 """Of a panel; as `kColumns` in `cpu_matmul.cpp`."""
@@ -30,7 +30,7 @@ def panels_are_best(weight: torch.Tensor) -> bool:
     """Whether a weight `[N, C]` is to lie in panels rather than as oneDNN wants it."""
     if weight.dtype == torch.float32:
         return True
-    return weight.shape[1] % 2 == 0 and "amx_bf16" not in cpu.cpu_flags()
+    return weight.shape[1] % 2 == 0 and "amx_bf16" not in cpu_build.cpu_flags()
 
 
 class PanelLinear(nn.Module):  # type: ignore[misc]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
-from llava_batch.engine.kernels import cpu
+from llava_batch.engine.kernels import cpu, cpu_whole
 from llava_batch.engine.kernels.cpu_linear import PackedLinear, PanelLinear, linear
 from llava_batch.engine.kernels.interface import HARMLESS, refuse_unknown
 from llava_batch.engine.passes import Rows
@@ -82,7 +82,7 @@ class FusedClipLayer(CLIPEncoderLayer):  # type: ignore[misc]
     Of transformers' class, and with the layer's hooks: by these it hands out the hidden states that are asked for.
     """
 
-    def __init__(self, layer: Any, whole: cpu.ClipLayer) -> None:
+    def __init__(self, layer: Any, whole: cpu_whole.ClipLayer) -> None:
         nn.Module.__init__(self)  # transformers' own would make the parts anew
         self.self_attn, self.mlp = layer.self_attn, layer.mlp
         self.layer_norm1, self.layer_norm2 = layer.layer_norm1, layer.layer_norm2
@@ -97,10 +97,10 @@ class FusedClipLayer(CLIPEncoderLayer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """`[N, T, C]` -> `[N, T, C]`."""
         refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
-        return cpu.clip_layer(self.whole, hidden_states)
+        return cpu_whole.clip_layer(self.whole, hidden_states)
 
 
-def whole_layer(layer: Any) -> cpu.ClipLayer | None:
+def whole_layer(layer: Any) -> cpu_whole.ClipLayer | None:
     """What one call computes a CLIPEncoderLayer from, whose parts are fused; None where it cannot."""
     attention, mlp = layer.self_attn, layer.mlp
     if not (isinstance(attention, FusedClipAttention) and isinstance(mlp, FusedClipMLP)):
@@ -114,5 +114,5 @@ def whole_layer(layer: Any) -> cpu.ClipLayer | None:
         for norm in (layer.layer_norm1, layer.layer_norm2)
     )
     num_heads = out.inner // attention.head_dim
-    made = cpu.ClipLayer(before, qkv, out, behind, up, down, num_heads, attention.scaling)
+    made = cpu_whole.ClipLayer(before, qkv, out, behind, up, down, num_heads, attention.scaling)
     return made if made.fits else None

@@ -13,7 +13,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from llava_batch.driver.refusals import refuse_what_is_missing
-from llava_batch.engine.kernels import choose, cpu, plain
+from llava_batch.engine.kernels import choose, cpu, cpu_build, plain
 from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.kernels.cpu_decoder import FusedMLP
 from llava_batch.engine.passes import Rows
@@ -25,7 +25,7 @@ DTYPES = {torch.float32: 2e-5, torch.bfloat16: 3e-2}
 
 def kernels(dtype):
     missing = choose.why_not("native", Place(device="cpu", dtype=dtype))
-    missing = missing or cpu.why_not_built(dtype)
+    missing = missing or cpu_build.why_not_built(dtype)
     if missing:
         pytest.skip(missing)
 
@@ -203,7 +203,7 @@ def test_the_best_token_is_the_first_highest_and_its_logprob_is_torchs(dtype):
 
 
 def test_without_a_compiler_the_engine_answers_with_torch(monkeypatch):
-    monkeypatch.setattr(cpu, "why_not_built", lambda dtype: "no C++ compiler is installed")
+    monkeypatch.setattr(cpu_build, "why_not_built", lambda dtype: "no C++ compiler is installed")
     made = engine()
     assert made.llava.kernels.name == "torch"
     request = requests(1)[0]
@@ -211,15 +211,15 @@ def test_without_a_compiler_the_engine_answers_with_torch(monkeypatch):
 
 
 def test_kernels_that_are_asked_for_and_missing_are_an_error(monkeypatch):
-    monkeypatch.setattr(cpu, "why_not_built", lambda dtype: "no C++ compiler is installed")
+    monkeypatch.setattr(cpu_build, "why_not_built", lambda dtype: "no C++ compiler is installed")
     with pytest.raises(ValueError, match=r"native.*no C\+\+ compiler"):
         engine(attention="native")
 
 
 def forget() -> None:
     """What this process knows of its compiler and what that has built."""
-    cpu.library.cache_clear()
-    cpu.why_not_built.cache_clear()
+    cpu_build.library.cache_clear()
+    cpu_build.why_not_built.cache_clear()
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def own_cache(tmp_path, monkeypatch):
 def compiler_like(folder, name: str, *flags: str) -> str:
     """The machine's compiler, under another name and always with these flags."""
     script = folder / name
-    script.write_text(f'#!/bin/sh\nexec {cpu.compiler()} "$@" {" ".join(flags)}\n')
+    script.write_text(f'#!/bin/sh\nexec {cpu_build.compiler()} "$@" {" ".join(flags)}\n')
     script.chmod(0o755)
     return str(script)
 
@@ -243,8 +243,8 @@ def compiler_like(folder, name: str, *flags: str) -> str:
 def test_a_compiler_too_old_for_bfloat16_leaves_it_to_torch(own_cache, monkeypatch):
     old = compiler_like(own_cache, "old-g++", "-O0", "-mno-avx512bf16")
     monkeypatch.setenv("CXX", old)
-    assert f"too old for bfloat16: {old}" in str(cpu.why_not_built(torch.bfloat16))
-    assert cpu.why_not_built(torch.float32) is None
+    assert f"too old for bfloat16: {old}" in str(cpu_build.why_not_built(torch.bfloat16))
+    assert cpu_build.why_not_built(torch.float32) is None
     half = copy.deepcopy(tiny()).bfloat16()
     assert wrapped(copy.deepcopy(half), attention="auto").llava.kernels.name == "torch"
     with pytest.raises(ValueError, match="'native' cannot be had: the compiler is too old"):
@@ -255,26 +255,26 @@ def test_what_another_compiler_has_built_is_not_loaded(own_cache, monkeypatch):
     old = compiler_like(own_cache, "old-g++", "-O0", "-mno-avx512bf16")
     new = compiler_like(own_cache, "new-g++", "-O0")
     monkeypatch.setenv("CXX", old)
-    assert not hasattr(cpu.library(), "prefill_bfloat16")
+    assert not hasattr(cpu_build.library(), "prefill_bfloat16")
     forget()
     monkeypatch.setenv("CXX", new)
-    assert hasattr(cpu.library(), "prefill_bfloat16")
+    assert hasattr(cpu_build.library(), "prefill_bfloat16")
 
 
 def test_without_a_compiler_what_another_machine_has_built_is_taken(own_cache, monkeypatch):
     monkeypatch.setenv("CXX", compiler_like(own_cache, "a-g++", "-O0"))
-    assert cpu.why_not_built(torch.bfloat16) is None
+    assert cpu_build.why_not_built(torch.bfloat16) is None
     forget()
     monkeypatch.delenv("CXX")
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert cpu.why_not_built(torch.bfloat16) is None
+    assert cpu_build.why_not_built(torch.bfloat16) is None
     forget()
     monkeypatch.setenv("XDG_CACHE_HOME", str(own_cache / "another"))
-    assert "no C++ compiler is installed" in str(cpu.why_not_built(torch.bfloat16))
+    assert "no C++ compiler is installed" in str(cpu_build.why_not_built(torch.bfloat16))
 
 
 def test_a_processor_without_the_instructions_is_refused_in_the_driver(monkeypatch):
-    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx2", "avx512f", "avx512bw"}))
+    monkeypatch.setattr(cpu_build, "cpu_flags", lambda: frozenset({"avx2", "avx512f", "avx512bw"}))
     job = Job(attention="native", dtype="bfloat16")
     with pytest.raises(UsageError, match="--attention native: the processor lacks avx512vl, "):
         refuse_what_is_missing(job, on_gpu=False, card=None)

@@ -11,7 +11,7 @@ from tiny_llava import COMMON, random_llava, vision_config
 from torch import nn
 from transformers import LlamaConfig
 
-from llava_batch.engine.kernels import cpu, cpu_layers, cpu_linear
+from llava_batch.engine.kernels import cpu_build, cpu_layers, cpu_linear
 from llava_batch.engine.kernels.cpu_decoder import FusedMLP
 from llava_batch.engine.kernels.cpu_linear import PackedGated, PackedLinear, PanelGated, PanelLinear
 
@@ -160,11 +160,11 @@ def test_a_residual_of_another_kind_or_an_input_of_another_dtype_is_refused():
 def test_bfloat16_goes_to_onednn_where_the_processor_multiplies_matrices_or_an_entry_has_no_neighbour(
     monkeypatch,
 ):
-    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx512f"}))
+    monkeypatch.setattr(cpu_build, "cpu_flags", lambda: frozenset({"avx512f"}))
     best = cpu_linear.panels_are_best
     assert best(torch.zeros(4, 6, dtype=torch.bfloat16))
     assert not best(torch.zeros(4, 7, dtype=torch.bfloat16))
-    monkeypatch.setattr(cpu, "cpu_flags", lambda: frozenset({"avx512f", "amx_bf16"}))
+    monkeypatch.setattr(cpu_build, "cpu_flags", lambda: frozenset({"avx512f", "amx_bf16"}))
     assert not best(torch.zeros(4, 6, dtype=torch.bfloat16))
     assert best(torch.zeros(4, 7))
 

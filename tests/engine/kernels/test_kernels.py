@@ -18,7 +18,7 @@ from tiny_llava import SHAPES, by_key, engine, image, prompt, reference, request
 from llava_batch.driver.refusals import refuse_what_is_missing
 from llava_batch.driver.settle import settle
 from llava_batch.engine import Request
-from llava_batch.engine.kernels import choose, cpu, cuda, norms, plain, self_test
+from llava_batch.engine.kernels import choose, cpu, cpu_build, cuda, norms, plain, self_test
 from llava_batch.engine.kernels.contract import Kernels, Place
 from llava_batch.engine.model.llava import place_of
 from llava_batch.engine.model.memory import activation_bytes
@@ -152,7 +152,7 @@ def test_a_decode_without_a_window_asks_for_none_so_that_queries_share_their_key
 @pytest.mark.parametrize("name", ["native", "torch", "sdpa"])
 def test_a_window_as_long_as_a_slot_is_none(monkeypatch, name, max_tokens, window):
     if choose.why_not(name, Place(device="cpu", dtype=torch.float32)) or (
-        name == "native" and cpu.why_not_built(torch.float32)
+        name == "native" and cpu_build.why_not_built(torch.float32)
     ):
         pytest.skip("its kernels cannot be had here")
     made = engine("mistral", attention=name, max_tokens=max_tokens)

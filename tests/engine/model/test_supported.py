@@ -38,7 +38,7 @@ from llava_batch import checkpoint
 from llava_batch.checkpoint import Checkpoint
 from llava_batch.driver.refusals import refuse_what_does_not_fit
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import choose, cpu, interface, plain
+from llava_batch.engine.kernels import choose, cpu, cpu_build, interface, plain
 from llava_batch.engine.kernels.contract import Place
 from llava_batch.engine.kernels.cpu_decoder import FusedAttention, FusedLayer
 from llava_batch.engine.model import load, supported
@@ -236,7 +236,7 @@ def test_a_rotation_of_part_of_a_head_is_refused_by_the_fused_kernel() -> None:
 @pytest.mark.parametrize("kind", supported.TEXTS)
 def test_in_bfloat16_the_fast_cpu_kernels_agree_with_the_same_weights_in_float32(kind) -> None:
     place = Place(device="cpu", dtype=torch.bfloat16)
-    if choose.why_not("native", place) or cpu.why_not_built(place.dtype):
+    if choose.why_not("native", place) or cpu_build.why_not_built(place.dtype):
         pytest.skip("the kernels cannot be had here")
     half = random_llava(vision_config(), text(kind)).bfloat16()
     first = [replace(request, max_new_tokens=1) for request in given()]

@@ -1,0 +1,215 @@
+"""Whole layers in one call each, or several of one model in one: `cpu_layer.cpp`.
+
+Legend: B rows, Q left-padded length, S slots, L slot length, H K/V heads, D head size, N images, T their patches,
+C hidden size.
+"""
+
+import ctypes
+import threading
+from typing import NamedTuple
+
+import torch
+
+from llava_batch.engine.kernels.cpu import LayerNorm, Norm, Panels, refuse_other_turns
+from llava_batch.engine.kernels.cpu_abi import LinearStruct, Shape, by_rows, call, pointer
+from llava_batch.engine.passes import Rows
+
+
+class _Layer(ctypes.Structure):
+    """`Layer` of `cpu_layer.cpp`."""
+
+    _fields_ = [
+        ("hidden", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("norm_before", "norm_behind")),
+        *((name, ctypes.c_double) for name in ("epsilon_before", "epsilon_behind")),
+        *((name, LinearStruct) for name in ("qkv", "out", "gated", "down")),
+        ("scaling", ctypes.c_double),
+        ("window", ctypes.c_int64),
+    ]
+
+
+class _ClipLayer(ctypes.Structure):
+    """`ClipLayer` of `cpu_layer.cpp`."""
+
+    _fields_ = [
+        ("hidden", ctypes.c_int64),
+        *((f"{part}_before", ctypes.c_void_p) for part in ("weight", "bias")),
+        *((f"{part}_behind", ctypes.c_void_p) for part in ("weight", "bias")),
+        *((name, ctypes.c_double) for name in ("epsilon_before", "epsilon_behind")),
+        *((name, LinearStruct) for name in ("qkv", "out", "up", "down")),
+    ]
+
+
+class Layer(NamedTuple):
+    """What a decoder layer is made of; `gated` holds the gate and the factor beside each other.
+
+    window: of its attention, or None.
+    """
+
+    before: Norm
+    qkv: Panels
+    out: Panels
+    behind: Norm
+    gated: Panels
+    down: Panels
+    num_heads: int
+    scaling: float
+    window: int | None
+
+    @property
+    def fits(self) -> bool:
+        """Whether each part takes what the one before it gives, all in one dtype."""
+        hidden = self.qkv.inner
+        norms = (self.before.weight, self.behind.weight)
+        return (
+            all(n.shape == (hidden,) and n.dtype == self.qkv.panels.dtype for n in norms)
+            and all(n.is_contiguous() for n in norms)
+            and hidden == self.out.columns == self.gated.inner == self.down.columns
+            and self.gated.columns == self.down.inner
+        )
+
+    @property
+    def entries(self) -> int:
+        """What it keeps of a place meanwhile."""
+        return self.qkv.inner + self.out.inner + max(self.qkv.columns, self.gated.columns)
+
+    def struct(self) -> _Layer:
+        """As the kernels take it; good as long as the layer is."""
+        products = (self.qkv, self.out, self.gated, self.down)
+        return _Layer(
+            self.qkv.inner,
+            *(norm.weight.data_ptr() for norm in (self.before, self.behind)),
+            *(norm.epsilon for norm in (self.before, self.behind)),
+            *(part.struct() for part in products),
+            self.scaling,
+            self.window or 0,
+        )
+
+
+class ClipLayer(NamedTuple):
+    """What a layer of CLIP's tower is made of; `up` ends in quick-GELU."""
+
+    before: LayerNorm
+    qkv: Panels
+    out: Panels
+    behind: LayerNorm
+    up: Panels
+    down: Panels
+    num_heads: int
+    scaling: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether each part takes what the one before it gives, all in one dtype."""
+        hidden = self.qkv.inner
+        norms = (*self.before[:2], *self.behind[:2])
+        return (
+            all(n.shape == (hidden,) and n.dtype == self.qkv.panels.dtype for n in norms)
+            and all(n.is_contiguous() for n in norms)
+            and self.qkv.columns == 3 * hidden == 3 * self.out.inner
+            and hidden == self.out.columns == self.up.inner == self.down.columns
+            and self.up.columns == self.down.inner
+        )
+
+    def struct(self) -> _ClipLayer:
+        """As the kernels take it; good as long as the layer is."""
+        return _ClipLayer(
+            self.qkv.inner,
+            *(part.data_ptr() for norm in (self.before, self.behind) for part in norm[:2]),
+            *(norm.epsilon for norm in (self.before, self.behind)),
+            *(part.struct() for part in (self.qkv, self.out, self.up, self.down)),
+        )
+
+
+_of_thread = threading.local()
+
+
+def _memory(entries: int, dtype: torch.dtype) -> torch.Tensor:
+    """Of the calling thread, of any contents; as large as the largest pass, and kept for the next.
+
+    RuntimeError where there is not so much, as of any tensor.
+    """
+    kept: torch.Tensor | None = getattr(_of_thread, "memory", None)
+    if kept is None or kept.nbytes < entries * dtype.itemsize:
+        kept = _of_thread.memory = None  # let go first: the two need not be there at once
+        kept = _of_thread.memory = torch.empty(entries * dtype.itemsize, dtype=torch.uint8)
+    return kept
+
+
+Slots = tuple[torch.Tensor, torch.Tensor]
+"""A layer's keys and values, `[S, H, L, D]` each."""
+
+
+class Layers:
+    """Decoder layers one behind the other, of one model: computed in one call.
+
+    The same bits as of their parts called one by one.
+    """
+
+    def __init__(self, layers: list[Layer]) -> None:
+        """At least one."""
+        self.layers = layers
+        self._structs = (_Layer * len(layers))(*(layer.struct() for layer in layers))
+
+    def __call__(
+        self,
+        x: torch.Tensor,
+        turns: tuple[torch.Tensor, torch.Tensor],
+        slots: list[Slots],
+        rows: Rows,
+        *,
+        room: int,
+    ) -> torch.Tensor:
+        """`[B, Q, C]` -> `[B, Q, C]`; each layer's new keys and values are in its slots afterwards.
+
+        turns: cosine and sine, `[B, Q, D]` each. slots: a pair for each layer, all of the same strides. room: tokens
+        that a row has room for; a window of as many is none.
+        """
+        first, key = self.layers[0], slots[0][0]
+        first.qkv.check(x)
+        x = x.contiguous()
+        cosine, sine = (turn.contiguous() for turn in turns)
+        refuse_other_turns(cosine, key)
+        out = torch.empty_like(x)
+        batch, length, _ = x.shape
+        shape = Shape(
+            *(batch, first.num_heads, key.shape[1], key.shape[3], length),
+            *(0, 0, 0, *key.stride()[:3], 0, 0, 0),
+            *(1, room, 0.0),
+        )
+        memory = _memory(batch * length * max(layer.entries for layer in self.layers), x.dtype)
+        addresses = ctypes.c_void_p * len(self.layers)
+        keys, values = (addresses(*(s[n].data_ptr() for s in slots)) for n in (0, 1))
+        call(
+            "layers",
+            x,
+            *(self._structs, ctypes.c_int64(len(self.layers)), ctypes.byref(shape)),
+            *map(pointer, (x, cosine, sine)),
+            *(keys, values, pointer(out), pointer(memory), by_rows(rows)),
+        )
+        return out
+
+
+def clip_layer(layer: ClipLayer, x: torch.Tensor) -> torch.Tensor:
+    """`[N, T, C]` -> `[N, T, C]`: each image's patches attend to one another.
+
+    The same bits as of its parts called one by one.
+    """
+    layer.qkv.check(x)
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    batch, length, hidden = x.shape
+    heads = layer.num_heads
+    shape = Shape(batch, heads, heads, hidden // heads, length, scaling=layer.scaling)
+    entries = 2 * hidden + max(layer.qkv.columns, layer.up.columns)
+    pointers = map(pointer, (x, out, _memory(batch * length * entries, x.dtype)))
+    every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
+    call(
+        "clip_layer",
+        x,
+        ctypes.byref(layer.struct()),
+        ctypes.byref(shape),
+        *pointers,
+        by_rows(every),
+    )
+    return out
