@@ -6,7 +6,8 @@
     python benchmarks/engine.py --device cuda --shape llava-1.5-7b --slots 64 --tokens 64
 
 The ceiling comes first: the time that the FLOPs of an image and the bytes of its decode steps take
-at the speed measured here for one big product and one big read (roofline.py). Every figure is a median over
+at the speed measured here for one big product and one big read (roofline.py); on CPU it is measured again in each
+repeat, since a machine that others use is not as fast in one minute as in the next. Every figure is a median over
 repeats after a warm-up; in each repeat all contestants take turns, another one first each time, and a ratio is the
 median of the repeats' own ratios, with its interval beside it. The last line is JSON.
 `--clock cpu --threads 1` counts the process's own seconds instead of the wall's, for a machine that
@@ -35,6 +36,7 @@ from llava_batch.engine import Engine, Request
 from llava_batch.engine.model.vision import Normalisation
 
 RIVALS = ("vllm", "openvino")
+CEILING = "the ceiling of that minute"
 SCENES = 60
 """Held-out scenes of the demo model, of which a reduced dtype's answers are compared with float32's."""
 
@@ -53,8 +55,10 @@ def main() -> None:
         result |= questions(options, dtype, clock, rivals)
         if rivals:
             result["agreement_with_ours"] = import_module("rivals").agreed(options, rivals)
-    result["roofline_fraction"] = result["images_per_s"] / result["roofline_images_per_s"]
-    print(f"engine: {100 * result['roofline_fraction']:.0f} % of the ceiling")
+    found = result["times_as_fast_in_captions"].get(CEILING)
+    at_the_start = result["images_per_s"] / result["roofline_images_per_s"]
+    result["roofline_fraction"] = found[0] if found else at_the_start
+    print(f"engine: {100 * result['roofline_fraction']:.1f} % of the ceiling")
     if options.dtype != "float32":
         result |= agreement(options.dtype, SCENES, device=options.device, slots=options.slots)
         print(told(result))
@@ -198,9 +202,16 @@ def caption_turns(options, made: Engine, plain: PreTrainedModel, clock) -> dict[
     turns: dict[str, Callable] = {"ours": by_ours}
     if options.temperature:
         turns[f"ours, drawn at temperature {options.temperature:g}"] = drawn
+    if options.device == "cpu":  # a card that is full of slots has no room for its big tensors
+        turns[CEILING] = lambda _: at_the_ceiling(options, made.llava.dtype, clock)
     for size in options.batches:
         turns[f"transformers, static batches of {size}"] = partial(in_batches, size)
     return turns
+
+
+def at_the_ceiling(options, dtype: torch.dtype, clock) -> float:
+    """Seconds that the captions would take."""
+    return options.images / ceiling(options, dtype, clock)["roofline_images_per_s"]
 
 
 def captions(options, dtype: torch.dtype, clock, rivals: dict[str, Any]) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Engine:
     max_tokens: of one request at most; "auto" is all of the model's positions.
     attention: `native` (fused kernels for CPU, compiled once), `flash`, `varlen`, `sdpa`, the plain
         `torch`, or `auto` for the first that can be had: `native` on CPU, `flash` and on on CUDA.
-    reuse: fork the K/V of equal images and prompt beginnings instead of computing them again.
+    reuse: fork the K/V of equal images and prompt beginnings, or take what lies in the slot, instead of computing it again.
     prefill_tokens: tokens of one prefill group at most (one longer prompt goes alone).
     decode: token ids to text, see `ending.Decode`; needed only for stop strings.
     lag: read a step's tokens while the next runs. graphs: capture the decode step in CUDA graphs.

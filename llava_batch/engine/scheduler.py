@@ -5,7 +5,7 @@ Requests are admitted in the order they came, with two exceptions. A sequence th
 one which is admitted but not prefilled yet waits for that, and others may pass it meanwhile. One that
 finds no adjacent slots free has those kept for it of which most are, and others may pass it elsewhere.
 A released slot keeps its contents until it is taken again, so that a later request with the same
-prefix can fork from it.
+prefix can fork from it; whoever is given it keeps what its own prompt begins with, however short.
 """
 
 from collections import deque

@@ -8,7 +8,7 @@ class Stats:
     """Counters since the engine was made; they only grow.
 
     A slot-step is one slot in one decode step. `slot_steps - occupied_slot_steps` is what refill
-    saves. `tokens_reused` counts prompt tokens whose K/V was forked instead of computed,
+    saves. `tokens_reused` counts prompt tokens whose K/V was forked, or lay in the slot, instead of computed,
     `tokens_wasted` those that were picked behind an answer's end before the host knew of it.
     `memory_backoffs` counts how often memory ran out and a smaller pass was taken.
     """

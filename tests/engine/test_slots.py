@@ -200,7 +200,7 @@ def test_room_comes_back_more_slowly_each_time_that_it_was_too_much():
 def test_every_sequence_gets_its_slots_once_and_gives_them_back(
     num_slots, slot_tokens, reuse, packed, arrivals
 ):
-    num_slots = max(num_slots, -(-188 // slot_tokens))  # the longest finds place
+    num_slots = max(num_slots, -(-192 // slot_tokens))  # the longest finds place
     scheduler = Scheduler(num_slots, slot_tokens=slot_tokens, reuse=reuse, packed=packed)
     waiting = [
         (

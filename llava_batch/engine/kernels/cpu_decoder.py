@@ -8,7 +8,7 @@ Legend: B rows, Q left-padded length, K the most places that a row has scored, C
 K/V heads, D head size.
 """
 
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any
 
 import torch
@@ -160,8 +160,9 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
 
 
 class FusedStack(nn.Module):  # type: ignore[misc]
-    """A language model of those in STACKS, whose layers are all fused: as many of the first as can be in one call, then
-    the others, then the norm. What else transformers' own does before them (masks, caches) nothing here asks for.
+    """A language model of those in STACKS, whose layers are all fused: as many of the first as can be in a call together,
+    then the others, then the norm. What else transformers' own does before them (masks, caches) nothing here asks for,
+    and token embeddings are the engine's to keep.
 
     What is computed in one call is not called part by part: hooks see nothing there.
     """
@@ -170,12 +171,9 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.layers, self.norm, self.rotary_emb = model.layers, model.norm, model.rotary_emb
         wholes = [*takewhile(lambda whole: whole is not None, (x.whole for x in model.layers))]
-        self.together = cpu_whole.Layers(wholes) if wholes else None
-
-    @property
-    def num_together(self) -> int:
-        """How many layers are computed in one call."""
-        return 0 if self.together is None else len(self.together.layers)
+        self.num_whole = len(wholes)
+        """How many of the first layers need not be called part by part."""
+        self.calls = [cpu_whole.Layers(part) for part in cpu_whole.in_calls(wholes)]
 
     def forward(
         self,
@@ -189,11 +187,12 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         cache, rows = past_key_values, past_key_values.rows
         turns: Turns = self.rotary_emb(inputs_embeds, position_ids)
         hidden = inputs_embeds
-        if self.together is not None:
-            slots = [(layer.keys, layer.values) for layer in cache.slot_layers[: self.num_together]]
-            room = rows.room(cache.slot_tokens)
-            hidden = self.together(hidden, turns, slots, rows, room=room)
-        for layer in self.layers[self.num_together :]:
+        slots = iter([(layer.keys, layer.values) for layer in cache.slot_layers])
+        room = rows.room(cache.slot_tokens)
+        for call in self.calls:
+            its = [*islice(slots, len(call.layers))]
+            hidden = call(hidden, turns, its, rows, room=room)
+        for layer in self.layers[self.num_whole :]:
             hidden = layer(hidden, turns, cache)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
 

@@ -61,9 +61,9 @@ OF_TYPE(float32, float)
 OF_TYPE(bfloat16, bf16)
 #endif
 
-// x and out [B, Q, C], which may be one; a: the strides of keys and values, the others are set here, and as window what a row
-// has room for: a wider one is none. memory: B * Q times
-// C, Hq * D, and the more of the columns of qkv and gated.
+// x and out [B, Q, C], which may be one; a: the strides of keys and values (the others are set here), and as window what
+// a row has room for: a layer's that is no narrower is none. memory: B * Q times C, Hq * D, and the more of the columns
+// of qkv and gated.
 template <typename T>
 void layer(const Layer& l, Attention a, const T* x, const T* cosine, const T* sine, T* k, T* v,
            T* out, T* memory, const Rows& rows) {

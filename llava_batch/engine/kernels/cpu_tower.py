@@ -79,7 +79,7 @@ class FusedGelu(nn.Module):  # type: ignore[misc]
 class FusedClipLayer(CLIPEncoderLayer):  # type: ignore[misc]
     """A layer of CLIP's tower, whose parts are fused, in one call that does not call them.
 
-    Of transformers' class, and with the layer's hooks: by these it hands out the hidden states that are asked for.
+    Of transformers' class, and with the layer's forward hooks: by these it hands out the hidden states that are asked for.
     """
 
     def __init__(self, layer: Any, whole: cpu_whole.ClipLayer) -> None:

@@ -6,6 +6,7 @@ C hidden size.
 
 import ctypes
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -62,11 +63,22 @@ class Layer(NamedTuple):
         hidden = self.qkv.inner
         norms = (self.before.weight, self.behind.weight)
         return (
-            all(n.shape == (hidden,) and n.dtype == self.qkv.panels.dtype for n in norms)
-            and all(n.is_contiguous() for n in norms)
+            all(norm.shape == (hidden,) for norm in norms)
+            and of_one_dtype(norms, (self.qkv, self.out, self.gated, self.down))
             and hidden == self.out.columns == self.gated.inner == self.down.columns
             and self.gated.columns == self.down.inner
         )
+
+    @property
+    def kind(self) -> tuple[torch.dtype, int, int]:
+        """What layers that are computed in one call have in common: dtype, C and query heads."""
+        return self.qkv.panels.dtype, self.qkv.inner, self.num_heads
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its weights."""
+        products = (self.qkv, self.out, self.gated, self.down)
+        return sum(part.panels.nbytes for part in products)
 
     @property
     def entries(self) -> int:
@@ -104,8 +116,8 @@ class ClipLayer(NamedTuple):
         hidden = self.qkv.inner
         norms = (*self.before[:2], *self.behind[:2])
         return (
-            all(n.shape == (hidden,) and n.dtype == self.qkv.panels.dtype for n in norms)
-            and all(n.is_contiguous() for n in norms)
+            all(norm.shape == (hidden,) for norm in norms)
+            and of_one_dtype(norms, (self.qkv, self.out, self.up, self.down))
             and self.qkv.columns == 3 * hidden == 3 * self.out.inner
             and hidden == self.out.columns == self.up.inner == self.down.columns
             and self.up.columns == self.down.inner
@@ -119,6 +131,13 @@ class ClipLayer(NamedTuple):
             *(norm.epsilon for norm in (self.before, self.behind)),
             *(part.struct() for part in (self.qkv, self.out, self.up, self.down)),
         )
+
+
+def of_one_dtype(vectors: Iterable[torch.Tensor], products: tuple[Panels, ...]) -> bool:
+    """Whether all that the kernels read as one dtype is of it; vectors are to be contiguous besides."""
+    vectors = [*vectors, *(part.bias for part in products if part.bias is not None)]
+    dtypes = {tensor.dtype for tensor in (*vectors, *(part.panels for part in products))}
+    return len(dtypes) == 1 and all(vector.is_contiguous() for vector in vectors)
 
 
 _of_thread = threading.local()
@@ -140,6 +159,11 @@ Slots = tuple[torch.Tensor, torch.Tensor]
 """A layer's keys and values, `[S, H, L, D]` each."""
 
 
+MOST_BYTES = 256 * 1024**2
+"""Of weights in one call, unless a single layer has more: no signal is heard before a call is over, and with
+so many a call's own cost is nothing beside reading them."""
+
+
 class Layers:
     """Decoder layers one behind the other, of one model: computed in one call.
 
@@ -147,7 +171,7 @@ class Layers:
     """
 
     def __init__(self, layers: list[Layer]) -> None:
-        """At least one."""
+        """At least one, all of one kind."""
         self.layers = layers
         self._structs = (_Layer * len(layers))(*(layer.struct() for layer in layers))
 
@@ -188,6 +212,19 @@ class Layers:
             *(keys, values, pointer(out), pointer(memory), by_rows(rows)),
         )
         return out
+
+
+def in_calls(layers: list[Layer]) -> list[list[Layer]]:
+    """Layers as they go together into calls."""
+    calls: list[list[Layer]] = []
+    for layer in layers:
+        before = calls[-1] if calls else []
+        num_bytes = sum(other.num_bytes for other in before) + layer.num_bytes
+        if before and before[0].kind == layer.kind and num_bytes <= MOST_BYTES:
+            before.append(layer)
+        else:
+            calls.append([layer])
+    return calls
 
 
 def clip_layer(layer: ClipLayer, x: torch.Tensor) -> torch.Tensor:

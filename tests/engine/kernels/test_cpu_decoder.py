@@ -10,7 +10,7 @@ from test_cpu import kernels
 from tiny_llava import SHAPES, by_key, engine, reference, requests, tiny
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import cpu_layers
+from llava_batch.engine.kernels import cpu_layers, cpu_whole
 from llava_batch.engine.kernels.cpu_decoder import FusedAttention, FusedLayer, LastAttention
 from llava_batch.engine.passes import Rows
 
@@ -86,7 +86,8 @@ def test_in_one_call_layers_have_the_bits_of_their_parts(dtype, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x = torch.randn(count, rows.length, 64).to(dtype)
     stack, cache = one.llava.language_model, one.cache
-    assert stack.num_together == len(stack.layers) - 1
+    (call,) = stack.calls
+    assert len(call.layers) == stack.num_whole == len(stack.layers) - 1
     slots = [(layer.keys, layer.values) for layer in cache.slot_layers[:-1]]
     turns = torch.randn(2, count, rows.length, slots[0][0].shape[3]).to(dtype).unbind()
     for part in sum(slots, ()):
@@ -99,7 +100,7 @@ def test_in_one_call_layers_have_the_bits_of_their_parts(dtype, data):
             part.copy_(held)
         out = x
         if together:
-            out = stack.together(x, turns, slots, rows, room=64)
+            out = call(x, turns, slots, rows, room=64)
         else:
             for layer in stack.layers[:-1]:
                 out = layer(out, turns, cache)
@@ -114,10 +115,45 @@ def test_a_layer_that_is_not_known_whole_is_computed_part_by_part(monkeypatch):
     one = made(torch.float32, "multi-head", slots=3)
     stack = one.llava.language_model
     assert [layer.whole for layer in stack.layers] == [None] * 3
-    assert stack.num_together == 0
+    assert (stack.num_whole, stack.calls) == (0, [])
     asked = requests(5)
     found = by_key([*one.generate(asked)])
     assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
+
+
+def whole_layer() -> cpu_whole.Layer:
+    return made(torch.float32, "multi-head").llava.language_model.layers[0].whole
+
+
+def test_layers_of_one_kind_are_in_one_call_and_of_large_ones_fewer(monkeypatch):
+    one = whole_layer()
+    other = one._replace(num_heads=one.num_heads + 1)
+    sizes = [len(call) for call in cpu_whole.in_calls([one, one, other, one, one, one])]
+    assert sizes == [2, 1, 3]
+    for most, sizes in ((2 * one.num_bytes, [2, 2, 1]), (1, [1] * 5)):
+        monkeypatch.setattr(cpu_whole, "MOST_BYTES", most)
+        assert [len(call) for call in cpu_whole.in_calls([one] * 5)] == sizes
+    assert cpu_whole.in_calls([]) == []
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_calls_of_their_own_layers_answer_as_transformers(monkeypatch, shape):
+    monkeypatch.setattr(cpu_whole, "MOST_BYTES", 1)
+    asked = requests(5)
+    one = made(torch.float32, shape, slots=3)
+    assert len(one.llava.language_model.calls) == len(one.llava.language_model.layers) - 1
+    found = by_key([*one.generate(asked)])
+    assert {key: c.token_ids for key, c in found.items()} == expected(shape, asked)
+
+
+@pytest.mark.parametrize("part", ["qkv", "out", "gated", "down", "before", "behind"])
+def test_a_layer_of_several_dtypes_is_not_computed_whole(part):
+    one = whole_layer()
+    assert one.fits
+    held = getattr(one, part)
+    name = "weight" if part.startswith("be") else "panels"
+    other = held._replace(**{name: getattr(held, name).bfloat16()})
+    assert not one._replace(**{part: other}).fits
 
 
 @pytest.mark.parametrize("family", ["STACKS", "DECODERS"])
@@ -139,7 +175,7 @@ def test_what_is_no_layers_input_is_refused():
     slots = [(layer.keys, layer.values) for layer in cache.slot_layers[:-1]]
     for x in (torch.zeros(1, 2, 64), torch.zeros(1, 2, 62).bfloat16()):
         for refused in (
-            lambda x=x: stack.together(x, turns, slots, rows, room=64),
+            lambda x=x: stack.calls[0](x, turns, slots, rows, room=64),
             lambda x=x: stack.layers[0](x, turns, cache),
         ):
             with pytest.raises(ValueError, match=r"by a weight of torch\.bfloat16 with 64"):
