@@ -5,7 +5,7 @@
     python benchmarks/engine.py --images 96 --repeats 7 --vllm-python PYTHON --openvino-python PYTHON
     python benchmarks/engine.py --device cuda --shape llava-1.5-7b --slots 64 --tokens 64
 
-The ceiling comes first: the time that the FLOPs of an image and the bytes of its decode steps take
+The ceiling comes first: the time that the FLOPs of an image and those or the bytes of its decode steps take
 at the speed measured here for one big product and one big read (roofline.py); on CPU it is measured again in each
 repeat, since a machine that others use is not as fast in one minute as in the next. Every figure is a median over
 repeats after a warm-up; in each repeat all contestants take turns, another one first each time, and a ratio is the

@@ -1,4 +1,5 @@
-"""The ceiling: images/s by the FLOPs of an image, the bytes of its decode steps and what this machine does of both."""
+"""The ceiling: images/s by the FLOPs of an image and of its decode steps, the bytes of these, and what this machine does
+of both."""
 
 import statistics
 from collections.abc import Callable
@@ -45,7 +46,11 @@ def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
     prefill, step_bytes, row_bytes = costs(options.shape, dtype)
     steps = statistics.mean(lengths(options)) - 1
     seconds = prefill / flops_per_s
-    seconds += steps * (step_bytes / options.slots + row_bytes) / bytes_per_s
+    # A step's weights are read once for all slots and multiplied by each row: whichever takes longer. Its keys and
+    # values are read for one row each.
+    weights = step_bytes / options.slots / bytes_per_s
+    products = 2 * step_bytes / dtype.itemsize / flops_per_s
+    seconds += steps * (max(weights, products) + row_bytes / bytes_per_s)
     return {
         "flops_per_s": flops_per_s,
         "bytes_per_s": bytes_per_s,
