@@ -27,6 +27,12 @@ def timed(clock: Callable[[], float], work: Callable[[], Any]) -> float:
     return clock() - begin
 
 
+def median(clock: Callable[[], float], work: Callable[[], Any], repeats: int = 9) -> float:
+    """Seconds that `work` mostly takes, after a first time: an engine cannot choose the luckiest moments either."""
+    work()
+    return statistics.median(timed(clock, work) for _ in range(repeats))
+
+
 def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
     """FLOP/s of a big product, bytes/s of a big read, and the images/s that they allow."""
     size = 8192 if options.device == "cuda" else 2048
@@ -39,10 +45,9 @@ def ceiling(options, dtype: torch.dtype, clock) -> dict[str, float]:
         ways.append(PackedLinear(linear))
         if not cpu_build.why_not(dtype) and not cpu_build.why_not_built(dtype):
             ways.append(PanelLinear(linear))
-    seconds = min(timed(clock, partial(way, left)) for way in ways for _ in range(5))
-    flops_per_s = 2 * size**3 / seconds
+    flops_per_s = 2 * size**3 / min(median(clock, partial(way, left)) for way in ways)
     big = torch.ones(2**27, dtype=torch.float32, device=options.device)
-    bytes_per_s = big.numel() * 4 / min(timed(clock, big.sum) for _ in range(5))
+    bytes_per_s = big.numel() * 4 / median(clock, big.sum)
     prefill, step_bytes, row_bytes = costs(options.shape, dtype)
     steps = statistics.mean(lengths(options)) - 1
     seconds = prefill / flops_per_s
