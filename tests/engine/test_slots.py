@@ -209,9 +209,8 @@ def test_every_sequence_gets_its_slots_once_and_gives_them_back(
         )
         for n, (begin, image, length, stay) in enumerate(arrivals)
     ]
-    held: dict[
-        int, tuple[int, list[int]]
-    ] = {}  # what was last written from a slot on, and in how many
+    held: dict[int, tuple[int, list[int]]] = {}
+    """What was last written from a slot on, and in how many."""
     left = {id(sequence): stay for sequence, stay in waiting}
     out, turns = [], 0
     while waiting or scheduler.waiting or scheduler.active:
