@@ -39,6 +39,17 @@ _NO_NEWS = "|".join(
 """What Ray says, as if it were a failure, of actors that a run lets go when it ends or is stopped; and, by the
 hundred lines, of a node that was lost, which `nodes.py` says in one. Its word on any other death is shown."""
 
+_OF_OUR_OWN = {
+    "RAY_worker_niceness": "0",  # 15 by default: what Ray's own processes do would always come first
+    "RAY_num_workers_soft_limit": "0",  # idle workers that are kept wake a hundred times a second
+    "RAY_event_stats": "0",  # of Ray's own event loops
+    # The log monitor looks for no logs to send: the driver takes none.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+    "LOG_NAME_UPDATE_INTERVAL_S": str(10**6),
+}
+"""How a Ray that is the run's own is set, unless somebody has set it otherwise: what wakes beside the engine takes
+its cores from it (benchmarks/LOG.md)."""
+
 
 def under_job_submit() -> bool:
     """Whether this process was started by `ray job submit`."""
@@ -46,25 +57,28 @@ def under_job_submit() -> bool:
 
 
 @contextmanager
-def connected(*, log_to_driver: bool = False, quiet: bool = False) -> Iterator[bool]:
+def connected(*, quiet: bool = False) -> Iterator[bool]:
     """Ray, as found in the environment or else a local one, for the length of the block; yields whether
     it is such a one, which no node can join."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _NO_NEWS)
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
+    here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
+    own = here and starts_here()  # `ray.init` joins one that was started on this machine
+    if own:
+        for name, value in _OF_OUR_OWN.items():
+            os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
         yield False
         return
-    here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
-    own = here and starts_here()  # `ray.init` joins one that was started on this machine
     reach(quiet=quiet)
     try:
         with _silent_stderr():
-            ray.init(log_to_driver=log_to_driver, logging_level=logging.ERROR, **local)
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise no_ray_there(error) from error
     try:

@@ -1,4 +1,10 @@
-"""Sizing: what a cluster has room for, what is refused, and what is waited for."""
+"""Sizing: what a cluster has room for, what is refused, and what is waited for; a cluster of the run's own."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
 
 import pytest
 
@@ -125,3 +131,43 @@ def test_cards_that_join_get_workers_unless_their_number_is_given() -> None:
     assert (sizing.workers, sizing.max_workers, sizing.memory_per_worker) == (4, None, 0)
     assert sizing.threads_per_worker == 8
     assert fit(Job(workers=2), nodes).max_workers == 2
+
+
+_OWN = """
+import json, os, subprocess, time
+from llava_batch.driver import cluster
+
+def idle():
+    lines = subprocess.check_output(["ps", "-eo", "pid=,ppid=,comm="], text=True).splitlines()
+    every = [line.split(maxsplit=2) for line in lines]
+    raylets = {pid for pid, parent, name in every if (int(parent), name) == (os.getpid(), "raylet")}
+    assert raylets
+    return sum(parent in raylets and name == "ray::IDLE" for _, parent, name in every)
+
+with cluster.connected() as own:
+    import ray
+    niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
+    until = time.monotonic() + 8
+    while idle() and time.monotonic() < until:
+        time.sleep(0.2)
+    print(json.dumps([own, niceness - os.nice(0), idle()]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("set_before", "expected"),
+    [({}, [True, 0, 0]), ({"RAY_worker_niceness": "3", "RAY_num_workers_soft_limit": "1"}, [True, 3, 1])],
+    ids=["as we set it", "as the user did"],
+)  # fmt: skip
+def test_in_a_ray_of_the_runs_own_nothing_comes_before_the_engine_and_no_worker_idles(
+    set_before, expected
+):
+    names = cluster._OF_OUR_OWN.keys() | {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
+    env = {name: value for name, value in os.environ.items() if name not in names}
+    with tempfile.TemporaryDirectory(prefix="lbown", dir="/tmp") as folder:  # short: sockets
+        ran = subprocess.run(
+            [sys.executable, "-c", _OWN],
+            capture_output=True, text=True, check=True, timeout=120,
+            env=env | {"RAY_TMPDIR": folder} | set_before,
+        )  # fmt: skip
+    assert json.loads(ran.stdout.splitlines()[-1]) == expected
