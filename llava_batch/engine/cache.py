@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from llava_batch.engine import views
+from llava_batch.engine import pages, views
 from llava_batch.engine.passes import Pass, Rows
 
 SPARE_TOKENS = 16
@@ -123,7 +123,7 @@ def _head_major(
 
     Zeros, not empty: masked positions are multiplied by zero, and zero times NaN is NaN.
     """
-    return [torch.zeros(shape, dtype=dtype, device=device) for _ in range(count)]
+    return [_zeros(shape, dtype, device) for _ in range(count)]
 
 
 def _token_major(
@@ -133,9 +133,15 @@ def _token_major(
     begin at any slot: behind a layer's last slot it runs into the next layer's, which nothing reads."""
     num_slots, heads, length, dim = shape
     one = num_slots * length + SPARE_TOKENS
-    memory = torch.zeros(count * one + longest, heads, dim, dtype=dtype, device=device)
+    memory = _zeros((count * one + longest, heads, dim), dtype, device)
     strides = (length * heads * dim, dim, heads * dim, 1)
     return [memory.as_strided(shape, strides, n * one * heads * dim) for n in range(count)]
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    if device.type == "cpu":
+        return pages.zeros(shape, dtype)
+    return torch.zeros(shape, dtype=dtype, device=device)
 
 
 def slot_bytes(config: Any, max_tokens: int, dtype: torch.dtype) -> int:

@@ -22,7 +22,7 @@ namespace {
 
 constexpr int kRows = 6;    // queries of one register block: 6 x 4 accumulators
 constexpr int kKeys = 64;   // keys of one register block
-constexpr int kAhead = 128; // keys ahead of which a decode step asks for others
+constexpr int kAhead = 64;  // keys, and values, ahead of which a decode step asks for others
 
 // Memory of one thread; it grows to the largest call and is kept.
 struct Scratch {
@@ -39,6 +39,11 @@ struct Scratch {
   }
 };
 thread_local Scratch scratch;
+
+// The line there, into the second-level cache; an address where nothing is does no harm.
+inline void ask_for(const void* address) {
+  _mm_prefetch(static_cast<const char*>(address), _MM_HINT_T1);
+}
 
 // 16 x 16 words: row i of `in` (stride words apart) becomes column i of `out`.
 inline void transpose16(const uint32_t* in, int64_t in_stride, int rows, uint32_t* out,
@@ -90,7 +95,7 @@ void pack_keys(const T* key, int64_t stride, int64_t count, int64_t padded, int 
     for (; w + 16 <= words; w += 16) {
       if (ahead)
         for (int i = 0; i < 16; i++)
-          _mm_prefetch(reinterpret_cast<const char*>(ahead + (j + i) * stride) + 4 * w, _MM_HINT_T1);
+          ask_for(ahead + (j + i) * stride + w * Word<T>::kPer);
       transpose16(from + w, word_stride, rows, out + w * padded + j, padded);
     }
     if (w < words)
@@ -325,7 +330,10 @@ inline void value_row(const float* weights, const Halves<float>& value, int64_t 
     const float* at = value.at(j, 1) + j * stride;
 #pragma GCC unroll 4
     for (int v = 0; v < 4; v++)
-      if (v < vectors) acc[v] = _mm512_fmadd_ps(p, _mm512_loadu_ps(at + 16 * v), acc[v]);
+      if (v < vectors) {
+        ask_for(at + kAhead * stride + 16 * v);
+        acc[v] = _mm512_fmadd_ps(p, _mm512_loadu_ps(at + 16 * v), acc[v]);
+      }
   }
   for (int v = 0; v < vectors; v++)
     store16(out + 16 * v, _mm512_div_ps(acc[v], _mm512_set1_ps(sum)));
@@ -345,6 +353,8 @@ inline void value_row(const bf16* weights, const Halves<bf16>& value, int64_t st
 #pragma GCC unroll 2
     for (int h = 0; h < 2; h++) {
       if (h && !wide) break;
+      ask_for(at + kAhead * stride + 32 * h);
+      ask_for(at + (kAhead + 1) * stride + 32 * h);
       const __m512i a = _mm512_maskz_loadu_epi16(mask[h], at + 32 * h);
       const __m512i b = two ? _mm512_maskz_loadu_epi16(mask[h], at + stride + 32 * h)
                             : _mm512_setzero_si512();
@@ -385,7 +395,7 @@ void decode_task(const Attention& a, const T* query, Halves<T> key, Halves<T> va
   const int64_t whole = end - begin;
   for (int64_t j = 0; j < whole; j += kKeys) {
     const int64_t count = std::min<int64_t>(kKeys, high - j);
-    // What lies two blocks ahead is asked for now: the keys, and behind them the first values.
+    // The next block is asked for now: of keys, and behind them the first values.
     const int64_t later = j + kAhead, behind = std::max<int64_t>(0, later - whole);
     const T* ahead = later < high ? key.at(later, kKeys) + later * a.k_token
                                   : value.at(behind, kKeys) + behind * a.k_token;

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from llava_batch.engine import pages
 from llava_batch.engine.kernels import cpu, cpu_build
 
 COLUMNS = 64
@@ -152,7 +153,7 @@ def _in_panels(weights: Sequence[torch.Tensor], *, per_word: int) -> torch.Tenso
     size, inner = weights[0].shape
     share, words = COLUMNS // len(weights), inner // per_word
     whole, rest = divmod(size, share)
-    made = weights[0].new_zeros(whole + (rest > 0), words, COLUMNS, per_word)
+    made = pages.zeros((whole + (rest > 0), words, COLUMNS, per_word), weights[0].dtype)
     for number, weight in enumerate(weights):
         columns = made[:, :, number * share : (number + 1) * share]
         full = weight[: whole * share].reshape(whole, share, words, per_word)

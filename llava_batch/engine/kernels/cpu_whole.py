@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from llava_batch.engine import pages
 from llava_batch.engine.kernels.cpu import LayerNorm, Norm, Panels, refuse_other_turns
 from llava_batch.engine.kernels.cpu_abi import LinearStruct, Shape, by_rows, call, pointer
 from llava_batch.engine.passes import Rows
@@ -151,7 +152,7 @@ def _memory(entries: int, dtype: torch.dtype) -> torch.Tensor:
     kept: torch.Tensor | None = getattr(_of_thread, "memory", None)
     if kept is None or kept.nbytes < entries * dtype.itemsize:
         kept = _of_thread.memory = None  # let go first: the two need not be there at once
-        kept = _of_thread.memory = torch.empty(entries * dtype.itemsize, dtype=torch.uint8)
+        kept = _of_thread.memory = pages.zeros((entries * dtype.itemsize,), torch.uint8)
     return kept
 
 

@@ -1,0 +1,47 @@
+"""Memory in large pages: zeros, touched late, and refused as torch refuses it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_batch.engine import pages
+from llava_batch.engine.device import is_out_of_memory
+
+SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+def of_process(name: str) -> int:
+    """Bytes of this process, by Linux's count."""
+    text = Path("/proc/self/smaps_rollup").read_text()
+    (kilobytes,) = re.findall(rf"^{name}:\s+(\d+) kB", text, re.MULTILINE)
+    return int(kilobytes) * 1024
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 5), (7, 300_001), (2, 2**20)])
+def test_it_is_zeros_of_the_shape_asked_for(shape, dtype):
+    made = pages.zeros(shape, dtype)
+    assert made.shape == shape and made.dtype == dtype and made.is_contiguous()
+    assert not made.any()
+    made.fill_(1)
+    assert made.sum(dtype=torch.float64) == made.numel()
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux counts it")
+def test_what_nobody_writes_costs_no_memory_and_what_is_written_lies_in_large_pages():
+    size = 64 * pages.PAGE
+    before = of_process("Rss"), of_process("AnonHugePages")
+    made = pages.zeros((64, pages.PAGE), torch.uint8)
+    assert of_process("Rss") - before[0] < size / 4
+    made[::2] = 1
+    assert of_process("Rss") - before[0] < 3 / 4 * size
+    if "[never]" not in SETTING.read_text():
+        assert of_process("AnonHugePages") > before[1]
+
+
+def test_more_than_there_is_is_refused_as_by_torch():
+    with pytest.raises(RuntimeError) as refused:
+        pages.zeros((2**60,), torch.uint8)
+    assert is_out_of_memory(refused.value)
