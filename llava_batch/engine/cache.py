@@ -58,10 +58,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """All layers' slots.
-
-    Pages are touched when a slot is first written, so that on CPU an unused slot costs nothing.
-    """
+    """All layers' slots. Their memory is taken at once, on CPU too: another worker on the machine must not find it free."""
 
     def __init__(
         self,
@@ -140,7 +137,7 @@ def _token_major(
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
-        return pages.zeros(shape, dtype)
+        return pages.zeros(shape, dtype).zero_()  # written, and so taken
     return torch.zeros(shape, dtype=dtype, device=device)
 
 

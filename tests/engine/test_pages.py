@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from llava_batch.engine import pages
+from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.device import is_out_of_memory
 
 SETTING = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -39,6 +41,20 @@ def test_what_nobody_writes_costs_no_memory_and_what_is_written_lies_in_large_pa
     assert of_process("Rss") - before[0] < 3 / 4 * size
     if "[never]" not in SETTING.read_text():
         assert of_process("AnonHugePages") > before[1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="Linux counts it")
+@pytest.mark.parametrize("token_major", [False, True])
+def test_a_caches_memory_is_taken_when_it_is_made(token_major):
+    # By free memory another worker of the machine decides on its own slots.
+    config = SimpleNamespace(num_hidden_layers=2, num_attention_heads=4, hidden_size=256)
+    before = of_process("Rss")
+    made = SlotCache(
+        config, num_slots=8, slot_tokens=4096, max_tokens=4096, dtype=torch.float32,
+        device=torch.device("cpu"), token_major=token_major,
+    )  # fmt: skip
+    assert made.num_bytes == 2**27
+    assert of_process("Rss") - before > 0.9 * made.num_bytes
 
 
 def test_more_than_there_is_is_refused_as_by_torch():
