@@ -41,14 +41,16 @@ hundred lines, of a node that was lost, which `nodes.py` says in one. Its word o
 
 _OF_OUR_OWN = {
     "RAY_worker_niceness": "0",  # 15 by default: what Ray's own processes do would always come first
-    "RAY_num_workers_soft_limit": "0",  # idle workers that are kept wake a hundred times a second
+    # Idle workers that are kept wake a hundred times a second; what comes between two units is shorter.
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
     "RAY_event_stats": "0",  # of Ray's own event loops
     # The log monitor looks for no logs to send: the driver takes none.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": str(10**6),
 }
 """How a Ray that is the run's own is set, unless somebody has set it otherwise: what wakes beside the engine takes
-its cores from it (benchmarks/LOG.md)."""
+its cores from it (benchmarks/LOG.md). Its processes have these while they start; no other Ray of the driver's does."""
 
 
 def under_job_submit() -> bool:
@@ -66,9 +68,6 @@ def connected(*, quiet: bool = False) -> Iterator[bool]:
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
     here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     own = here and starts_here()  # `ray.init` joins one that was started on this machine
-    if own:
-        for name, value in _OF_OUR_OWN.items():
-            os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
@@ -77,7 +76,7 @@ def connected(*, quiet: bool = False) -> Iterator[bool]:
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
     reach(quiet=quiet)
     try:
-        with _silent_stderr():
+        with _silent_stderr(), _in_environment(_OF_OUR_OWN if own else {}):
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local)
     except ConnectionError as error:
         raise no_ray_there(error) from error
@@ -85,6 +84,18 @@ def connected(*, quiet: bool = False) -> Iterator[bool]:
         yield own
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _in_environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Those that nobody has set yet are set within the block."""
+    ours = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        for name in ours:
+            del os.environ[name]
 
 
 @contextmanager

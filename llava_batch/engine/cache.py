@@ -58,7 +58,7 @@ class SlotLayer(CacheLayerMixin):  # type: ignore[misc]
 
 
 class SlotCache(Cache):  # type: ignore[misc]
-    """All layers' slots. Their memory is taken at once, on CPU too: another worker on the machine must not find it free."""
+    """All layers' slots. Their memory is taken at once, on CPU too: a worker that starts later must not find it free."""
 
     def __init__(
         self,

@@ -134,7 +134,7 @@ def test_cards_that_join_get_workers_unless_their_number_is_given() -> None:
 
 
 _OWN = """
-import json, os, subprocess, time
+import json, os, subprocess, sys, time
 from llava_batch.driver import cluster
 
 def idle():
@@ -144,30 +144,34 @@ def idle():
     assert raylets
     return sum(parent in raylets and name == "ray::IDLE" for _, parent, name in every)
 
+before = dict(os.environ)
 with cluster.connected() as own:
     import ray
     niceness = ray.get(ray.remote(lambda: os.nice(0)).remote())
-    until = time.monotonic() + 8
-    while idle() and time.monotonic() < until:
+    until = time.monotonic() + 60
+    while idle() != int(sys.argv[1]) and time.monotonic() < until:
         time.sleep(0.2)
-    print(json.dumps([own, niceness - os.nice(0), idle()]))
+    left = os.environ.keys() & cluster._OF_OUR_OWN.keys()
+    print(json.dumps([own, niceness - os.nice(0), idle(), sorted(left - before.keys())]))
 """
 
 
 @pytest.mark.parametrize(
-    ("set_before", "expected"),
-    [({}, [True, 0, 0]), ({"RAY_worker_niceness": "3", "RAY_num_workers_soft_limit": "1"}, [True, 3, 1])],
+    ("set_before", "niceness", "idle"),
+    [({}, 0, 0), ({"RAY_worker_niceness": "3", "RAY_num_workers_soft_limit": "1"}, 3, 1)],
     ids=["as we set it", "as the user did"],
-)  # fmt: skip
+)
 def test_in_a_ray_of_the_runs_own_nothing_comes_before_the_engine_and_no_worker_idles(
-    set_before, expected
+    set_before, niceness, idle
 ):
     names = cluster._OF_OUR_OWN.keys() | {"RAY_ADDRESS", "RAY_JOB_CONFIG_JSON_ENV_VAR"}
     env = {name: value for name, value in os.environ.items() if name not in names}
+    env |= {"RAY_idle_worker_killing_time_threshold_ms": "500"} | set_before
     with tempfile.TemporaryDirectory(prefix="lbown", dir="/tmp") as folder:  # short: sockets
         ran = subprocess.run(
-            [sys.executable, "-c", _OWN],
-            capture_output=True, text=True, check=True, timeout=120,
-            env=env | {"RAY_TMPDIR": folder} | set_before,
+            [sys.executable, "-c", _OWN, str(idle)],
+            capture_output=True, text=True, check=True, timeout=180,
+            env=env | {"RAY_TMPDIR": folder},
         )  # fmt: skip
-    assert json.loads(ran.stdout.splitlines()[-1]) == expected
+    # The last: of what was set for the processes of that Ray, nothing is left to the driver's next one.
+    assert json.loads(ran.stdout.splitlines()[-1]) == [True, niceness, idle, []]
