@@ -3,15 +3,14 @@
 For a card see `memory`'s formula, taken here once the weights are loaded.
 """
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from llava_batch.engine.cache import slot_bytes
 from llava_batch.engine.model import memory
+from llava_batch.engine.model.host_memory import free_host_bytes
 from llava_batch.engine.model.llava import Llava
 from llava_batch.engine.model.quantize import is_quantized
 from llava_batch.engine.model.supported import num_positions, rope_type
@@ -116,16 +115,6 @@ def fitting_slots(llava: Llava, slot_tokens: int, prefill_tokens: int) -> int:
         prefill_tokens=prefill_tokens,
         quantized=is_quantized(llava.config),
     ).num_slots(card(llava.device), 0)
-
-
-def free_host_bytes() -> int:
-    """The host's memory that can be had, caches that the kernel would drop included."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def card(device: str | torch.device) -> memory.Device:

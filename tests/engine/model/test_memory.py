@@ -257,10 +257,6 @@ def test_a_model_that_does_not_fit_stops_before_its_weights_are_read(monkeypatch
         Engine.load(model_path(), device="cuda")
 
 
-def test_the_host_has_memory_to_give() -> None:
-    assert 2**20 < sizing.free_host_bytes() < 2**50
-
-
 @pytest.mark.parametrize(
     ("config", "tokens"),
     [(LlavaConfig(), 576), (LlavaNextConfig(), 5 * 576), (LlavaOnevisionConfig(), 10 * 729)],
