@@ -66,14 +66,14 @@ def connected(*, quiet: bool = False) -> Iterator[bool]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # the rest is in Ray's own log files
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", _NO_NEWS)
     os.environ.setdefault("RAY_COLOR_PREFIX", "0")
-    here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
-    own = here and starts_here()  # `ray.init` joins one that was started on this machine
     import ray
 
     if ray.is_initialized():
         yield False
         return
+    here = "RAY_ADDRESS" not in os.environ and not under_job_submit()
     local: dict[str, Any] = {"include_dashboard": False} if here else {}
+    own = here and starts_here()  # `ray.init` joins one that was started on this machine
     reach(quiet=quiet)
     try:
         with _silent_stderr(), _in_environment(_OF_OUR_OWN if own else {}):
