@@ -176,21 +176,34 @@ void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t pad
 template <typename T>
 float softmax_row(float* scores, T* weights, int64_t begin, int64_t end, int64_t low, int64_t high,
                   float scaling) {
-  const float lowest = -std::numeric_limits<float>::infinity();
-  __m512 top = _mm512_set1_ps(lowest);
+  // Vectors of which nothing is hidden lie in [inner, outer); the others are masked.
+  const int64_t inner = std::min(end, (low + 15) / 16 * 16);
+  const int64_t outer = std::max(inner, high / 16 * 16);
   auto seen = [&](int64_t j) {
     return __mmask16(head_mask(high - j) & ~head_mask(low - j));
   };
-  for (int64_t j = begin; j < end; j += 16)
-    top = _mm512_mask_max_ps(top, seen(j), top, _mm512_loadu_ps(scores + j));
-  const __m512 shift = _mm512_set1_ps(_mm512_reduce_max_ps(top) * scaling);
+  __m512 top = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+  auto edges = [&](int64_t from, int64_t to) {
+    for (int64_t j = from; j < to; j += 16)
+      top = _mm512_mask_max_ps(top, seen(j), top, _mm512_loadu_ps(scores + j));
+  };
+  edges(begin, inner);
+  for (int64_t j = inner; j < outer; j += 16) top = _mm512_max_ps(top, _mm512_loadu_ps(scores + j));
+  edges(outer, end);
+
+  const float scale = scaling * Power<T>::kUnit;
+  const __m512 factor = _mm512_set1_ps(scale);
+  const __m512 shift = _mm512_set1_ps(_mm512_reduce_max_ps(top) * scale);
   __m512 sum = _mm512_setzero_ps();
-  for (int64_t j = begin; j < end; j += 16) {
-    const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(scaling), shift);
-    const __m512 p = _mm512_maskz_mov_ps(seen(j), exp_as(weights, x));
+  auto numerators = [&](int64_t j, __mmask16 mask) {
+    const __m512 x = _mm512_fmsub_ps(_mm512_loadu_ps(scores + j), factor, shift);
+    const __m512 p = _mm512_maskz_mov_ps(mask, Power<T>::of(x));
     sum = _mm512_add_ps(sum, p);
     store16(weights + j, p);
-  }
+  };
+  for (int64_t j = begin; j < inner; j += 16) numerators(j, seen(j));
+  for (int64_t j = inner; j < outer; j += 16) numerators(j, 0xFFFF);
+  for (int64_t j = outer; j < end; j += 16) numerators(j, seen(j));
   return _mm512_reduce_add_ps(sum);
 }
 

@@ -41,10 +41,10 @@ struct Panel {
   int64_t first, left; // the result's first column here, and how many there are from it on
 };
 
-// The next panel's lines that a block asks for: `count` for each of its words.
+// The next panel's lines that a block asks for while it goes through its words.
 struct Ahead {
   const char* from;
-  int count;
+  int64_t lines;
 };
 
 // N rows' finished sums: bias, form and residual while they are in registers. Rounded before the quick-GELU and before the
@@ -75,29 +75,37 @@ inline __attribute__((always_inline)) void finish(const Product& p, const Panel<
   EACH_SUM(N, 4) store16(out + place + i * p.columns + 16 * part, sum[i][part], mask[part]);
 }
 
+// The lines of N rows of a result, and of what is added to it: into the first-level cache, for when they are finished.
+// Inlined, for a function that only asks is one without effect to the compiler.
+template <typename T, int N>
+inline __attribute__((always_inline)) void ask_for_result(const Product& p, const Panel<T>& panel,
+                                                         const T* residual, const T* out, int64_t row) {
+  const int64_t width = p.form == kGated ? kColumns / 2 : kColumns, line = 64 / sizeof(T);
+  for (int i = 0; i < N; i++)
+    for (int64_t column = 0; column < width; column += line) {
+      const int64_t place = (row + i) * p.columns + panel.first + column;
+      if (residual) __builtin_prefetch(residual + place);
+      __builtin_prefetch(out + place, 1);
+    }
+}
+
 // N rows from `row` on by one panel.
 template <typename T, int N>
 void block(const Product& p, const Panel<T>& panel, const T* x, const T* residual, T* out, int64_t row,
            Ahead ahead) {
+  ask_for_result<T, N>(p, panel, residual, out, row);
   const uint32_t* in[N];
   for (int i = 0; i < N; i++) in[i] = reinterpret_cast<const uint32_t*>(x + (row + i) * p.inner);
   __m512 sum[N][4];
   for (auto& of_row : sum)
     for (auto& part : of_row) part = _mm512_setzero_ps();
   const char* next = ahead.from;
+  int64_t due = 0;  // lines, in words' parts
   for (int64_t w = 0; w < panel.words; w++) {
     const uint32_t* at = panel.weight + w * kColumns;
     const __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + 16);
     const __m512i b2 = _mm512_loadu_si512(at + 32), b3 = _mm512_loadu_si512(at + 48);
-    if (ahead.count) {
-      _mm_prefetch(next, _MM_HINT_T1);
-      if (ahead.count > 1) _mm_prefetch(next + 64, _MM_HINT_T1);
-      if (ahead.count > 2) {
-        _mm_prefetch(next + 128, _MM_HINT_T1);
-        _mm_prefetch(next + 192, _MM_HINT_T1);
-      }
-      next += 64 * ahead.count;
-    }
+    for (due += ahead.lines; due > 0; due -= panel.words, next += 64) _mm_prefetch(next, _MM_HINT_T1);
 #pragma GCC unroll 6
     for (int i = 0; i < N; i++) {
       sum[i][0] = Word<T>::fma(sum[i][0], in[i] + w, b0);
@@ -122,19 +130,22 @@ void block_of(int64_t rows, const Product& p, const Panel<T>& panel, const T* x,
   }
 }
 
-// Rows [from, to) by one panel; the next panel's quarters are asked for by the first blocks.
+// Rows [from, to) by one panel, in blocks as even as can be: a block of one row is over before the lines that it asks
+// for are there. The first blocks ask for the next panel.
 template <typename T>
 void by_panel(const Product& p, const Panel<T>& panel, const uint32_t* next, const T* x,
               const T* residual, T* out, int64_t from, int64_t to) {
-  const int64_t askers = std::min<int64_t>((to - from + kRows - 1) / kRows, kLines);
-  for (int64_t row = from, number = 0; row < to; row += kRows, number++) {
+  const int64_t rows = to - from, blocks = (rows + kRows - 1) / kRows;
+  const int64_t askers = std::min<int64_t>(blocks, kLines), lines = kLines * panel.words;
+  for (int64_t number = 0; number < blocks; number++) {
+    const int64_t row = from + rows * number / blocks, end = from + rows * (number + 1) / blocks;
     Ahead ahead{nullptr, 0};
     if (next && number < askers) {
-      const int64_t begin = number * kLines / askers, end = (number + 1) * kLines / askers;
-      ahead.from = reinterpret_cast<const char*>(next) + begin * 64 * panel.words;
-      ahead.count = static_cast<int>(end - begin);
+      const int64_t begin = lines * number / askers;
+      ahead.from = reinterpret_cast<const char*>(next) + 64 * begin;
+      ahead.lines = lines * (number + 1) / askers - begin;
     }
-    block_of(std::min<int64_t>(kRows, to - row), p, panel, x, residual, out, row, ahead);
+    block_of(end - row, p, panel, x, residual, out, row, ahead);
   }
 }
 

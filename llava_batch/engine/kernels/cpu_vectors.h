@@ -35,11 +35,10 @@ inline __mmask16 head_mask(int64_t count) {
   return count >= 16 ? __mmask16(0xFFFF) : __mmask16((1u << std::max<int64_t>(count, 0)) - 1);
 }
 
-// 16 elements to and from float32, and functions as exact as the element type can tell.
+// 16 elements to and from float32, and a quotient as exact as the element type can tell.
 inline __m512 load16(const float* p, __mmask16 m = 0xFFFF) { return _mm512_maskz_loadu_ps(m, p); }
 inline void store16(float* p, __m512 v, __mmask16 m = 0xFFFF) { _mm512_mask_storeu_ps(p, m, v); }
 inline __m512 round_as(const float*, __m512 v) { return v; }
-inline __m512 exp_as(const float*, __m512 x) { return exp512(x); }
 inline __m512 inverse_as(const float*, __m512 x) { return _mm512_div_ps(_mm512_set1_ps(1.0f), x); }
 
 #ifdef __AVX512BF16__
@@ -50,19 +49,6 @@ inline __m512 load16(const bf16* p, __mmask16 m = 0xFFFF) {
 inline void store16(bf16* p, __m512 v, __mmask16 m = 0xFFFF) {
   _mm256_mask_storeu_epi16(p, m, (__m256i)_mm512_cvtneps_pbh(v));
 }
-inline __m512 exp_as(const bf16*, __m512 x) {
-  // 2^n * 2^r, |r| <= 1/2; the polynomial is the minimax one, 3e-6 off where a bfloat16 is 2e-3.
-  x = _mm512_max_ps(_mm512_set1_ps(-104.0f), x);
-  x = _mm512_mul_ps(x, _mm512_set1_ps(1.44269504089f));
-  const __m512 n = _mm512_roundscale_ps(x, 8);
-  const __m512 r = _mm512_sub_ps(x, n);
-  __m512 p = _mm512_set1_ps(0.00958285294f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.0559064262f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.240240991f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.693124175f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, n);
-}
 inline __m512 inverse_as(const bf16*, __m512 x) { return _mm512_rcp14_ps(x); }
 inline __m512 round_as(const bf16*, __m512 v) {
   const __m256i half = (__m256i)_mm512_cvtneps_pbh(v);
@@ -70,11 +56,36 @@ inline __m512 round_as(const bf16*, __m512 v) {
 }
 #endif
 
+// Powers as exact as the element type can tell: `of(x * kUnit)` is e^x, where the unit costs nothing in a factor that
+// is there anyway.
+template <typename T>
+struct Power;
+template <>
+struct Power<float> {
+  static constexpr float kUnit = 1.0f;
+  static __m512 of(__m512 x) { return exp512(x); }
+};
+#ifdef __AVX512BF16__
+template <>
+struct Power<bf16> {
+  static constexpr float kUnit = 1.44269504089f;  // log2(e)
+  static __m512 of(__m512 x) {
+    // 2^floor(x) * 2^r; the polynomial is the minimax one that is 1 at 0, 3e-6 off where a bfloat16 is 2e-3.
+    const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512 p = _mm512_set1_ps(0.013426693f);
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.052242458f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.24128021f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.69304484f));
+    p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.0f));
+    return _mm512_scalef_ps(p, x);
+  }
+};
+#endif
+
 template <typename T>
 inline __m512 sigmoid(__m512 x) {
-  const T* as = nullptr;
-  const __m512 one = _mm512_set1_ps(1.0f);
-  return inverse_as(as, _mm512_add_ps(one, exp_as(as, _mm512_sub_ps(_mm512_setzero_ps(), x))));
+  const __m512 power = Power<T>::of(_mm512_mul_ps(x, _mm512_set1_ps(-Power<T>::kUnit)));
+  return inverse_as(static_cast<const T*>(nullptr), _mm512_add_ps(_mm512_set1_ps(1.0f), power));
 }
 
 // One multiply-add of 32-bit words: a float32, or a pair of bfloat16.
