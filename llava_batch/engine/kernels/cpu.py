@@ -1,4 +1,4 @@
-"""Calls the fused CPU kernels of `cpu.cpp`, `cpu_matmul.cpp` and `cpu_draw.cpp`, one at a time.
+"""Calls the fused CPU kernels of the files in `cpu_build.SOURCES`, one at a time.
 
 Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
 """

@@ -1,4 +1,4 @@
-"""Builds the fused CPU kernels of `cpu.cpp`, `cpu_matmul.cpp`, `cpu_layer.cpp` and `cpu_draw.cpp`.
+"""Builds the fused CPU kernels, which are the files of SOURCES.
 
 Once per machine, with the system's C++ compiler; they are kept in the user's cache folder. Where there is no
 AVX-512 `why_not` says so, where there is no compiler or an old one `why_not_built`, and the engine runs on
@@ -20,7 +20,7 @@ SOURCES = tuple(
     Path(__file__).with_name(name)
     for name in (
         *("cpu_kernels.h", "cpu_vectors.h"),
-        *("cpu.cpp", "cpu_matmul.cpp", "cpu_layer.cpp", "cpu_draw.cpp"),
+        *("cpu_attention.cpp", "cpu_matmul.cpp", "cpu_norm.cpp", "cpu_layer.cpp", "cpu_draw.cpp"),
     )
 )
 FLAGS = (

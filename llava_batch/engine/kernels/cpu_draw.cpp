@@ -4,7 +4,7 @@
 // token under which the point falls. Here the masses are summed by bins of likelihood, and only the bin in
 // which the point falls is put in order. Masses are doubles throughout; a point that lies within `kMargin` of a
 // border between two tokens is left undecided, as are rows that are not finite.
-// Legend: V vocabulary. Needs AVX-512. Compiled with cpu.cpp into one library.
+// Legend: V vocabulary. Needs AVX-512. Compiled with the others into one library.
 
 #include <immintrin.h>
 #include <omp.h>
