@@ -1,4 +1,4 @@
-"""Calls the fused CPU kernels of the files in `cpu_build.SOURCES`, one at a time.
+"""Calls the fused CPU kernels that compute one part of a layer, or of a step, by itself.
 
 Legend: B rows, Q left-padded length, Hq and H query and K/V heads, D head size.
 """

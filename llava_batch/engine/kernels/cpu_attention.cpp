@@ -171,12 +171,13 @@ void score_block(const uint32_t* const* query, const uint32_t* keys, int64_t pad
   }
 }
 
-// Softmax numerators of scores [low, high), zero elsewhere in [begin, end); returns their sum.
+// Softmax numerators of scores [low, high), zero elsewhere in [begin, end); returns their sum. begin and end are whole
+// vectors.
 template <typename T>
 float softmax_row(float* scores, T* weights, int64_t begin, int64_t end, int64_t low, int64_t high,
                   float scaling) {
   // Vectors of which nothing is hidden lie in [inner, outer); the others are masked.
-  const int64_t inner = std::min(end, (low + 15) / 16 * 16);
+  const int64_t inner = (low + 15) / 16 * 16;
   const int64_t outer = std::max(inner, high / 16 * 16);
   auto seen = [&](int64_t j) {
     return __mmask16(head_mask(high - j) & ~head_mask(low - j));
@@ -490,7 +491,7 @@ void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const 
   const int64_t *slots = rows.slots, *past = rows.past, *count = rows.count, *widths = rows.widths;
   const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
   const int dim = static_cast<int>(a.dim);
-#pragma omp parallel for schedule(dynamic, 16)
+#pragma omp parallel for schedule(dynamic, 4)
   for (int64_t token = 0; token < a.batch * a.length; token++) {
     const int64_t row = token / a.length;
     const int64_t place = token % a.length - (a.length - count[row]);

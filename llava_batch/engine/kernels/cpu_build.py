@@ -1,4 +1,4 @@
-"""Builds the fused CPU kernels, which are the files of SOURCES.
+"""Builds the fused CPU kernels from the files of SOURCES.
 
 Once per machine, with the system's C++ compiler; they are kept in the user's cache folder. Where there is no
 AVX-512 `why_not` says so, where there is no compiler or an old one `why_not_built`, and the engine runs on

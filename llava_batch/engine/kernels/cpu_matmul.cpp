@@ -75,7 +75,7 @@ inline __attribute__((always_inline)) void finish(const Product& p, const Panel<
   EACH_SUM(N, 4) store16(out + place + i * p.columns + 16 * part, sum[i][part], mask[part]);
 }
 
-// The lines of N rows of a result, and of what is added to it: into the first-level cache, for when they are finished.
+// Most lines of N rows of a result, and of what is added to it: into the first-level cache, for when they are finished.
 // Inlined, for a function that only asks is one without effect to the compiler.
 template <typename T, int N>
 inline __attribute__((always_inline)) void ask_for_result(const Product& p, const Panel<T>& panel,
@@ -100,7 +100,7 @@ void block(const Product& p, const Panel<T>& panel, const T* x, const T* residua
   for (auto& of_row : sum)
     for (auto& part : of_row) part = _mm512_setzero_ps();
   const char* next = ahead.from;
-  int64_t due = 0;  // lines, in words' parts
+  int64_t due = 0;  // lines that should have been asked for by now, times the words
   for (int64_t w = 0; w < panel.words; w++) {
     const uint32_t* at = panel.weight + w * kColumns;
     const __m512i b0 = _mm512_loadu_si512(at), b1 = _mm512_loadu_si512(at + 16);
@@ -188,10 +188,11 @@ void product(const Product& p, const T* x, const uint32_t* weight, const T* bias
   const int64_t words = p.inner / Word<T>::kPer, width = p.form == kGated ? kColumns / 2 : kColumns;
   const int64_t panels = (p.columns + width - 1) / width, size = words * kColumns;
   const int64_t most = std::max<int64_t>(kFewest, kChunkBytes / (p.inner * sizeof(T)));
-  const int64_t chunks = std::max<int64_t>(
+  const int64_t shares = std::max<int64_t>(
       (p.rows + most - 1) / most, std::min<int64_t>(omp_get_max_threads(), p.rows / kFewest));
-  const int64_t share = chunks ? (p.rows + chunks - 1) / chunks : 0;
+  const int64_t share = shares ? (p.rows + shares - 1) / shares : 0;
   const int64_t step = (share + kRows - 1) / kRows * kRows;
+  const int64_t chunks = step ? (p.rows + step - 1) / step : 0;
   Tasks given(chunks * panels);
 #pragma omp parallel
   {

@@ -35,7 +35,7 @@ inline __mmask16 head_mask(int64_t count) {
   return count >= 16 ? __mmask16(0xFFFF) : __mmask16((1u << std::max<int64_t>(count, 0)) - 1);
 }
 
-// 16 elements to and from float32, and a quotient as exact as the element type can tell.
+// 16 elements to and from float32, and a reciprocal as exact as the element type can tell.
 inline __m512 load16(const float* p, __mmask16 m = 0xFFFF) { return _mm512_maskz_loadu_ps(m, p); }
 inline void store16(float* p, __m512 v, __mmask16 m = 0xFFFF) { _mm512_mask_storeu_ps(p, m, v); }
 inline __m512 round_as(const float*, __m512 v) { return v; }
@@ -56,8 +56,8 @@ inline __m512 round_as(const bf16*, __m512 v) {
 }
 #endif
 
-// Powers as exact as the element type can tell: `of(x * kUnit)` is e^x, where the unit costs nothing in a factor that
-// is there anyway.
+// Powers as exact as the element type can tell: `of(x * kUnit)` is e^x. The caller folds the unit into a factor by
+// which it multiplies anyway.
 template <typename T>
 struct Power;
 template <>
@@ -70,7 +70,7 @@ template <>
 struct Power<bf16> {
   static constexpr float kUnit = 1.44269504089f;  // log2(e)
   static __m512 of(__m512 x) {
-    // 2^floor(x) * 2^r; the polynomial is the minimax one that is 1 at 0, 3e-6 off where a bfloat16 is 2e-3.
+    // 2^floor(x) * 2^r; the polynomial is the minimax one that is 1 at 0, 3e-6 off where a bfloat16 is 2e-3 or more.
     const __m512 r = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512 p = _mm512_set1_ps(0.013426693f);
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(0.052242458f));

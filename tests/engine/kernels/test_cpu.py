@@ -150,19 +150,13 @@ def test_elementwise_kernels_equal_torch(dtype, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_gate_is_torchs_over_all_numbers_and_at_their_ends(dtype):
+def test_a_gate_is_torchs_of_every_number_that_bfloat16_has(dtype):
+    """The infinite ones, those that are none and the smallest included."""
     kernels(dtype)
-    ends = [
-        float("inf"),
-        float("-inf"),
-        float("nan"),
-        0.0,
-        *(s * 10.0**e for e in range(39) for s in (1, -1)),
-    ]
-    x = torch.cat([torch.tensor(ends), torch.linspace(-104, 104, 20_001)]).to(dtype)
+    x = torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16).to(dtype)
     found = cpu.quick_gelu_(x.clone()).double()
     exact = x.double() * torch.sigmoid(1.702 * x.double())
-    near = 2**-7 if dtype == torch.bfloat16 else 1e-5
+    near = 2**-8 if dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(found, exact, rtol=near, atol=1e-30, equal_nan=True)
 
 
