@@ -34,11 +34,6 @@ from llava_batch.write.writers import Writers
 
 BATCHES_IN_FLIGHT = 4
 
-_WAITING = {"GOMP_SPINCOUNT": "10000"}
-"""Some 0.1 ms: an OpenMP thread that finds no work spins over the gap between two products, and sleeps
-where another process, a decoding worker say, holds up its neighbour (benchmarks/LOG.md). Read when
-torch is loaded."""
-
 
 def run(job: Job) -> Summary:
     """Run `job` to its end, commit what it answers, and say what came of it.
@@ -261,7 +256,7 @@ def answers(
         num_cpus=PREPARE_CPUS if sizing.on_gpu else GENERATE_CPUS,
         num_gpus=sizing.gpus_per_worker,
         memory=sizing.memory_per_worker or None,
-        runtime_env={"env_vars": _WAITING},
+        runtime_env={"env_vars": _openmp(job)},
         compute=ActorPoolStrategy(
             min_size=sizing.workers,
             max_size=sizing.max_workers,
@@ -270,6 +265,16 @@ def answers(
         ),
     )
     yield from map(unpacked, answered.iter_batches(batch_size=None, batch_format="pyarrow"))
+
+
+def _openmp(job: Job) -> dict[str, str]:
+    """How long a worker's OpenMP threads that find no work spin before they sleep; read when torch is loaded.
+
+    Some 5 ms: until the other one is back whose core another process, a decoding worker say, has taken, for to be woken
+    takes longer (benchmarks/LOG.md). With quantized weights some 0.1 ms: their small products are a parallel region
+    each, and on a CPU that others share those that spin hold up the one that is waited for.
+    """
+    return {"GOMP_SPINCOUNT": "10000" if job.quantization else "300000"}
 
 
 def _set_up_ray_data(job: Job) -> None:
