@@ -256,7 +256,7 @@ def answers(
         num_cpus=PREPARE_CPUS if sizing.on_gpu else GENERATE_CPUS,
         num_gpus=sizing.gpus_per_worker,
         memory=sizing.memory_per_worker or None,
-        runtime_env={"env_vars": _openmp(job)},
+        runtime_env={"env_vars": _openmp(job, on_gpu=sizing.on_gpu)},
         compute=ActorPoolStrategy(
             min_size=sizing.workers,
             max_size=sizing.max_workers,
@@ -267,14 +267,15 @@ def answers(
     yield from map(unpacked, answered.iter_batches(batch_size=None, batch_format="pyarrow"))
 
 
-def _openmp(job: Job) -> dict[str, str]:
+def _openmp(job: Job, *, on_gpu: bool) -> dict[str, str]:
     """How long a worker's OpenMP threads that find no work spin before they sleep; read when torch is loaded.
 
-    Some 5 ms: until the other one is back whose core another process, a decoding worker say, has taken, for to be woken
-    takes longer (benchmarks/LOG.md). With quantized weights some 0.1 ms: their small products are a parallel region
-    each, and on a CPU that others share those that spin hold up the one that is waited for.
+    Where they are the engine, some 5 ms: until the other one is back whose core another process, a decoding worker say,
+    has taken, for to be woken takes longer (benchmarks/LOG.md). Beside a card some 0.1 ms, and with quantized weights:
+    their small products are a parallel region each, and on a CPU that others share those that spin hold up the one
+    that is waited for.
     """
-    return {"GOMP_SPINCOUNT": "10000" if job.quantization else "300000"}
+    return {"GOMP_SPINCOUNT": "10000" if on_gpu or job.quantization else "300000"}
 
 
 def _set_up_ray_data(job: Job) -> None:
