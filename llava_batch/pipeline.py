@@ -270,8 +270,8 @@ def answers(
 def _openmp(job: Job, *, on_gpu: bool) -> dict[str, str]:
     """How long a worker's OpenMP threads that find no work spin before they sleep; read when torch is loaded.
 
-    Where they are the engine, some 5 ms: until the other one is back whose core another process, a decoding worker say,
-    has taken, for to be woken takes longer (benchmarks/LOG.md). Beside a card some 0.1 ms, and with quantized weights:
+    Where they are the engine, some 8 ms: until the other one is back whose core another process, a decoding worker say,
+    has taken, for to be woken takes longer (benchmarks/LOG.md). Beside a card some 0.3 ms, and with quantized weights:
     their small products are a parallel region each, and on a CPU that others share those that spin hold up the one
     that is waited for.
     """

@@ -491,7 +491,7 @@ void rope_store(T* qkv, const T* cosine, const T* sine, T* key, T* value, const 
   const int64_t *slots = rows.slots, *past = rows.past, *count = rows.count, *widths = rows.widths;
   const int64_t width = (a.heads + 2 * a.kv_heads) * a.dim;
   const int dim = static_cast<int>(a.dim);
-#pragma omp parallel for schedule(dynamic, 4)
+#pragma omp parallel for
   for (int64_t token = 0; token < a.batch * a.length; token++) {
     const int64_t row = token / a.length;
     const int64_t place = token % a.length - (a.length - count[row]);
