@@ -225,7 +225,7 @@ def answers(
     from llava_batch.read.source import UnitSource
 
     job = local_paths.for_workers(plan.job)
-    _set_up_ray_data(job)
+    _set_up_ray_data(job, on_gpu=sizing.on_gpu)
     source = source or UnitSource(plan.todo, plan.reading, shared)
     rows = ray.data.read_datasource(
         source,
@@ -278,12 +278,15 @@ def _openmp(job: Job, *, on_gpu: bool) -> dict[str, str]:
     return {"GOMP_SPINCOUNT": "10000" if on_gpu or job.quantization else "300000"}
 
 
-def _set_up_ray_data(job: Job) -> None:
+def _set_up_ray_data(job: Job, *, on_gpu: bool) -> None:
     import logging
 
     from ray.data import DataContext
 
+    from llava_batch.driver import pauses
+
     context = DataContext.get_current()
+    pauses.set_up(context, on_gpu=on_gpu)
     # Each row is a packed batch, and a block by itself: the stages bound what is in it.
     context.target_max_block_size = 1
     # A worker killed while it loads is replaced; by default it ends the job.

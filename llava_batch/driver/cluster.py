@@ -45,6 +45,8 @@ _OF_OUR_OWN = {
     "RAY_num_workers_soft_limit": "0",
     "RAY_idle_worker_killing_time_threshold_ms": "10000",
     "RAY_event_stats": "0",  # of Ray's own event loops
+    "RAY_task_events_report_interval_ms": "0",  # to a dashboard, which such a Ray has not
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",  # of the node's own figures, to the same
     # The log monitor looks for no logs to send: the driver takes none.
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "LOG_NAME_UPDATE_INTERVAL_S": str(10**6),
