@@ -17,7 +17,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu, cpu_whole
-from llava_batch.engine.kernels.cpu_linear import PanelGated, PanelLinear, gated, linear
+from llava_batch.engine.kernels.cpu_linear import (
+    PanelGated,
+    PanelLinear,
+    gated,
+    in_two,
+    linear,
+)
 from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 
 DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
@@ -76,8 +82,8 @@ class LastAttention(nn.Module):  # type: ignore[misc]
 
     def __init__(self, attention: Any) -> None:
         super().__init__()
-        self.query = linear(attention.q_proj)
-        self.keys_values = linear(attention.k_proj, attention.v_proj)
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        self.qkv, self.query, self.keys_values = in_two(*projections)
         self.out = linear(attention.o_proj)
         self.shape = Shape(attention)
 
@@ -124,16 +130,17 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
 
     @property
     def whole(self) -> cpu_whole.Layer | None:
-        """What one call computes the layer from; None where it has to be computed part by part."""
+        """What one call computes all places of the layer from; None where it has to be computed part by part."""
         attention, mlp = self.attention, self.mlp
         before, behind = self.input_layernorm, self.post_attention_layernorm
         norms = isinstance(before, FusedNorm) and isinstance(behind, FusedNorm)
-        if not (norms and isinstance(attention, FusedAttention) and isinstance(mlp, FusedMLP)):
+        if not (norms and isinstance(mlp, FusedMLP)):
             return None
         products = (attention.qkv, attention.out, mlp.gated, mlp.down)
-        if not all(isinstance(part, (PanelLinear, PanelGated)) for part in products):
+        panels = [part.weight for part in products if isinstance(part, (PanelLinear, PanelGated))]
+        if len(panels) < len(products):
             return None
-        qkv, out, both, down = (part.weight for part in products)
+        qkv, out, both, down = panels
         shape = attention.shape
         made = cpu_whole.Layer(
             *(before.norm, qkv, out, behind.norm, both, down),
@@ -161,8 +168,8 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
 
 class FusedStack(nn.Module):  # type: ignore[misc]
     """A language model of those in STACKS, whose layers are all fused: as many of the first as can be in a call together,
-    then the others, then the norm. What else transformers' own does before them (masks, caches) nothing here asks for,
-    and token embeddings are the engine's to keep.
+    then the others, then the norm. The last is in the call where all places are scored, as in a decode step. What else
+    transformers' own does before them (masks, caches) nothing here asks for, and token embeddings are the engine's to keep.
 
     What is computed in one call is not called part by part: hooks see nothing there.
     """
@@ -171,9 +178,12 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         super().__init__()
         self.layers, self.norm, self.rotary_emb = model.layers, model.norm, model.rotary_emb
         wholes = [*takewhile(lambda whole: whole is not None, (x.whole for x in model.layers))]
-        self.num_whole = len(wholes)
-        """How many of the first layers need not be called part by part."""
-        self.calls = [cpu_whole.Layers(part) for part in cpu_whole.in_calls(wholes)]
+        before_last = wholes[: len(model.layers) - 1]
+        self.calls, self.calls_for_all = (
+            [cpu_whole.Layers(part) for part in cpu_whole.in_calls(layers)]
+            for layers in (before_last, wholes)
+        )
+        """Of the first layers, which need not be called part by part: where some places are scored, and where all are."""
 
     def forward(
         self,
@@ -189,10 +199,12 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         hidden = inputs_embeds
         slots = iter([(layer.keys, layer.values) for layer in cache.slot_layers])
         room = rows.room(cache.slot_tokens)
-        for call in self.calls:
+        are_all = rows.scored is None or rows.scored >= rows.length
+        calls = self.calls_for_all if are_all else self.calls
+        for call in calls:
             its = [*islice(slots, len(call.layers))]
             hidden = call(hidden, turns, its, rows, room=room)
-        for layer in self.layers[self.num_whole :]:
+        for layer in self.layers[sum(len(call.layers) for call in calls) :]:
             hidden = layer(hidden, turns, cache)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
 

@@ -27,6 +27,17 @@ def gated(gate: nn.Linear, up: nn.Linear) -> "PackedGated | PanelGated":
     return PanelGated(gate, up) if panels_are_best(gate.weight) else PackedGated(gate, up)
 
 
+def in_two(
+    first: nn.Linear, *others: nn.Linear
+) -> tuple["PanelLinear | None", "PackedLinear | PanelLinear", "PackedLinear | PanelLinear"]:
+    """Several layers side by side, then the first of them and the others, on the same memory; these alone, and None,
+    where the first does not end with a panel."""
+    if not panels_are_best(first.weight) or first.out_features % COLUMNS:
+        return None, linear(first), linear(*others)
+    every = PanelLinear(first, *others)
+    return every, *every.split(first.out_features)
+
+
 def panels_are_best(weight: torch.Tensor) -> bool:
     """Whether a weight `[N, C]` is to lie in panels rather than as oneDNN wants it."""
     if weight.dtype == torch.float32:
@@ -44,6 +55,22 @@ class PanelLinear(nn.Module):  # type: ignore[misc]
         self.weight = cpu.Panels(
             in_panels(weight), None if bias is None else bias_in_panels(bias), len(weight)
         )
+
+    def split(self, columns: int) -> tuple["PanelLinear", "PanelLinear"]:
+        """The first `columns`, which are whole panels, and the others, on the same memory."""
+        weight, first = self.weight, columns // COLUMNS
+        biases = (None, None) if weight.bias is None else (weight.bias[:first], weight.bias[first:])
+        return (
+            PanelLinear._of(cpu.Panels(weight.panels[:first], biases[0], columns)),
+            PanelLinear._of(cpu.Panels(weight.panels[first:], biases[1], weight.columns - columns)),
+        )
+
+    @classmethod
+    def _of(cls, weight: cpu.Panels) -> "PanelLinear":
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.weight = weight
+        return made
 
     def forward(
         self, x: torch.Tensor, form: str = "none", residual: torch.Tensor | None = None

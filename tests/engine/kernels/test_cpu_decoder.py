@@ -10,8 +10,9 @@ from test_cpu import kernels
 from tiny_llava import SHAPES, by_key, engine, reference, requests, tiny
 
 from llava_batch.engine import Engine, Request
-from llava_batch.engine.kernels import cpu_layers, cpu_whole
+from llava_batch.engine.kernels import cpu_decoder, cpu_layers, cpu_whole
 from llava_batch.engine.kernels.cpu_decoder import FusedAttention, FusedLayer, LastAttention
+from llava_batch.engine.kernels.cpu_linear import linear
 from llava_batch.engine.passes import Rows
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -48,9 +49,11 @@ def test_only_scored_places_go_through_the_last_layer(shape):
         fed(part) for part in (layer.mlp, layer.attention.keys_values, layer.attention.query)
     )
     asked = [
-        Request(id=str(n), prompt_ids=[1, *range(5, 25 + n)], max_new_tokens=1) for n in range(3)
+        Request(id=str(n), prompt_ids=[1, *range(5, 25 + n)], max_new_tokens=3, min_new_tokens=3)
+        for n in range(3)
     ]
     assert len(list(one.generate(asked))) == 3
+    # The two decode steps, of which all places are scored, have it in one call with the other layers.
     assert (through, queries) == ([3], [3])
     assert keys == [3 * 23]
 
@@ -79,6 +82,7 @@ def test_in_one_call_layers_have_the_bits_of_their_parts(dtype, data):
     """Hidden states, keys and values; padding is nobody's."""
     shape = data.draw(st.sampled_from(SHAPES))
     one = made(dtype, shape, slots=4, slot_tokens=64, max_tokens=64)
+    with_last = data.draw(st.booleans())
     count = data.draw(st.integers(1, 4))
     new = tuple(data.draw(st.sampled_from([1, 1, 5, 20])) for _ in range(count))
     past = tuple(data.draw(st.sampled_from([0, 7, 40])) for _ in range(count))
@@ -86,9 +90,10 @@ def test_in_one_call_layers_have_the_bits_of_their_parts(dtype, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
     x = torch.randn(count, rows.length, 64).to(dtype)
     stack, cache = one.llava.language_model, one.cache
-    (call,) = stack.calls
-    assert len(call.layers) == stack.num_whole == len(stack.layers) - 1
-    slots = [(layer.keys, layer.values) for layer in cache.slot_layers[:-1]]
+    (call,) = stack.calls_for_all if with_last else stack.calls
+    layers = stack.layers if with_last else stack.layers[:-1]
+    assert len(call.layers) == len(layers)
+    slots = [(layer.keys, layer.values) for layer in cache.slot_layers[: len(layers)]]
     turns = torch.randn(2, count, rows.length, slots[0][0].shape[3]).to(dtype).unbind()
     for part in sum(slots, ()):
         part.normal_()
@@ -102,7 +107,7 @@ def test_in_one_call_layers_have_the_bits_of_their_parts(dtype, data):
         if together:
             out = call(x, turns, slots, rows, room=64)
         else:
-            for layer in stack.layers[:-1]:
+            for layer in layers:
                 out = layer(out, turns, cache)
         told = [out[row, -n:] for row, n in enumerate(new)]
         found.append([*told, *(part.clone() for part in sum(slots, ()))])
@@ -115,7 +120,19 @@ def test_a_layer_that_is_not_known_whole_is_computed_part_by_part(monkeypatch):
     one = made(torch.float32, "multi-head", slots=3)
     stack = one.llava.language_model
     assert [layer.whole for layer in stack.layers] == [None] * 3
-    assert (stack.num_whole, stack.calls) == (0, [])
+    assert stack.calls == stack.calls_for_all == []
+    asked = requests(5)
+    found = by_key([*one.generate(asked)])
+    assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)
+
+
+def test_a_last_layer_whose_queries_end_within_a_panel_is_computed_part_by_part(monkeypatch):
+    apart = lambda query, *others: (None, linear(query), linear(*others))  # noqa: E731
+    monkeypatch.setattr(cpu_decoder, "in_two", apart)
+    one = made(torch.float32, "multi-head", slots=3)
+    stack = one.llava.language_model
+    assert [layer.whole is None for layer in stack.layers] == [False, False, True]
+    assert [len(call.layers) for call in stack.calls_for_all] == [2]
     asked = requests(5)
     found = by_key([*one.generate(asked)])
     assert {key: c.token_ids for key, c in found.items()} == expected("multi-head", asked)

@@ -49,13 +49,21 @@ def watch(monkeypatch, after) -> None:
         monkeypatch.setattr(kind, "__init__", watched)
 
 
+def memory(layer) -> int:
+    """Whose it is: the same of layers on the same packed weight."""
+    if isinstance(layer, PackedLinear):
+        return id(layer.packed)
+    return layer.weight.panels.untyped_storage().data_ptr()
+
+
 def test_every_weight_is_packed_once(monkeypatch, model):
     made: list[nn.Module] = []
     watch(monkeypatch, made.append)
     cpu_layers.fuse(model)
     kept = [part for part in model.modules() if isinstance(part, WITH_WEIGHTS)]
-    assert len(made) == len(kept)
-    assert {id(part) for part in made} == {id(part) for part in kept}
+    assert {id(part) for part in made} <= {id(part) for part in kept}
+    # Parts of another one's panels have no memory of their own.
+    assert len(made) == len({memory(part) for part in made}) == len({memory(part) for part in kept})
     assert not linears(model)
 
 
@@ -120,6 +128,22 @@ def test_products_in_panels_equal_torch(sizes, bias, dtype, seed):
     torch.testing.assert_close(PanelLinear(one, other)(x), torch.cat([plain, other(x)], 1), **close)
     expected = nn.functional.silu(plain) * other(x)
     torch.testing.assert_close(PanelGated(one, other)(x), expected, **close)
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES])
+@pytest.mark.parametrize("bias", [True, False])
+def test_panels_that_are_split_have_the_bits_of_layers_by_themselves(monkeypatch, dtype, bias):
+    kernels(dtype)
+    monkeypatch.setattr(cpu_linear, "panels_are_best", lambda weight: True)
+    (query,) = layers(128, 64, dtype, bias=bias, count=1)
+    key, value = layers(48, 64, dtype, bias=bias, count=2)
+    x = torch.randn(3, 64).to(dtype)
+    every, first, others = cpu_linear.in_two(query, key, value)
+    assert torch.equal(first(x), PanelLinear(query)(x))
+    assert torch.equal(others(x), PanelLinear(key, value)(x))
+    assert torch.equal(torch.cat([first(x), others(x)], 1), every(x))
+    assert memory(every) == memory(first) == memory(others)
+    assert cpu_linear.in_two(key, query, value)[0] is None, "a key's columns are no whole panel"
 
 
 def test_a_bias_of_one_of_two_layers_is_added():
