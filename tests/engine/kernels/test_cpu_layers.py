@@ -139,6 +139,7 @@ def test_panels_that_are_split_have_the_bits_of_layers_by_themselves(monkeypatch
     key, value = layers(48, 64, dtype, bias=bias, count=2)
     x = torch.randn(3, 64).to(dtype)
     every, first, others = cpu_linear.in_two(query, key, value)
+    assert every is not None
     assert torch.equal(first(x), PanelLinear(query)(x))
     assert torch.equal(others(x), PanelLinear(key, value)(x))
     assert torch.equal(torch.cat([first(x), others(x)], 1), every(x))
