@@ -17,13 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from llava_batch.engine.cache import SlotCache
 from llava_batch.engine.kernels import cpu, cpu_whole
-from llava_batch.engine.kernels.cpu_linear import (
-    PanelGated,
-    PanelLinear,
-    gated,
-    in_two,
-    linear,
-)
+from llava_batch.engine.kernels.cpu_linear import PanelGated, PanelLinear, gated, in_two, linear
 from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refuse_unknown
 
 DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}

@@ -30,8 +30,11 @@ def gated(gate: nn.Linear, up: nn.Linear) -> "PackedGated | PanelGated":
 def in_two(
     first: nn.Linear, *others: nn.Linear
 ) -> tuple["PanelLinear | None", "PackedLinear | PanelLinear", "PackedLinear | PanelLinear"]:
-    """Several layers side by side, then the first of them and the others, on the same memory; these alone, and None,
-    where the first does not end with a panel."""
+    """All layers side by side as one, then the first by itself and the others as one, on the same memory.
+
+    In place of the first of the three None, and the two on their own memory, where the first layer ends within a panel or
+    they are oneDNN's.
+    """
     if not panels_are_best(first.weight) or first.out_features % COLUMNS:
         return None, linear(first), linear(*others)
     every = PanelLinear(first, *others)

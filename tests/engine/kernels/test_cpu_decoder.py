@@ -127,7 +127,9 @@ def test_a_layer_that_is_not_known_whole_is_computed_part_by_part(monkeypatch):
 
 
 def test_a_last_layer_whose_queries_end_within_a_panel_is_computed_part_by_part(monkeypatch):
-    apart = lambda query, *others: (None, linear(query), linear(*others))  # noqa: E731
+    def apart(query, *others):
+        return None, linear(query), linear(*others)
+
     monkeypatch.setattr(cpu_decoder, "in_two", apart)
     one = made(torch.float32, "multi-head", slots=3)
     stack = one.llava.language_model
