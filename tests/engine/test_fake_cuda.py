@@ -155,7 +155,8 @@ def test_no_step_waits_for_the_device_whatever_is_asked(shared, kind) -> None:
         assert sum(graph.num_replays for graph in card.graphs) > replays, "steps were captured"
     assert made.stats.memory_backoffs == 0
     if made.llava.kernels.name == "flash":
-        assert card.seen == set(fake_card.FLASH)
+        of_the_tower = set() if kind == "no image" else {"flash_attn_func"}
+        assert card.seen >= {"flash_attn_varlen_func", "flash_attn_with_kvcache"} | of_the_tower
 
 
 @pytest.mark.parametrize(

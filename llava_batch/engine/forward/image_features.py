@@ -11,6 +11,7 @@ from collections import OrderedDict
 import torch
 
 from llava_batch.engine.model.llava import Llava
+from llava_batch.engine.model.vision import joined
 from llava_batch.engine.request import Image
 from llava_batch.engine.sequence import Sequence, images_between
 from llava_batch.engine.stats import Stats
@@ -64,7 +65,7 @@ class Encoder:
             for sequence, span in zip(group, spans, strict=True)
             if span[1] > span[0]
         ]
-        return torch.cat(found) if found else None
+        return joined(found) if found else None
 
     def trim(self) -> None:
         """Let go of all but the last few that were used."""
@@ -113,6 +114,6 @@ class Encoder:
         numbers = images_between(sequence.image_ends, begin, end)
         for number in numbers:
             self._features.move_to_end(sequence.images[number])
-        together = torch.cat([self._features[sequence.images[number]] for number in numbers])
+        together = joined([self._features[sequence.images[number]] for number in numbers])
         first = ([0, *sequence.image_ends])[numbers[0]]
         return together[begin - first : end - first]

@@ -1,5 +1,5 @@
-// Whole layers in one call: norm, attention, norm, feed-forward, with both residuals. Decoder layers, one behind the
-// other, attend over slots; a layer of CLIP's tower over an image's own patches.
+// Whole layers in one call, one behind the other: norm, attention, norm, feed-forward, with both residuals. Decoder
+// layers attend over slots; those of CLIP's tower over an image's own patches.
 //
 // What each part computes, and with which bits, is what the part computes when it is called by itself; in between
 // nothing goes back to Python, and what is only passed on lies in memory that the caller keeps.
@@ -119,9 +119,9 @@ void clip_layer(const ClipLayer& l, Attention a, const T* x, T* out, T* memory, 
     for (int64_t n = 0; n < count; n++)                                                           \
       layer(l[n], *a, n ? out : x, cosine, sine, k[n], v[n], out, memory, *rows);                 \
   }                                                                                               \
-  void clip_layer_##NAME(const ClipLayer* l, const Attention* a, const T* x, T* out, T* memory,   \
-                         const Rows* rows) {                                                      \
-    clip_layer(*l, *a, x, out, memory, *rows);                                                    \
+  void clip_layers_##NAME(const ClipLayer* l, int64_t count, const Attention* a, const T* x,      \
+                          T* out, T* memory, const Rows* rows) {                                  \
+    for (int64_t n = 0; n < count; n++) clip_layer(l[n], *a, n ? out : x, out, memory, *rows);    \
   }
 
 extern "C" {

@@ -27,6 +27,8 @@ from llava_batch.engine.kernels.cpu_linear import linear
 from llava_batch.engine.kernels.cpu_tower import (
     GELUS,
     FusedClipAttention,
+    FusedClipEmbeddings,
+    FusedClipEncoder,
     FusedClipLayer,
     FusedClipMLP,
     FusedGelu,
@@ -65,6 +67,10 @@ def _fused(module: nn.Module) -> nn.Module | None:
         return _decoder_layer(part)
     if kind in STACKS:
         return _stack(part)
+    if kind == "CLIPVisionEmbeddings" and part.image_size % part.patch_size == 0:
+        return FusedClipEmbeddings(part)
+    if kind == "CLIPEncoder":
+        return _clip_encoder(part)
     if kind == "CLIPEncoderLayer":
         return _clip_layer(part)
     if kind == "CLIPAttention" and part.head_dim % 16 == 0:
@@ -85,6 +91,13 @@ def _stack(model: Any) -> FusedStack | None:
     fuse(model)
     fused = all(isinstance(layer, FusedLayer) for layer in model.layers)
     return FusedStack(model) if fused else None
+
+
+def _clip_encoder(encoder: Any) -> FusedClipEncoder | None:
+    """None where a layer is not fused, after which nothing of the encoder is left to be exchanged."""
+    fuse(encoder)
+    fused = all(isinstance(layer, FusedClipLayer) for layer in encoder.layers)
+    return FusedClipEncoder(encoder) if fused else None
 
 
 def _clip_layer(layer: Any) -> FusedClipLayer | None:

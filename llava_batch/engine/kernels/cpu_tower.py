@@ -1,12 +1,13 @@
 """The vision tower's layers and the projector in their fused CPU form.
 
-Legend: N images, T their patches, C hidden size.
+Legend: N images, T their patches, C hidden size, P pixels along a patch's side.
 """
 
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.models.clip.modeling_clip import CLIPEncoderLayer
 
 from llava_batch.engine.kernels import cpu, cpu_whole
@@ -17,6 +18,36 @@ from llava_batch.engine.passes import Rows
 GELUS = {"GELUActivation": "none", "GELUTanh": "tanh"}
 """oneDNN's names of those activations. Within a product each entry is computed alike; torch's own takes
 one way for whole vectors and another for what is left of a thread's share."""
+
+
+class FusedClipEmbeddings(nn.Module):  # type: ignore[misc]
+    """Patches and the class token, positions added: one product, in which the class token is a patch of zeros."""
+
+    def __init__(self, embeddings: Any) -> None:
+        super().__init__()
+        weight = embeddings.patch_embedding.weight.detach()
+        self.image_size, self.patch_size = embeddings.image_size, embeddings.patch_size
+        product = nn.Linear(weight[0].numel(), len(weight), bias=False, device="meta")
+        product.weight = nn.Parameter(weight.flatten(1), requires_grad=False)
+        self.product = linear(product)
+        added = embeddings.position_embedding.weight.detach().clone()
+        added[0] += embeddings.class_embedding.detach()
+        self.added = added
+        """`[T, C]`: what is added to each."""
+
+    def forward(
+        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
+    ) -> torch.Tensor:
+        """`[N, 3, H, W]` -> `[N, T, C]`."""
+        images, channels, *size = pixel_values.shape
+        if interpolate_pos_encoding or size != [self.image_size] * 2:
+            raise ValueError(f"pixels are {size}, must be {[self.image_size] * 2}")
+        side, patch = self.image_size // self.patch_size, self.patch_size
+        parts = pixel_values.view(images, channels, side, patch, side, patch)
+        patches = pixel_values.new_zeros(images, 1 + side**2, channels * patch**2)
+        to = patches[:, 1:].view(images, side, side, channels, patch, patch)
+        to.copy_(parts.permute(0, 2, 4, 1, 3, 5))
+        return self.product(patches, residual=self.added.expand(images, -1, -1))
 
 
 class FusedClipAttention(nn.Module):  # type: ignore[misc]
@@ -87,7 +118,7 @@ class FusedClipLayer(CLIPEncoderLayer):  # type: ignore[misc]
         self.self_attn, self.mlp = layer.self_attn, layer.mlp
         self.layer_norm1, self.layer_norm2 = layer.layer_norm1, layer.layer_norm2
         self._forward_hooks.update(layer._forward_hooks)
-        self.whole = whole
+        self.whole, self.call = whole, cpu_whole.ClipLayers([whole])
 
     def forward(
         self,
@@ -97,7 +128,31 @@ class FusedClipLayer(CLIPEncoderLayer):  # type: ignore[misc]
     ) -> torch.Tensor:
         """`[N, T, C]` -> `[N, T, C]`."""
         refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
-        return cpu_whole.clip_layer(self.whole, hidden_states)
+        return self.call(hidden_states)
+
+
+class FusedClipEncoder(nn.Module):  # type: ignore[misc]
+    """The layers of CLIP's tower, which are all fused: several in one call, or one by one where any is listened to."""
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.layers = encoder.layers
+        wholes = [layer.whole for layer in self.layers]
+        self.calls = [cpu_whole.ClipLayers(part) for part in cpu_whole.in_calls(wholes)]
+
+    def forward(
+        self,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **more: object,
+    ) -> BaseModelOutput:
+        """`[N, T, C]` -> `[N, T, C]`."""
+        refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
+        are_heard = any(layer._forward_hooks for layer in self.layers)
+        hidden = inputs_embeds
+        for part in self.layers if are_heard else self.calls:
+            hidden = part(hidden)
+        return BaseModelOutput(last_hidden_state=hidden)
 
 
 def whole_layer(layer: Any) -> cpu_whole.ClipLayer | None:

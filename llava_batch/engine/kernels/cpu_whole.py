@@ -1,4 +1,4 @@
-"""Whole layers in one call each, or several of one model in one: `cpu_layer.cpp`.
+"""Whole layers of one model, several in one call: `cpu_layer.cpp`.
 
 Legend: B rows, Q left-padded length, S slots, L slot length, H K/V heads, D head size, N images, T their patches,
 C hidden size.
@@ -7,7 +7,7 @@ C hidden size.
 import ctypes
 import threading
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -124,6 +124,21 @@ class ClipLayer(NamedTuple):
             and self.up.columns == self.down.inner
         )
 
+    @property
+    def kind(self) -> tuple[torch.dtype, int, int, float]:
+        """What layers that are computed in one call have in common: dtype, C, heads and scaling."""
+        return self.qkv.panels.dtype, self.qkv.inner, self.num_heads, self.scaling
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its weights."""
+        return sum(part.panels.nbytes for part in (self.qkv, self.out, self.up, self.down))
+
+    @property
+    def entries(self) -> int:
+        """What it keeps of a patch meanwhile."""
+        return 2 * self.qkv.inner + max(self.qkv.columns, self.up.columns)
+
     def struct(self) -> _ClipLayer:
         """As the kernels take it; good as long as the layer is."""
         return _ClipLayer(
@@ -215,9 +230,44 @@ class Layers:
         return out
 
 
-def in_calls(layers: list[Layer]) -> list[list[Layer]]:
+class ClipLayers:
+    """Layers of CLIP's tower one behind the other: computed in one call.
+
+    The same bits as of their parts called one by one.
+    """
+
+    def __init__(self, layers: list[ClipLayer]) -> None:
+        """At least one, all of one kind."""
+        self.layers = layers
+        self._structs = (_ClipLayer * len(layers))(*(layer.struct() for layer in layers))
+        self._entries = max(layer.entries for layer in layers)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """`[N, T, C]` -> `[N, T, C]`: each image's patches attend to one another."""
+        first = self.layers[0]
+        first.qkv.check(x)
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        batch, length, hidden = x.shape
+        heads = first.num_heads
+        shape = Shape(batch, heads, heads, hidden // heads, length, scaling=first.scaling)
+        memory = _memory(batch * length * self._entries, x.dtype)
+        every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
+        call(
+            "clip_layers",
+            x,
+            *(self._structs, ctypes.c_int64(len(self.layers)), ctypes.byref(shape)),
+            *(*map(pointer, (x, out, memory)), by_rows(every)),
+        )
+        return out
+
+
+Whole = TypeVar("Whole", Layer, ClipLayer)
+
+
+def in_calls(layers: list[Whole]) -> list[list[Whole]]:
     """Layers as they go together into calls."""
-    calls: list[list[Layer]] = []
+    calls: list[list[Whole]] = []
     for layer in layers:
         before = calls[-1] if calls else []
         num_bytes = sum(other.num_bytes for other in before) + layer.num_bytes
@@ -226,28 +276,3 @@ def in_calls(layers: list[Layer]) -> list[list[Layer]]:
         else:
             calls.append([layer])
     return calls
-
-
-def clip_layer(layer: ClipLayer, x: torch.Tensor) -> torch.Tensor:
-    """`[N, T, C]` -> `[N, T, C]`: each image's patches attend to one another.
-
-    The same bits as of its parts called one by one.
-    """
-    layer.qkv.check(x)
-    x = x.contiguous()
-    out = torch.empty_like(x)
-    batch, length, hidden = x.shape
-    heads = layer.num_heads
-    shape = Shape(batch, heads, heads, hidden // heads, length, scaling=layer.scaling)
-    entries = 2 * hidden + max(layer.qkv.columns, layer.up.columns)
-    pointers = map(pointer, (x, out, _memory(batch * length * entries, x.dtype)))
-    every = Rows(slots=tuple(range(batch)), past=(0,) * batch, new=(length,) * batch)
-    call(
-        "clip_layer",
-        x,
-        ctypes.byref(layer.struct()),
-        ctypes.byref(shape),
-        *pointers,
-        by_rows(every),
-    )
-    return out

@@ -84,7 +84,7 @@ class Vision:
         pixels = on_device(np.concatenate([image.pixels for image in images]), self.device)
         most_tiles = max(1, most_patches // self.features_per_tile)
         # Chunks of whole images where one holds them; a long image by itself is taken in several.
-        tiles = torch.cat([self.features(part) for part in pixels.split(most_tiles)])
+        tiles = joined([self.features(part) for part in pixels.split(most_tiles)])
         parts = tiles.split([int(image.pixels.shape[0]) for image in images])
         return [self.assembled(part, image) for part, image in zip(parts, images, strict=True)]
 
@@ -116,7 +116,7 @@ class Vision:
         """The hidden states of the layers that are read, in the order that the config names them."""
         tower = self.inner.vision_tower
         if self._cut and len(self.layers) == 1:
-            return [tower(pixel_values).last_hidden_state]
+            return [last_of_clip(getattr(tower, "vision_model", tower), pixel_values)]
         found = tower(pixel_values, output_hidden_states=True).hidden_states
         asked = self.config.vision_feature_layer
         as_said = [asked] if isinstance(asked, int) else asked
@@ -135,6 +135,18 @@ class Vision:
             )
             return exact
         return nullcontext()
+
+
+def last_of_clip(tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """What comes out of CLIP's last layer, `[t, T, C]`, without what transformers makes of it besides."""
+    hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
+    last: torch.Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
+    return last
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors one behind the other, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def features_per_tile(config: Any) -> int:

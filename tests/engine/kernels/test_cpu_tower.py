@@ -8,7 +8,14 @@ from test_cpu import kernels
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from llava_batch.engine.kernels import cpu, cpu_layers, cpu_linear
-from llava_batch.engine.kernels.cpu_tower import FusedClipAttention, FusedClipLayer, FusedClipMLP
+from llava_batch.engine.kernels.cpu_tower import (
+    FusedClipAttention,
+    FusedClipEmbeddings,
+    FusedClipEncoder,
+    FusedClipLayer,
+    FusedClipMLP,
+)
+from llava_batch.engine.model.vision import last_of_clip
 
 DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """How far a layer may be from the same in double precision, as a part of the answer."""
@@ -36,6 +43,11 @@ def fused(made: CLIPVisionModel) -> CLIPVisionModel:
 
 def layers(made: CLIPVisionModel) -> list[torch.nn.Module]:
     return list(getattr(made, "vision_model", made).encoder.layers)
+
+
+def whole(made: CLIPVisionModel) -> CLIPVisionModel:
+    """What has the tower's parts, whichever way transformers wraps them."""
+    return getattr(made, "vision_model", made)
 
 
 def apart(found: torch.Tensor, exact: torch.Tensor) -> float:
@@ -67,6 +79,51 @@ def test_an_image_has_the_bits_of_a_layers_parts_whoever_is_beside_it(dtype):
         hidden = image + attention(cpu.layer_norm(image, layer.whole.before))[0]
         by_parts = hidden + mlp(cpu.layer_norm(hidden, layer.whole.behind))
         assert torch.equal(by_parts, its)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_patches_and_positions_by_one_product_are_those_of_the_convolution(dtype):
+    theirs = tower(dtype)
+    ours = whole(fused(theirs)).embeddings
+    assert isinstance(ours, FusedClipEmbeddings)
+    pixels = torch.randn(3, 3, 20, 20).to(dtype)
+    exact = copy.deepcopy(whole(theirs).embeddings).double()(pixels.double())
+    found = ours(pixels)
+    assert found.shape == (3, 26, 64)
+    for place in (0, 1, 7, 25):
+        assert apart(found[:, place], exact[:, place]) < DTYPES[dtype]
+    for image, its in zip(pixels.split(1), found.split(1), strict=True):
+        assert torch.equal(ours(image), its)
+
+
+def test_pixels_of_another_size_are_refused():
+    ours = whole(fused(tower(torch.float32))).embeddings
+    with pytest.raises(ValueError, match=r"pixels are \[20, 24\], must be \[20, 20\]"):
+        ours(torch.zeros(1, 3, 20, 24))
+
+
+def test_patches_that_leave_pixels_over_stay_transformers_own():
+    theirs = tower(torch.float32, image_size=22)
+    ours = fused(theirs)
+    assert not isinstance(whole(ours).embeddings, FusedClipEmbeddings)
+    pixels = torch.randn(1, 3, 22, 22)
+    found, expected = (made(pixels).last_hidden_state for made in (ours, theirs))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("most_bytes", [10**9, 60_000])
+def test_all_layers_in_few_calls_have_the_bits_of_each_by_itself(dtype, most_bytes, monkeypatch):
+    monkeypatch.setattr("llava_batch.engine.kernels.cpu_whole.MOST_BYTES", most_bytes)
+    ours = whole(fused(tower(dtype)))
+    assert isinstance(ours.encoder, FusedClipEncoder)
+    assert len(ours.encoder.calls) == (1 if most_bytes == 10**9 else 3)
+    pixels = torch.randn(2, 3, 20, 20).to(dtype)
+    hidden = ours.pre_layrnorm(ours.embeddings(pixels))
+    for layer in ours.encoder.layers:
+        hidden = layer(hidden)
+    assert torch.equal(last_of_clip(ours, pixels), hidden)
+    assert torch.equal(ours(pixels).last_hidden_state, hidden)
 
 
 @pytest.mark.parametrize("was_asked_before", [False, True])
