@@ -6,8 +6,8 @@
     python benchmarks/engine.py --device cuda --shape llava-1.5-7b --slots 64 --tokens 64
 
 The ceiling comes first: the time that the FLOPs of an image and those or the bytes of its decode steps take
-at the speed measured here for one big product and one big read (roofline.py); on CPU it is measured again in each
-repeat, since a machine that others use is not as fast in one minute as in the next. Every figure is a median over
+at the speed measured here for one big product and one big read (roofline.py); on CPU it is measured again just before
+and behind our turn of each repeat, since a machine that others use is not as fast in one minute as in the next. Every figure is a median over
 repeats after a warm-up; in each repeat all contestants take turns, another one first each time, and a ratio is the
 median of the repeats' own ratios, with its interval beside it. The last line is JSON.
 `--clock cpu --threads 1` counts the process's own seconds instead of the wall's, for a machine that
@@ -202,11 +202,20 @@ def caption_turns(options, made: Engine, plain: PreTrainedModel, clock) -> dict[
     turns: dict[str, Callable] = {"ours": by_ours}
     if options.temperature:
         turns[f"ours, drawn at temperature {options.temperature:g}"] = drawn
-    if options.device == "cpu":  # a card that is full of slots has no room for its big tensors
-        turns[CEILING] = lambda _: at_the_ceiling(options, made.llava.dtype, clock)
     for size in options.batches:
         turns[f"transformers, static batches of {size}"] = partial(in_batches, size)
     return turns
+
+
+def beside_the_ceiling(
+    answer: Callable[[int], float], ceiling_s: Callable[[], float], found: list[float], repeat: int
+) -> float:
+    """Seconds of a round; those at the ceiling are measured just before and just behind it, and their mean is added to
+    `found`: what the machine can do is another thing some minutes later."""
+    before = ceiling_s()
+    seconds = answer(repeat)
+    found.append((before + ceiling_s()) / 2)
+    return seconds
 
 
 def at_the_ceiling(options, dtype: torch.dtype, clock) -> float:
@@ -220,7 +229,12 @@ def captions(options, dtype: torch.dtype, clock, rivals: dict[str, Any]) -> dict
     static(plain, captions_of(options, 2, num_tokens=3), 2, options.shape)
     turns = caption_turns(options, made, plain, clock)
     turns |= {name: partial(rival.seconds, "captions") for name, rival in rivals.items()}
+    ceilings: list[float] = []
+    if options.device == "cpu":  # a card that is full of slots has no room for its big tensors
+        ceiling_s = partial(at_the_ceiling, options, dtype, clock)
+        turns["ours"] = partial(beside_the_ceiling, turns["ours"], ceiling_s, ceilings)
     seconds = rounds(options.repeats, turns)
+    seconds |= {CEILING: ceilings} if ceilings else {}
     ours = seconds.pop("ours")
     images_per_s = options.images / statistics.median(ours)
     tokens_per_s = sum(lengths(options)) / statistics.median(ours)

@@ -22,6 +22,8 @@ from llava_batch.engine.kernels.interface import HARMLESS, KNOWN, narrowed, refu
 
 DECODERS = {"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer"}
 STACKS = {"LlamaModel", "MistralModel", "Qwen2Model"}
+BY_PLACE = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings that turn a place alike in every pass, however long its rows are."""
 
 Turns = tuple[torch.Tensor, torch.Tensor]
 """Cosine and sine of the rotation, `[B, Q, D]` each."""
@@ -170,7 +172,8 @@ class FusedStack(nn.Module):  # type: ignore[misc]
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.layers, self.norm, self.rotary_emb = model.layers, model.norm, model.rotary_emb
+        self.layers, self.norm = model.layers, model.norm
+        self.rotation = Rotation(model.rotary_emb)
         wholes = [*takewhile(lambda whole: whole is not None, (x.whole for x in model.layers))]
         before_last = wholes[: len(model.layers) - 1]
         self.calls, self.calls_for_all = (
@@ -189,7 +192,7 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         """`[B, Q, C]` and positions `[B, Q]` -> `[B, Q, C]`, or `[B, K, C]` where places are scored."""
         refuse_unknown(self, None, more.keys() - HARMLESS - KNOWN)
         cache, rows = past_key_values, past_key_values.rows
-        turns: Turns = self.rotary_emb(inputs_embeds, position_ids)
+        turns = self.rotation(inputs_embeds, position_ids, cache.max_tokens)
         hidden = inputs_embeds
         slots = iter([(layer.keys, layer.values) for layer in cache.slot_layers])
         room = rows.room(cache.slot_tokens)
@@ -201,6 +204,25 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         for layer in self.layers[sum(len(call.layers) for call in calls) :]:
             hidden = layer(hidden, turns, cache)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden))
+
+
+class Rotation(nn.Module):  # type: ignore[misc]
+    """A model's rotary embedding, computed once for each place where it is BY_PLACE."""
+
+    def __init__(self, rotary: Any) -> None:
+        super().__init__()
+        self.rotary = rotary
+        self._of_places: Turns | None = None
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, max_tokens: int) -> Turns:
+        """Positions `[B, Q]` below `max_tokens` -> cosine and sine in the dtype of x."""
+        if self.rotary.rope_type not in BY_PLACE:
+            return self.rotary(x, positions)  # type: ignore[no-any-return]
+        if self._of_places is None or len(self._of_places[0]) < max_tokens:
+            cosine, sine = self.rotary(x, torch.arange(max_tokens)[None])
+            self._of_places = cosine[0], sine[0]
+        cosine, sine = (turns[positions] for turns in self._of_places)
+        return cosine, sine
 
 
 def is_last(layer: Any) -> bool:

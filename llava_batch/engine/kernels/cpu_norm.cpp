@@ -13,24 +13,51 @@
 
 namespace {
 
+// A row's entries [0, dim), 16 at a time: `of(d, mask)`, whose mask is known when it is compiled but for the last ones'.
+template <typename F>
+inline __attribute__((always_inline)) void by16(int64_t dim, F of) {
+  int64_t d = 0;
+  for (; d + 16 <= dim; d += 16) of(d, __mmask16(0xFFFF));
+  if (d < dim) of(d, head_mask(dim - d));
+}
+
+// N rows, each with the bits that it has alone: the weight is loaded once for all, and no sum waits for its own last one.
+template <typename T, int N>
+inline void rms_norms(const T* x, const T* weight, T* out, int64_t dim, float epsilon) {
+  __m512 sum[N], scale[N];
+  for (auto& of_row : sum) of_row = _mm512_setzero_ps();
+  by16(dim, [=, &sum](int64_t d, __mmask16 m) __attribute__((always_inline)) {
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {
+      const __m512 v = load16(x + i * dim + d, m);
+      sum[i] = _mm512_fmadd_ps(v, v, sum[i]);
+    }
+  });
+  for (int i = 0; i < N; i++) {
+    const float mean = _mm512_reduce_add_ps(sum[i]) / static_cast<float>(dim);
+    scale[i] = _mm512_set1_ps(1.0f / std::sqrt(mean + epsilon));
+  }
+  by16(dim, [=, &scale](int64_t d, __mmask16 m) __attribute__((always_inline)) {
+    const __m512 w = load16(weight + d, m);
+#pragma GCC unroll 4
+    for (int i = 0; i < N; i++) {  // rounded before the weight, as transformers does
+      const __m512 v = round_as(x, _mm512_mul_ps(load16(x + i * dim + d, m), scale[i]));
+      store16(out + i * dim + d, _mm512_mul_ps(v, w), m);
+    }
+  });
+}
+
 template <typename T>
 void rms_norm(const T* in, const T* weight, T* out, int64_t rows, int64_t dim, double epsilon) {
+  constexpr int64_t kTogether = 4;
 #pragma omp parallel for if (rows * dim > 16384)
-  for (int64_t row = 0; row < rows; row++) {
-    const T* x = in + row * dim;
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t d = 0; d < dim; d += 16) {
-      const __m512 v = load16(x + d, head_mask(dim - d));
-      sum = _mm512_fmadd_ps(v, v, sum);
-    }
-    const float mean = _mm512_reduce_add_ps(sum) / static_cast<float>(dim);
-    const __m512 scale = _mm512_set1_ps(1.0f / std::sqrt(mean + static_cast<float>(epsilon)));
-    for (int64_t d = 0; d < dim; d += 16) {
-      const __mmask16 m = head_mask(dim - d);
-      // Rounded before the weight, as transformers does.
-      const __m512 v = round_as(x, _mm512_mul_ps(load16(x + d, m), scale));
-      store16(out + row * dim + d, _mm512_mul_ps(v, load16(weight + d, m)), m);
-    }
+  for (int64_t from = 0; from < rows; from += kTogether) {
+    const int64_t to = std::min(rows, from + kTogether);
+    if (to - from == kTogether)
+      rms_norms<T, kTogether>(in + from * dim, weight, out + from * dim, dim, epsilon);
+    else
+      for (int64_t row = from; row < to; row++)
+        rms_norms<T, 1>(in + row * dim, weight, out + row * dim, dim, epsilon);
   }
 }
 

@@ -150,6 +150,17 @@ def test_elementwise_kernels_equal_torch(dtype, width):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("width", [16, 40, 768])
+def test_the_rms_norm_gives_a_row_its_bits_whoever_is_beside_it(dtype, width):
+    kernels(dtype)
+    x, weight = torch.randn(131, width).to(dtype), torch.randn(width).to(dtype)
+    for count in (1, 3, 4, 7, 131):
+        together = cpu.rms_norm(x[:count], weight, 1e-5)
+        for row, found in zip(x, together, strict=False):
+            assert torch.equal(cpu.rms_norm(row[None], weight, 1e-5)[0], found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gate_is_torchs_of_every_number_that_bfloat16_has(dtype):
     """The infinite ones, those that are none and the smallest included."""
     kernels(dtype)

@@ -4,14 +4,22 @@ import copy
 
 import pytest
 import torch
+from families import ROPES, roped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cpu import kernels
 from tiny_llava import SHAPES, by_key, engine, reference, requests, tiny
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from llava_batch.engine import Engine, Request
 from llava_batch.engine.kernels import cpu_decoder, cpu_layers, cpu_whole
-from llava_batch.engine.kernels.cpu_decoder import FusedAttention, FusedLayer, LastAttention
+from llava_batch.engine.kernels.cpu_decoder import (
+    BY_PLACE,
+    FusedAttention,
+    FusedLayer,
+    LastAttention,
+    Rotation,
+)
 from llava_batch.engine.kernels.cpu_linear import linear
 from llava_batch.engine.passes import Rows
 
@@ -235,3 +243,20 @@ def test_a_layer_of_another_kind_is_cut_behind_the_model(monkeypatch):
     monkeypatch.setattr(cpu_layers, "DECODERS", set())
     one = made(torch.float32, "multi-head", slots=3)
     assert not any(isinstance(part, LastAttention) for part in one.llava.model.modules())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ROPES)
+def test_a_place_is_turned_as_transformers_turns_it_in_any_pass(kind, dtype):
+    rotary = LlamaRotaryEmbedding(roped(kind, **ROPES[kind]))
+    rotation, x = Rotation(rotary), torch.zeros(1, 1, 1, dtype=dtype)
+    calls = fed(rotary)
+    # The second has more places than the first was said to have.
+    passes = [(torch.randint(0, 40, (3, 7)), 40), (torch.arange(90)[None], 90)]
+    passes += [(torch.tensor([[89], [0], [31]]), 90)]
+    for positions, max_tokens in passes:
+        found = rotation(x, positions, max_tokens)
+        for turns, theirs in zip(found, rotary(x, positions), strict=True):
+            assert turns.shape == (*positions.shape, 16)
+            assert torch.equal(turns, theirs)
+    assert len(calls) - len(passes) == (2 if kind in BY_PLACE else 3)

@@ -68,7 +68,11 @@ def test_every_weight_is_packed_once(monkeypatch, model):
 
 
 def test_an_unpacked_weight_is_let_go_before_the_next_layer_is_packed(monkeypatch, model):
-    unpacked = [(weakref.ref(part.weight), part.weight.nbytes) for part in linears(model)]
+    patches = [part for part in model.modules() if isinstance(part, nn.Conv2d)]
+    unpacked = [
+        (weakref.ref(part.weight), part.weight.nbytes) for part in (*linears(model), *patches)
+    ]
+    del patches
     total = sum(size for _, size in unpacked)
     largest = max(
         sum(part.weight.nbytes for part in linears(layer))
@@ -85,7 +89,8 @@ def test_an_unpacked_weight_is_let_go_before_the_next_layer_is_packed(monkeypatc
     watch(monkeypatch, look)
     cpu_layers.fuse(model)
     assert not [size for part, size in unpacked if part() is not None]
-    assert max(peaks) <= total + largest
+    # Panels hold zeros behind a weight's last column.
+    assert max(peaks) <= max(total, sum(size for _, size in packed)) + largest
 
 
 def test_a_module_is_fused_whole_or_its_linears_one_by_one(model):
