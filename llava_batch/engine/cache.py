@@ -86,6 +86,8 @@ class SlotCache(Cache):  # type: ignore[misc]
         super().__init__(layers=list(self.slot_layers))
         self.rows: Any = self.slot_layers[0].rows  # the fused modules only ever see `Rows`
         self.num_bytes = num_slots * slot_bytes(config, slot_tokens, dtype)
+        self.most_tokens = min(max_tokens, num_slots * slot_tokens)
+        """That a row can come to hold here."""
 
     def select(self, rows: Pass) -> None:
         """Work on these rows from now on."""

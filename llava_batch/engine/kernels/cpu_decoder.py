@@ -192,7 +192,7 @@ class FusedStack(nn.Module):  # type: ignore[misc]
         """`[B, Q, C]` and positions `[B, Q]` -> `[B, Q, C]`, or `[B, K, C]` where places are scored."""
         refuse_unknown(self, None, more.keys() - HARMLESS - KNOWN)
         cache, rows = past_key_values, past_key_values.rows
-        turns = self.rotation(inputs_embeds, position_ids, cache.max_tokens)
+        turns = self.rotation(inputs_embeds, position_ids, cache.most_tokens)
         hidden = inputs_embeds
         slots = iter([(layer.keys, layer.values) for layer in cache.slot_layers])
         room = rows.room(cache.slot_tokens)
@@ -207,22 +207,22 @@ class FusedStack(nn.Module):  # type: ignore[misc]
 
 
 class Rotation(nn.Module):  # type: ignore[misc]
-    """A model's rotary embedding, computed once for each place where it is BY_PLACE."""
+    """A model's rotary embedding, computed once for each place where it is BY_PLACE; in the dtype of the model."""
 
     def __init__(self, rotary: Any) -> None:
         super().__init__()
         self.rotary = rotary
         self._of_places: Turns | None = None
 
-    def forward(self, x: torch.Tensor, positions: torch.Tensor, max_tokens: int) -> Turns:
-        """Positions `[B, Q]` below `max_tokens` -> cosine and sine in the dtype of x."""
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, most_tokens: int) -> Turns:
+        """Positions `[B, Q]` below `most_tokens` -> cosine and sine, as the embedding has them beside x."""
         if self.rotary.rope_type not in BY_PLACE:
             return self.rotary(x, positions)  # type: ignore[no-any-return]
-        if self._of_places is None or len(self._of_places[0]) < max_tokens:
-            cosine, sine = self.rotary(x, torch.arange(max_tokens)[None])
-            self._of_places = cosine[0], sine[0]
-        cosine, sine = (turns[positions] for turns in self._of_places)
-        return cosine, sine
+        of_places = self._of_places
+        if of_places is None or len(of_places[0]) < most_tokens:
+            cosine, sine = self.rotary(x, torch.arange(most_tokens)[None])
+            of_places = self._of_places = cosine[0], sine[0]
+        return of_places[0][positions], of_places[1][positions]
 
 
 def is_last(layer: Any) -> bool:

@@ -1,6 +1,6 @@
 """The vision tower's layers and the projector in their fused CPU form.
 
-Legend: N images, T their patches, C hidden size, P pixels along a patch's side.
+Legend: N images, T their patches and the class token, C hidden size.
 """
 
 from typing import Any
@@ -18,6 +18,10 @@ from llava_batch.engine.passes import Rows
 GELUS = {"GELUActivation": "none", "GELUTanh": "tanh"}
 """oneDNN's names of those activations. Within a product each entry is computed alike; torch's own takes
 one way for whole vectors and another for what is left of a thread's share."""
+
+
+MOST_PATCHES = 1280
+"""In one call of several layers: no signal is heard before it is over, and of more the call's own cost is nothing."""
 
 
 class FusedClipEmbeddings(nn.Module):  # type: ignore[misc]
@@ -39,8 +43,10 @@ class FusedClipEmbeddings(nn.Module):  # type: ignore[misc]
         self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False
     ) -> torch.Tensor:
         """`[N, 3, H, W]` -> `[N, T, C]`."""
+        if interpolate_pos_encoding:
+            raise ValueError("interpolate_pos_encoding is asked for, which is not implemented")
         images, channels, *size = pixel_values.shape
-        if interpolate_pos_encoding or size != [self.image_size] * 2:
+        if size != [self.image_size] * 2:
             raise ValueError(f"pixels are {size}, must be {[self.image_size] * 2}")
         side, patch = self.image_size // self.patch_size, self.patch_size
         parts = pixel_values.view(images, channels, side, patch, side, patch)
@@ -132,7 +138,8 @@ class FusedClipLayer(CLIPEncoderLayer):  # type: ignore[misc]
 
 
 class FusedClipEncoder(nn.Module):  # type: ignore[misc]
-    """The layers of CLIP's tower, which are all fused: several in one call, or one by one where any is listened to."""
+    """The layers of CLIP's tower, which are all fused: several in one call, or one by one where patches are many or any
+    layer has a forward hook, as those of a model have that was asked for hidden states once."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -148,9 +155,10 @@ class FusedClipEncoder(nn.Module):  # type: ignore[misc]
     ) -> BaseModelOutput:
         """`[N, T, C]` -> `[N, T, C]`."""
         refuse_unknown(self, attention_mask, more.keys() - HARMLESS)
-        are_heard = any(layer._forward_hooks for layer in self.layers)
         hidden = inputs_embeds
-        for part in self.layers if are_heard else self.calls:
+        are_heard = any(layer._forward_hooks for layer in self.layers)
+        are_many = hidden.shape[:2].numel() > MOST_PATCHES
+        for part in self.layers if are_heard or are_many else self.calls:
             hidden = part(hidden)
         return BaseModelOutput(last_hidden_state=hidden)
 

@@ -254,8 +254,8 @@ def test_a_place_is_turned_as_transformers_turns_it_in_any_pass(kind, dtype):
     # The second has more places than the first was said to have.
     passes = [(torch.randint(0, 40, (3, 7)), 40), (torch.arange(90)[None], 90)]
     passes += [(torch.tensor([[89], [0], [31]]), 90)]
-    for positions, max_tokens in passes:
-        found = rotation(x, positions, max_tokens)
+    for positions, most_tokens in passes:
+        found = rotation(x, positions, most_tokens)
         for turns, theirs in zip(found, rotary(x, positions), strict=True):
             assert turns.shape == (*positions.shape, 16)
             assert torch.equal(turns, theirs)

@@ -21,6 +21,12 @@ DTYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """How far a layer may be from the same in double precision, as a part of the answer."""
 
 
+@pytest.fixture(autouse=True)
+def in_panels(monkeypatch) -> None:
+    """Whatever this machine would choose."""
+    monkeypatch.setattr(cpu_linear, "panels_are_best", lambda weight: True)
+
+
 def tower(dtype: torch.dtype, **settings) -> CLIPVisionModel:
     """Of 26 patches an image, each weight and bias drawn."""
     kernels(dtype)
@@ -82,7 +88,11 @@ def test_an_image_has_the_bits_of_a_layers_parts_whoever_is_beside_it(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_patches_and_positions_by_one_product_are_those_of_the_convolution(dtype):
+@pytest.mark.parametrize("are_best", [True, False])
+def test_patches_and_positions_by_one_product_are_those_of_the_convolution(
+    dtype, are_best, monkeypatch
+):
+    monkeypatch.setattr(cpu_linear, "panels_are_best", lambda weight: are_best)
     theirs = tower(dtype)
     ours = whole(fused(theirs)).embeddings
     assert isinstance(ours, FusedClipEmbeddings)
@@ -100,6 +110,8 @@ def test_pixels_of_another_size_are_refused():
     ours = whole(fused(tower(torch.float32))).embeddings
     with pytest.raises(ValueError, match=r"pixels are \[20, 24\], must be \[20, 20\]"):
         ours(torch.zeros(1, 3, 20, 24))
+    with pytest.raises(ValueError, match="interpolate_pos_encoding is asked for"):
+        ours(torch.zeros(1, 3, 20, 20), interpolate_pos_encoding=True)
 
 
 def test_patches_that_leave_pixels_over_stay_transformers_own():
@@ -112,18 +124,29 @@ def test_patches_that_leave_pixels_over_stay_transformers_own():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("most_bytes", [10**9, 60_000])
-def test_all_layers_in_few_calls_have_the_bits_of_each_by_itself(dtype, most_bytes, monkeypatch):
-    monkeypatch.setattr("llava_batch.engine.kernels.cpu_whole.MOST_BYTES", most_bytes)
-    ours = whole(fused(tower(dtype)))
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_layers_in_few_calls_have_the_bits_of_each_by_itself(dtype, most, monkeypatch):
+    made = tower(dtype)
+    of_one = layers(fused(made))[0].whole.num_bytes
+    monkeypatch.setattr("llava_batch.engine.kernels.cpu_whole.MOST_BYTES", most * of_one)
+    ours = whole(fused(made))
     assert isinstance(ours.encoder, FusedClipEncoder)
-    assert len(ours.encoder.calls) == (1 if most_bytes == 10**9 else 3)
+    assert [len(call.layers) for call in ours.encoder.calls] == [[1, 1, 1], [2, 1], [3]][most - 1]
     pixels = torch.randn(2, 3, 20, 20).to(dtype)
     hidden = ours.pre_layrnorm(ours.embeddings(pixels))
     for layer in ours.encoder.layers:
         hidden = layer(hidden)
     assert torch.equal(last_of_clip(ours, pixels), hidden)
     assert torch.equal(ours(pixels).last_hidden_state, hidden)
+
+
+def test_of_many_patches_each_layer_has_a_call_of_its_own(monkeypatch):
+    ours = whole(fused(tower(torch.float32)))
+    pixels = torch.randn(2, 3, 20, 20)
+    together = last_of_clip(ours, pixels)
+    monkeypatch.setattr("llava_batch.engine.kernels.cpu_tower.MOST_PATCHES", 51)
+    monkeypatch.setattr(ours.encoder, "calls", None)
+    assert torch.equal(last_of_clip(ours, pixels), together)
 
 
 @pytest.mark.parametrize("was_asked_before", [False, True])
