@@ -264,7 +264,9 @@ def answers(
             max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT,
         ),
     )
-    yield from map(unpacked, answered.iter_batches(batch_size=None, batch_format="pyarrow"))
+    # By default a batch is handed out once the next one is there: answers of a minute, on CPU, that a kill would lose.
+    batches = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+    yield from map(unpacked, batches)
 
 
 def _openmp(job: Job, *, on_gpu: bool) -> dict[str, str]:

@@ -7,13 +7,14 @@ cores that are the engine as well, a hundredth of its speed (benchmarks/LOG.md, 
 import time
 from typing import Any
 
+import ray
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 SHARE = 0.01
-"""A pause is this share of the time that has passed: what begins or is short is not held up by more."""
-LONGEST_S = 0.25
-"""Well below what a worker's queue of batches (`pipeline.py`) takes on CPU."""
+"""A pause is at most this share of the time that has passed."""
+LONGEST_S = 0.5
+"""What no task's news ends early, a lost node say, is seen so late."""
 
 
 def set_up(context: DataContext, *, on_gpu: bool) -> None:
@@ -29,4 +30,20 @@ class Pauses(ExecutionCallback):  # type: ignore[misc]
         self._began = time.monotonic()
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(min(LONGEST_S, SHARE * (time.monotonic() - self._began)))
+        until_news(executor, min(LONGEST_S, SHARE * (time.monotonic() - self._began)))
+
+
+def until_news(executor: Any, longest_s: float) -> None:
+    """Wait until a task has something new, at most so long.
+
+    What an earlier task has ready may be left there until the later ones have room for it, and is no news then; what
+    the last ones have ready is wanted at once.
+    """
+    operators = [*executor._topology]
+    *earlier, last = [[t.get_waitable() for t in op.get_active_tasks()] for op in operators]
+    every = [*last, *(task for tasks in earlier for task in tasks)]
+    if not every:
+        return
+    ready, waiting = ray.wait(every, num_returns=len(every), timeout=0, fetch_local=False)
+    if waiting and not {*ready} & {*last}:
+        ray.wait(waiting, timeout=longest_s, fetch_local=False)
