@@ -46,7 +46,7 @@ def waits(monkeypatch) -> list[tuple[list[Task], float]]:
         found.append((list(tasks), timeout))
         return [], tasks
 
-    monkeypatch.setattr(pauses.ray, "wait", wait)
+    monkeypatch.setattr("ray.wait", wait)
     return found
 
 
@@ -62,7 +62,7 @@ def test_a_pause_is_a_hundredth_of_the_time_gone_and_never_long(
     monkeypatch, waits, after_s, pause_s
 ) -> None:
     now = iter([1000.0, 1000.0 + after_s])
-    monkeypatch.setattr(pauses.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr("time.monotonic", lambda: next(now))
     paused, task = pauses.Pauses(), Task()
     paused.before_execution_starts(None)
     paused.on_execution_step(Executor(Operator(task)))
