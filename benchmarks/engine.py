@@ -7,9 +7,9 @@
 
 The ceiling comes first: the time that the FLOPs of an image and those or the bytes of its decode steps take
 at the speed measured here for one big product and one big read (roofline.py); on CPU it is measured again just before
-and behind our turn of each repeat, since a machine that others use is not as fast in one minute as in the next. Every figure is a median over
-repeats after a warm-up; in each repeat all contestants take turns, another one first each time, and a ratio is the
-median of the repeats' own ratios, with its interval beside it. The last line is JSON.
+and behind our turn of each repeat, since a machine that others use is not as fast in one minute as in the next. Every
+figure is a median over repeats after a warm-up; in each repeat all contestants take turns, another one first each time,
+and a ratio is the median of the repeats' own ratios, with its interval beside it. The last line is JSON.
 `--clock cpu --threads 1` counts the process's own seconds instead of the wall's, for a machine that
 others use: compare its ratios, not its images/s. Text and image files
 play no part.

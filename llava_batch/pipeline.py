@@ -264,9 +264,13 @@ def answers(
             max_concurrent_calls_per_actor=BATCHES_IN_FLIGHT,
         ),
     )
-    # By default a batch is handed out once the next one is there: answers of a minute, on CPU, that a kill would lose.
-    batches = answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
-    yield from map(unpacked, batches)
+    yield from map(unpacked, as_they_come(answered))
+
+
+def as_they_come(answered: Any) -> Iterator[pa.Table]:
+    """A dataset's batches. By default Ray Data hands one out once the next is there: on CPU a minute's answers, which a
+    kill would lose."""
+    return iter(answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
 
 
 def _openmp(job: Job, *, on_gpu: bool) -> dict[str, str]:

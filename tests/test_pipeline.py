@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,3 +192,25 @@ def test_what_is_to_be_done_is_said_before_ray_is_started(
     monkeypatch.setattr(cluster, "connected", starting)
     with pytest.raises(UsageError, match="enough"):
         run(Job(input=(str(tmp_path / "in"),), output=str(tmp_path / "out"), **how))
+
+
+def test_answers_are_handed_out_before_the_next_ones_are_there(
+    local_ray: None, tmp_path: Path
+) -> None:
+    import ray
+
+    taken = tmp_path / "taken"
+
+    def one_behind_the_other(row: dict[str, Any]) -> dict[str, Any]:
+        end = time.monotonic() + 60
+        while row["id"] and not taken.exists():
+            if time.monotonic() > end:
+                raise TimeoutError("the first batch was not handed out")
+            time.sleep(0.05)
+        return row
+
+    rows = ray.data.range(2, override_num_blocks=2).map(one_behind_the_other)
+    batches = pipeline.as_they_come(rows)
+    assert next(batches)["id"].to_pylist() == [0]
+    taken.touch()
+    assert [batch["id"].to_pylist() for batch in batches] == [[1]]

@@ -42,8 +42,6 @@ def until_news(executor: Any, longest_s: float) -> None:
     operators = [*executor._topology]
     *earlier, last = [[t.get_waitable() for t in op.get_active_tasks()] for op in operators]
     every = [*last, *(task for tasks in earlier for task in tasks)]
-    if not every:
-        return
     ready, waiting = ray.wait(every, num_returns=len(every), timeout=0, fetch_local=False)
     if waiting and not {*ready} & {*last}:
         ray.wait(waiting, timeout=longest_s, fetch_local=False)

@@ -2,10 +2,15 @@
 
 Legend: S slots, H K/V heads, L slot length, D head size. Slots `[S, H, L, D]` lie in memory either head by
 head, as their shape says, or token by token, `[S, L, H, D]` transposed. All of these are views; nothing
-is copied.
+is copied, nor is a single tensor that is `joined`.
 """
 
 import torch
+
+
+def joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """Tensors one behind the other; a single one as it is."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def row(slots: torch.Tensor, slot: int, width: int) -> torch.Tensor:

@@ -11,11 +11,11 @@ from collections import OrderedDict
 import torch
 
 from llava_batch.engine.model.llava import Llava
-from llava_batch.engine.model.vision import joined
 from llava_batch.engine.request import Image
 from llava_batch.engine.sequence import Sequence, images_between
 from llava_batch.engine.stats import Stats
 from llava_batch.engine.validate import images_of
+from llava_batch.engine.views import joined
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from llava_batch.engine import pages
 from llava_batch.engine.kernels import cpu, cpu_build
+from llava_batch.engine.views import joined
 
 COLUMNS = 64
 """Of a panel; as `kColumns` in `cpu_matmul.cpp`."""
@@ -53,7 +54,7 @@ class PanelLinear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        weight = beside([part.weight.detach() for part in parts])
+        weight = joined([part.weight.detach() for part in parts])
         bias = biases(parts)
         self.weight = cpu.Panels(
             in_panels(weight), None if bias is None else bias_in_panels(bias), len(weight)
@@ -105,7 +106,7 @@ class PackedLinear(nn.Module):  # type: ignore[misc]
 
     def __init__(self, *parts: nn.Linear) -> None:
         super().__init__()
-        weight = beside([part.weight.detach() for part in parts])
+        weight = joined([part.weight.detach() for part in parts])
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self.bias = biases(parts)
 
@@ -148,11 +149,6 @@ class PackedGated(nn.Module):  # type: ignore[misc]
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """`[..., C]` -> `[..., N]`."""
         return self.up.times(x, self.gate.product(x, "swish"))
-
-
-def beside(weights: list[torch.Tensor]) -> torch.Tensor:
-    """Weights `[N, C]` as one, without a copy of a single one."""
-    return weights[0] if len(weights) == 1 else torch.cat(weights)
 
 
 def biases(parts: tuple[nn.Linear, ...]) -> torch.Tensor | None:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from llava_batch.engine.device import on_device
 from llava_batch.engine.request import Image
+from llava_batch.engine.views import joined
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -142,11 +143,6 @@ def last_of_clip(tower: Any, pixel_values: torch.Tensor) -> torch.Tensor:
     hidden = tower.pre_layrnorm(tower.embeddings(pixel_values))
     last: torch.Tensor = tower.encoder(inputs_embeds=hidden).last_hidden_state
     return last
-
-
-def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    """Tensors one behind the other, without a copy of a single one."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def features_per_tile(config: Any) -> int:
